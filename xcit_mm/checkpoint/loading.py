@@ -1,0 +1,176 @@
+"""The loaders that MMEngine calls for local files and web addresses.
+
+MMEngine's own fall back to unpickling whatever a file asks for. These never do: what is not plain data or on the short
+list below is refused. They also translate XCiT files of every layout, so that ``init_cfg``, ``load_from`` and
+``tools/test.py`` take them untouched; files of other models pass through unchanged.
+"""
+
+import argparse
+import os
+import pickle
+import re
+from collections import OrderedDict
+from typing import Optional
+from urllib.parse import urlparse
+
+import numpy as np
+import torch
+from mmengine.dist import barrier, get_local_rank
+from mmengine.logging import HistoryBuffer
+from mmengine.runner import CheckpointLoader
+from safetensors import SafetensorError
+from safetensors.torch import load_file as load_safetensors
+
+from .errors import CheckpointError
+from .layouts import find_layout
+
+
+def _numpy_globals() -> list:
+    """What a pickled numpy scalar or array names."""
+    core = np._core if hasattr(np, '_core') else np.core
+    dtypes = {type(np.dtype(kind)) for kind in ('bool', 'i4', 'i8', 'u1', 'u4', 'f4', 'f8')}
+    return [core.multiarray._reconstruct, core.multiarray.scalar, np.ndarray, np.dtype, *dtypes]
+
+
+# Plain data only. Runs of the original release hold their Namespace, MMEngine's checkpoints the last two.
+SAFE_GLOBALS = [argparse.Namespace, HistoryBuffer, *_numpy_globals()]
+
+
+def _safe_torch_load(file: str, map_location):
+    """:func:`torch.load` that builds nothing but tensors, containers and :data:`SAFE_GLOBALS`."""
+    if hasattr(torch.serialization, 'safe_globals'):
+        with torch.serialization.safe_globals(SAFE_GLOBALS):
+            return torch.load(file, map_location=map_location, weights_only=True)
+    return torch.load(file, map_location=map_location, pickle_module=_OldTorchPickle)
+
+
+class _OldTorchPickle:
+    """For PyTorch before 2.5, whose ``weights_only`` takes no allow-list: the pickle module with one."""
+
+    _TORCH = {
+        'torch._utils': ('_rebuild_tensor', '_rebuild_tensor_v2', '_rebuild_parameter'),
+        'torch': tuple(n for n in dir(torch) if n.endswith('Storage')) + ('Size', 'device'),
+        'torch.storage': ('TypedStorage', 'UntypedStorage'),
+        'collections': ('OrderedDict',),
+        'builtins': ('set', 'frozenset', 'complex', 'slice', 'bytearray'),
+        '_codecs': ('encode',),
+    }
+    # numpy renamed its private package; files name the one that wrote them.
+    _OTHER = {(g.__module__.replace('numpy._core', 'numpy.core'), g.__name__): g for g in SAFE_GLOBALS}
+
+    class Unpickler(pickle.Unpickler):
+        def find_class(self, module, name):
+            found = _OldTorchPickle._OTHER.get((module.replace('numpy._core', 'numpy.core'), name))
+            if found is not None:
+                return found
+            if name in _OldTorchPickle._TORCH.get(module, ()):
+                return super().find_class(module, name)
+            raise pickle.UnpicklingError(f'Unsupported global: GLOBAL {module}.{name}')
+
+    @classmethod
+    def load(cls, file, **kwargs):
+        return cls.Unpickler(file, **kwargs).load()
+
+
+def load_checkpoint_file(path: str, map_location='cpu'):
+    """Read a ``.pth`` or ``.safetensors`` file without running code from it.
+
+    Args:
+        path (str): The file.
+        map_location: As for :func:`torch.load`.
+
+    Returns:
+        dict: The file; for an XCiT file of any layout ``{'state_dict', 'meta'}`` with this project's names.
+
+    Raises:
+        FileNotFoundError: If there is no such file.
+        CheckpointError: If it cannot be read, or asks for code.
+    """
+    path = os.path.expanduser(path)
+    if not os.path.isfile(path):
+        raise FileNotFoundError(f'there is no checkpoint file at {path}')
+    try:
+        if path.endswith('.safetensors'):
+            checkpoint = {'state_dict': load_safetensors(path, device=str(map_location or 'cpu'))}
+        else:
+            checkpoint = _safe_torch_load(path, map_location)
+    except (pickle.UnpicklingError, RuntimeError, EOFError, ValueError, KeyError, SafetensorError) as error:
+        raise CheckpointError(_reading_failed(path, str(error))) from None
+    if not isinstance(checkpoint, dict):
+        raise CheckpointError(f'{path} holds a {type(checkpoint).__name__}, expected a dict of tensors')
+    return _translate(checkpoint, path)
+
+
+def _reading_failed(path: str, reason: str) -> str:
+    refused = re.search(r'GLOBAL ([\w.]+)', reason)
+    if refused:
+        return (
+            f'{path} was refused: it asks to run {refused[1]!r} while loading, and only tensors and plain data are read '
+            f'from checkpoints. If you trust its origin, re-save its tensors alone where it was made: '
+            f"torch.save({{'state_dict': model.state_dict()}}, path)"
+        )
+    with open(path, 'rb') as file:
+        start = file.read(16)
+    return (
+        f'{path} is not a checkpoint that can be read: {os.path.getsize(path)} bytes, beginning with {start!r}, expected a '
+        f'file written by torch.save or safetensors. It may be cut off or a saved web page; download it again. '
+        f'({reason.splitlines()[0][:200] if reason else "unexpected end of file"})'
+    )
+
+
+def _translate(checkpoint: dict, path: str) -> dict:
+    """Name the file in the metadata of its tensors, and bring XCiT tensors of a foreign layout under our names."""
+    layout, tensors = find_layout(checkpoint)
+    if layout is not None and layout.renames:
+        checkpoint = {'state_dict': OrderedDict(layout.to_native(tensors)), 'meta': checkpoint.get('meta', {})}
+    state = checkpoint.get('state_dict')
+    if isinstance(state, dict):
+        state = checkpoint['state_dict'] = OrderedDict(state)
+    else:
+        state = checkpoint = OrderedDict(checkpoint)
+    original = getattr(state, '_metadata', None) or {}
+    state._metadata = SourceMetadata(original, path, layout.name if layout else None)
+    return checkpoint
+
+
+class SourceMetadata(OrderedDict):
+    """A state dict's metadata that tells every module which file its tensors come from.
+
+    MMEngine and PyTorch look up each module's entry by its prefix and hand it to the module; this is the only way from
+    the file to the module, since the tensors themselves are copied into new dicts on the way.
+    """
+
+    def __init__(self, original=(), path: Optional[str] = None, layout: Optional[str] = None):
+        super().__init__(original)
+        self.source = dict(path=path, layout=layout)
+
+    def get(self, key, default=None):
+        return {**(super().get(key) or default or {}), 'source': self.source}
+
+
+@CheckpointLoader.register_scheme(prefixes='', force=True)
+def load_from_local(filename, map_location):
+    """Loader for local files: :func:`load_checkpoint_file`."""
+    return load_checkpoint_file(filename, map_location)
+
+
+@CheckpointLoader.register_scheme(prefixes=('http://', 'https://'), force=True)
+def load_from_http(filename, map_location=None):
+    """Loader for web addresses: PyTorch's download into its cache, once per machine, then as a local file.
+
+    A name such as ``model-ed776c38.pth`` carries the first digits of the file's SHA-256, which are checked.
+    """
+    folder = os.path.join(torch.hub.get_dir(), 'checkpoints')
+    path = os.path.join(folder, os.path.basename(urlparse(filename).path))
+    if get_local_rank() == 0 and not os.path.exists(path):
+        os.makedirs(folder, exist_ok=True)
+        hash_prefix = torch.hub.HASH_REGEX.search(os.path.basename(path))
+        try:
+            torch.hub.download_url_to_file(filename, path, hash_prefix and hash_prefix[1])
+        except (OSError, RuntimeError) as error:
+            raise CheckpointError(
+                f'{filename} could not be downloaded: {error}. Without network, fetch it elsewhere and put it at {path}, '
+                f'or name a local file'
+            ) from None
+    barrier()
+    return load_checkpoint_file(path, map_location)

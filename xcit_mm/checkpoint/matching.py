@@ -1,0 +1,81 @@
+"""The check between a file's tensors and a backbone: all of it or nothing."""
+
+from typing import Dict
+
+from mmengine.logging import print_log
+from torch import Tensor, nn
+
+from .errors import CheckpointError
+from .layouts import describe, find_layout
+
+# Parts that a backbone may lack, depending on what it is asked to return, while the file has them.
+_OPTIONAL = ('cls_token', 'cls_attn_blocks.', 'norm.', 'pyramid.')
+
+
+def match_state_dict(module: nn.Module, state_dict: Dict[str, Tensor], prefix: str, metadata: dict) -> None:
+    """Bring ``state_dict`` under the names of an XCiT backbone, in place, and make sure that all of it is there.
+
+    Called by the backbone before its tensors are copied, so that nothing is half-loaded when this raises.
+
+    Args:
+        module (nn.Module): The backbone.
+        state_dict (dict): Tensors by name; those that begin with ``prefix`` are meant for the backbone.
+        prefix (str): The backbone's place in the model that is being loaded, such as 'backbone.'; '' for itself.
+        metadata (dict): The entry of :class:`~xcit_mm.checkpoint.loading.SourceMetadata` if there is one.
+
+    Raises:
+        CheckpointError: If the tensors fit no layout, or fit one with missing, additional or misshapen tensors.
+    """
+    source = metadata.get('source', {})
+    given = {key[len(prefix) :]: value for key, value in state_dict.items() if key.startswith(prefix)}
+    if not given and not source:
+        return  # an empty or unrelated dict: PyTorch reports missing names itself
+    layout, tensors = find_layout({'state_dict': given})
+    who = f'{source["path"]}: ' if source.get('path') else ''
+    if layout is None:
+        names = ', '.join(list(given)[:3]) or 'none'
+        raise CheckpointError(
+            f'{who}no XCiT weights were found for {prefix or "the backbone"!r}; the file fits none of the known layouts. '
+            f'Its first tensors there: {names}. Expected: a checkpoint of the original XCiT release or of this project'
+        )
+    native = {key[len('backbone.') :]: v for key, v in layout.to_native(tensors).items() if key.startswith('backbone.')}
+    wanted = {key: value.shape for key, value in module.state_dict().items()}
+    ignored = sorted({key.split('.')[0] for key in native if key not in wanted and key.startswith(_OPTIONAL)})
+    problems = _problems(native, wanted)
+    if problems:
+        raise CheckpointError(
+            f'{who}the checkpoint (layout: {source.get("layout") or layout.name}) does not fit the model, and nothing was '
+            f'loaded. It holds {describe(native)}; the model has {describe(module.state_dict())}. '
+            + '; '.join(problems)
+        )
+    if ignored:
+        print_log(f'{who}not used by this model: {", ".join(ignored)}', 'current')
+    if any(key.startswith('pyramid.') for key in wanted.keys() - native.keys()):
+        print_log(f'{who}has no multi-scale adapter; the adapter keeps its start values', 'current')
+    for key in list(state_dict):
+        if key.startswith(prefix):
+            del state_dict[key]
+    state_dict.update({prefix + key: value for key, value in native.items() if key in wanted})
+
+
+def _problems(native: Dict[str, Tensor], wanted: Dict[str, tuple]) -> list:
+    has_adapter = any(key.startswith('pyramid.') for key in native)
+    missing = [
+        key
+        for key in wanted
+        if key not in native
+        and not key.endswith('num_batches_tracked')
+        and (has_adapter or not key.startswith('pyramid.'))
+    ]
+    misshapen = [
+        f'{key} {tuple(native[key].shape)} instead of {tuple(shape)}'
+        for key, shape in wanted.items()
+        if key in native and native[key].shape != shape
+    ]
+    additional = [key for key in native if key not in wanted and not key.startswith(_OPTIONAL)]
+    groups = (('misshapen', misshapen), ('missing', missing), ('not in the model', additional))
+    return [f'{label} ({len(keys)}): {_shorten(keys)}' for label, keys in groups if keys]
+
+
+def _shorten(keys: list, limit: int = 4) -> str:
+    return ', '.join(keys[:limit]) + (f' and {len(keys) - limit} more' if len(keys) > limit else '')

@@ -1,0 +1,159 @@
+"""The two attentions of XCiT: cross-covariance attention (XCA) and class attention."""
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+
+class XCA(nn.Module):
+    r"""Cross-covariance attention (paper, section 3.2).
+
+    Every head h mixes its d channels, not the N tokens, with weights from the cross-covariance of keys and queries:
+
+    .. math::
+        \mathrm{XCA}(q, k, v) = A v, \qquad A = \mathrm{softmax}(\tau\, \hat q \hat k^\top) \in R^{d \times d}
+
+    where :math:`q, k, v \in R^{d \times N}`, the hat is the l2 norm along the tokens and :math:`\tau` is learned.
+
+    **Token form.** Computed as written: four products over the tokens (the three projections count as one
+    C x 3C product; then q k, A v and the output projection).
+
+    **Covariance form.** XCA sees the tokens only through their second moments. Let :math:`x \in R^{N \times C}` be the
+    input, :math:`\tilde x = [x, 1]`, :math:`\tilde W = [W, b]` and :math:`S = \tilde x^\top \tilde x`. Then
+
+    .. math::
+        q_i k_j^\top = \tilde w^q_i\, S\, \tilde w^{k\top}_j, \quad
+        \lVert q_i \rVert^2 = \tilde w^q_i\, S\, \tilde w^{q\top}_i, \quad
+        \lVert k_j \rVert^2 = \tilde w^k_j\, S\, \tilde w^{k\top}_j,
+
+    and the output is one affine map of the input, :math:`x P^\top + p` with
+    :math:`[P, p] = W_o\, \mathrm{blockdiag}(A)\, \tilde W_v + [0, b_o]`. Two products over the tokens remain (S and
+    :math:`x P^\top`), no q, k, v is ever stored, and the backward pass keeps nothing of size N but x.
+    The price is a few C x C products for each image, so the form pays when there are many tokens for each channel.
+
+    Both forms are exact and agree to rounding. Which one runs depends on N and C alone (:meth:`prefers_covariance`).
+
+    Args:
+        dim (int): Channels C.
+        num_heads (int): Heads; d = C / num_heads.
+        attn_drop (float): Dropout on A.
+        proj_drop (float): Dropout on the output.
+    """
+
+    def __init__(self, dim: int, num_heads: int, attn_drop: float = 0.0, proj_drop: float = 0.0):
+        super().__init__()
+        self.num_heads = num_heads
+        self.temperature = nn.Parameter(torch.ones(num_heads, 1, 1))
+        self.qkv = nn.Linear(dim, dim * 3)
+        self.attn_drop = nn.Dropout(attn_drop)
+        self.proj = nn.Linear(dim, dim)
+        self.proj_drop = nn.Dropout(proj_drop)
+
+    @staticmethod
+    def prefers_covariance(num_tokens: int, dim: int) -> bool:
+        """The token form costs about 4 N C^2 multiply-adds, the covariance form 2 N C^2 + 4 C^3."""
+        return num_tokens > 4 * dim
+
+    def forward(self, x: Tensor) -> Tensor:
+        """(B, N, C) -> (B, N, C)."""
+        if self.prefers_covariance(x.shape[1], x.shape[2]):
+            x = self.covariance_form(x)
+        else:
+            x = self.token_form(x)
+        return self.proj_drop(x)
+
+    def token_form(self, x: Tensor) -> Tensor:
+        """(B, N, C) -> (B, N, C), as the paper writes it."""
+        B, N, C = x.shape
+        q, k, v = self.qkv(x).reshape(B, N, 3, self.num_heads, C // self.num_heads).permute(2, 0, 3, 4, 1)
+        attn = F.normalize(q, dim=-1) @ F.normalize(k, dim=-1).transpose(-2, -1) * self.temperature
+        attn = self.attn_drop(attn.softmax(dim=-1))
+        return self.proj((attn @ v).permute(0, 3, 1, 2).reshape(B, N, C))
+
+    def covariance_form(self, x: Tensor) -> Tensor:
+        """(B, N, C) -> (B, N, C), through the second moments of the tokens."""
+        # A few sums over all tokens: in half precision they would overflow, or lose the small entries of S.
+        with torch.autocast(x.device.type, enabled=False):
+            moments, mean = self._second_moments(x.float())
+            attn = self.attn_drop(self._attention_from_moments(moments, mean))
+            weight, bias = self._fold(attn)
+        return torch.baddbmm(bias.to(x.dtype), x, weight.to(x.dtype))
+
+    def _second_moments(self, x: Tensor):
+        """(B, N, C) -> S / N without its border (B, C, C), and its border, the mean token (B, 1, C)."""
+        return x.transpose(1, 2) @ x / x.shape[1], x.mean(dim=1, keepdim=True)
+
+    def _attention_from_moments(self, moments: Tensor, mean: Tensor) -> Tensor:
+        """S / N -> A (B, heads, d, d). The factor 1 / N cancels in the normalisation."""
+        B, C, _ = moments.shape
+        heads, d = self.num_heads, C // self.num_heads
+        w = self.qkv.weight[: 2 * C].float()
+        b = self.qkv.bias[: 2 * C].float()[:, None]
+        w_mean = w @ mean.transpose(1, 2)  # (B, 2C, 1)
+        rows = w @ moments + b * mean  # W~ S without its last column, (B, 2C, C)
+        border = w_mean + b  # the last column of W~ S
+        sq_norm = (rows * w).sum(-1) + (border * b).squeeze(-1)
+        inv_norm = sq_norm.clamp_min(1e-24).rsqrt().view(B, 2, heads, d)
+        q_rows, w_k = rows[:, :C].view(B, heads, d, C), w[C:].view(heads, d, C)
+        q_border, b_k = border[:, :C].view(B, heads, d, 1), b[C:].view(heads, 1, d)
+        attn = q_rows @ w_k.transpose(-2, -1) + q_border * b_k
+        attn = attn * inv_norm[:, 0, :, :, None] * inv_norm[:, 1, :, None, :] * self.temperature.float()
+        return attn.softmax(dim=-1)
+
+    def _fold(self, attn: Tensor):
+        """A -> the affine map of the whole layer: P^T (B, C, C) and p (B, 1, C)."""
+        B, heads, d, _ = attn.shape
+        C = heads * d
+        w_v = self.qkv.weight[2 * C :].float().view(heads, d, C)
+        b_v = self.qkv.bias[2 * C :].float().view(heads, d, 1)
+        w_o, b_o = self.proj.weight.float(), self.proj.bias.float()
+        mixed = (attn @ w_v).reshape(B, C, C)
+        weight = mixed.transpose(1, 2) @ w_o.t()
+        bias = (attn @ b_v).reshape(B, 1, C) @ w_o.t() + b_o
+        return weight, bias
+
+
+class ClassAttention(nn.Module):
+    """Class attention (CaiT, arXiv:2103.17239): the class token attends to all tokens, nothing else moves.
+
+    With one query, keys and values of all tokens need not exist: ``q . (W_k x)`` is ``(W_k^T q) . x`` (the key's bias
+    shifts all logits alike and cancels in the softmax), and the value projection acts on the pooled token. Exact, and
+    O(N C heads) instead of O(N C^2).
+
+    Args:
+        dim (int): Channels C.
+        num_heads (int): Heads.
+        attn_drop (float): Dropout on the attention weights.
+        proj_drop (float): Dropout on the output.
+    """
+
+    def __init__(self, dim: int, num_heads: int, attn_drop: float = 0.0, proj_drop: float = 0.0):
+        super().__init__()
+        self.num_heads = num_heads
+        self.scale = (dim // num_heads) ** -0.5
+        self.qkv = nn.Linear(dim, dim * 3)
+        self.attn_drop = nn.Dropout(attn_drop)
+        self.proj = nn.Linear(dim, dim)
+        self.proj_drop = nn.Dropout(proj_drop)
+
+    def attention(self, cls_token: Tensor, tokens: Tensor) -> Tensor:
+        """Weights of the class token on itself and on the N tokens: (B, 1, C), (B, N, C) -> (B, heads, 1 + N)."""
+        B, _, C = cls_token.shape
+        heads, d = self.num_heads, C // self.num_heads
+        w_q, w_k, _ = self.qkv.weight.chunk(3)
+        q = F.linear(cls_token, w_q, self.qkv.bias[:C]).view(B, heads, 1, d)
+        key_query = (q @ w_k.view(heads, d, C)).squeeze(2) * self.scale  # (B, heads, C)
+        logits = [key_query @ t.transpose(1, 2) for t in (cls_token, tokens)]
+        return torch.cat(logits, dim=-1).softmax(dim=-1)
+
+    def forward(self, cls_token: Tensor, tokens: Tensor) -> Tensor:
+        """(B, 1, C), (B, N, C) -> the new class token (B, 1, C)."""
+        B, _, C = cls_token.shape
+        heads, d = self.num_heads, C // self.num_heads
+        attn = self.attn_drop(self.attention(cls_token, tokens))
+        pooled = attn[..., :1] * cls_token + attn[..., 1:] @ tokens  # (B, heads, C)
+        w_v = self.qkv.weight[2 * C :].view(heads, d, C)
+        b_v = self.qkv.bias[2 * C :].view(heads, d)
+        # Dropout may leave the weights not summing to one, and the value's bias is weighted by their sum.
+        value = (w_v @ pooled.unsqueeze(-1)).squeeze(-1) + attn.sum(-1, keepdim=True) * b_v
+        return self.proj_drop(self.proj(value.reshape(B, 1, C)))

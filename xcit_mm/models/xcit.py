@@ -1,0 +1,514 @@
+"""XCiT: cross-covariance image transformers (El-Nouby et al., NeurIPS 2021, arXiv:2106.09681)."""
+
+import math
+from contextlib import contextmanager, nullcontext
+from functools import partial
+from typing import Optional, Sequence, Tuple, Union
+
+import torch
+import torch.nn.functional as F
+from mmcv.cnn import build_activation_layer, build_norm_layer
+from mmengine.model import BaseModule
+from mmengine.utils.dl_utils.parrots_wrapper import _BatchNorm
+from torch import Tensor, nn
+from torch.nn.init import trunc_normal_
+from torch.utils.checkpoint import checkpoint as activation_checkpoint
+
+from ..checkpoint import CheckpointError, match_state_dict
+from ..registry import MODELS
+from .adapter import MultiScaleAdapter
+from .attention import XCA, ClassAttention
+
+ARCHS = {
+    'n12': dict(embed_dims=128, depth=12, num_heads=4, tokens_norm=False),
+    't12': dict(embed_dims=192, depth=12, num_heads=4),
+    't24': dict(embed_dims=192, depth=24, num_heads=4),
+    's12': dict(embed_dims=384, depth=12, num_heads=8),
+    's24': dict(embed_dims=384, depth=24, num_heads=8),
+    'm24': dict(embed_dims=512, depth=24, num_heads=8),
+    'l24': dict(embed_dims=768, depth=24, num_heads=16),
+}
+
+
+class PatchEmbed(nn.Module):
+    """Convolutional patch projection (section 4.1): 3x3 stride-2 convolutions, each halving the image, rounding up.
+
+    Three of them for patch size 8, four for 16; each with batch norm, GELU between.
+
+    Args:
+        in_channels (int): Channels of the image.
+        embed_dims (int): Channels C of the tokens.
+        patch_size (int): 8 or 16.
+        norm_cfg (dict): Batch norm.
+        act_cfg (dict): Activation.
+    """
+
+    def __init__(self, in_channels: int, embed_dims: int, patch_size: int, norm_cfg: dict, act_cfg: dict):
+        super().__init__()
+        steps = int(math.log2(patch_size))
+        widths = [embed_dims >> i for i in range(steps - 1, -1, -1)]
+        layers = []
+        for i, (c_in, c_out) in enumerate(zip([in_channels, *widths], widths)):
+            conv = nn.Conv2d(c_in, c_out, kernel_size=3, stride=2, padding=1, bias=False)
+            layers.append(nn.Sequential(conv, build_norm_layer(norm_cfg, c_out)[1]))
+            if i < steps - 1:
+                layers.append(build_activation_layer(act_cfg))
+        # Named as in every published checkpoint.
+        self.proj = nn.Sequential(*layers)
+
+    def forward(self, image: Tensor) -> Tuple[Tensor, Tuple[int, int]]:
+        """(B, 3, H, W) -> tokens (B, N, C) and their grid (ceil(H / p), ceil(W / p)); N is its product."""
+        # Channels last: the tokens are then a view of the convolution's output.
+        x = self.proj(image.contiguous(memory_format=torch.channels_last))
+        return x.flatten(2).transpose(1, 2), (x.shape[2], x.shape[3])
+
+
+class PositionEncoding(nn.Module):
+    """Fourier position encoding (section 4.1) with a learned 1x1 projection, for any grid.
+
+    The 64 Fourier features of a place are 32 of its row and 32 of its column, so their projection is a sum of one
+    vector per row and one per column: H + W small products instead of H x W.
+
+    Args:
+        dim (int): Channels C.
+        hidden_dim (int): Features per axis.
+        temperature (float): Base of the wavelengths.
+    """
+
+    def __init__(self, dim: int, hidden_dim: int = 32, temperature: float = 10000.0):
+        super().__init__()
+        self.token_projection = nn.Conv2d(2 * hidden_dim, dim, kernel_size=1)
+        wavelength = temperature ** (2 * (torch.arange(hidden_dim, dtype=torch.float32) // 2) / hidden_dim)
+        self.register_buffer('wavelength', wavelength, persistent=False)
+
+    def _features(self, length: int) -> Tensor:
+        """Sines and cosines of the places 1 ... length, scaled to 2 pi: (length, hidden)."""
+        place = torch.arange(1, length + 1, dtype=torch.float32, device=self.wavelength.device)
+        angle = (place / (length + 1e-6) * (2 * math.pi))[:, None] / self.wavelength.float()
+        return torch.stack((angle[:, 0::2].sin(), angle[:, 1::2].cos()), dim=2).flatten(1)
+
+    def forward(self, height: int, width: int) -> Tensor:
+        """-> (1, height * width, C)."""
+        weight = self.token_projection.weight.flatten(1)
+        half = weight.shape[1] // 2
+        rows = F.linear(self._features(height).to(weight.dtype), weight[:, :half], self.token_projection.bias)
+        cols = F.linear(self._features(width).to(weight.dtype), weight[:, half:])
+        return (rows[:, None] + cols[None]).flatten(0, 1)[None]
+
+
+class LPI(nn.Module):
+    """Local patch interaction (section 3.3): depthwise 3x3, GELU, batch norm, depthwise 3x3.
+
+    Args:
+        dim (int): Channels C.
+        norm_cfg (dict): Batch norm.
+        act_cfg (dict): Activation.
+    """
+
+    def __init__(self, dim: int, norm_cfg: dict, act_cfg: dict):
+        super().__init__()
+        self.conv1 = nn.Conv2d(dim, dim, kernel_size=3, padding=1, groups=dim)
+        self.act = build_activation_layer(act_cfg)
+        self.bn = build_norm_layer(norm_cfg, dim)[1]
+        self.conv2 = nn.Conv2d(dim, dim, kernel_size=3, padding=1, groups=dim)
+
+    def forward(self, x: Tensor, grid: Tuple[int, int]) -> Tensor:
+        """(B, N, C) -> (B, N, C). The tokens already are a channels-last image, so nothing is copied."""
+        x = x.unflatten(1, grid).permute(0, 3, 1, 2)
+        x = self.conv2(self.bn(self.act(self.conv1(x))))
+        return x.flatten(2).transpose(1, 2)
+
+
+class Mlp(nn.Module):
+    """Linear, GELU, linear; with dropout after each linear.
+
+    Args:
+        dim (int): Channels C.
+        hidden_dim (int): Channels between.
+        act_cfg (dict): Activation.
+        drop (float): Dropout rate.
+    """
+
+    def __init__(self, dim: int, hidden_dim: int, act_cfg: dict, drop: float = 0.0):
+        super().__init__()
+        self.fc1 = nn.Linear(dim, hidden_dim)
+        self.act = build_activation_layer(act_cfg)
+        self.fc2 = nn.Linear(hidden_dim, dim)
+        self.drop = nn.Dropout(drop)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """(..., C) -> (..., C)."""
+        return self.drop(self.fc2(self.drop(self.act(self.fc1(x)))))
+
+
+class XCABlock(nn.Module):
+    """XCA, then LPI, then MLP; each on its layer norm, scaled (LayerScale), dropped by sample and added (figure 1).
+
+    Args:
+        dim (int): Channels C.
+        num_heads (int): Heads of XCA.
+        mlp_ratio (float): Hidden channels of the MLP over C.
+        layer_scale (float): Start of the LayerScale weights.
+        drop, attn_drop, drop_path (float): Rates.
+        norm_cfg, bn_norm_cfg, act_cfg (dict): Layer norm, batch norm of LPI, activation.
+    """
+
+    def __init__(
+        self, dim, num_heads, mlp_ratio, layer_scale, drop, attn_drop, drop_path, norm_cfg, bn_norm_cfg, act_cfg
+    ):
+        super().__init__()
+        self.norm1 = build_norm_layer(norm_cfg, dim)[1]
+        self.attn = XCA(dim, num_heads, attn_drop, drop)
+        self.gamma1 = nn.Parameter(torch.full((dim,), layer_scale))
+        self.norm3 = build_norm_layer(norm_cfg, dim)[1]
+        self.lpi = LPI(dim, bn_norm_cfg, act_cfg)
+        self.gamma3 = nn.Parameter(torch.full((dim,), layer_scale))
+        self.norm2 = build_norm_layer(norm_cfg, dim)[1]
+        self.mlp = Mlp(dim, int(dim * mlp_ratio), act_cfg, drop)
+        self.gamma2 = nn.Parameter(torch.full((dim,), layer_scale))
+        self.drop_path = drop_path
+
+    def _add(self, x: Tensor, branch: Tensor, gamma: Tensor) -> Tensor:
+        """x + drop_path(gamma * branch) in one pass."""
+        if self.training and self.drop_path > 0:
+            keep = 1 - self.drop_path
+            gamma = gamma * x.new_empty(len(x), 1, 1).bernoulli_(keep).div_(keep)
+        return torch.addcmul(x, branch.to(x.dtype), gamma.to(x.dtype))
+
+    def forward(self, x: Tensor, grid: Tuple[int, int]) -> Tensor:
+        """(B, N, C) -> (B, N, C); grid is (rows, columns), N its product."""
+        x = self._add(x, self.attn(self.norm1(x)), self.gamma1)
+        x = self._add(x, self.lpi(self.norm3(x), grid), self.gamma3)
+        return self._add(x, self.mlp(self.norm2(x)), self.gamma2)
+
+
+class ClassAttentionBlock(nn.Module):
+    """Class attention, then an MLP on the class token (section 4.1, after CaiT).
+
+    Two particularities decide the published numbers. ``norm1`` and ``gamma1`` act on all tokens, so the patch tokens
+    change too; and the second residual starts from the normalised class token, the patch tokens being added to
+    themselves.
+
+    Args:
+        dim (int): Channels C.
+        num_heads (int): Heads.
+        mlp_ratio (float): Hidden channels of the MLP over C.
+        layer_scale (float): Start of the LayerScale weights.
+        tokens_norm (bool): The second norm acts on all tokens, not on the class token alone.
+        drop, attn_drop (float): Rates.
+        norm_cfg, act_cfg (dict): Layer norm, activation.
+    """
+
+    def __init__(self, dim, num_heads, mlp_ratio, layer_scale, tokens_norm, drop, attn_drop, norm_cfg, act_cfg):
+        super().__init__()
+        self.norm1 = build_norm_layer(norm_cfg, dim)[1]
+        self.attn = ClassAttention(dim, num_heads, attn_drop, drop)
+        self.gamma1 = nn.Parameter(torch.full((dim,), layer_scale))
+        self.norm2 = build_norm_layer(norm_cfg, dim)[1]
+        self.mlp = Mlp(dim, int(dim * mlp_ratio), act_cfg, drop)
+        self.gamma2 = nn.Parameter(torch.full((dim,), layer_scale))
+        self.tokens_norm = tokens_norm
+
+    def forward(self, cls_token: Tensor, tokens: Tensor) -> Tuple[Tensor, Tensor]:
+        """(B, 1, C), (B, N, C) -> the same."""
+        cls_normed, tokens_normed = self.norm1(cls_token), self.norm1(tokens)
+        cls_token = cls_token + self.gamma1 * self.attn(cls_normed, tokens_normed)
+        tokens = tokens + self.gamma1 * tokens_normed
+        cls_token = self.norm2(cls_token)
+        if self.tokens_norm:
+            tokens = self.norm2(tokens)
+        return cls_token + self.gamma2 * self.mlp(cls_token), 2 * tokens
+
+
+@MODELS.register_module()
+class XCiT(BaseModule):
+    """XCiT backbone for MMPretrain, MMDetection and MMSegmentation.
+
+    Args:
+        arch (str | dict): 'n12', 't12', 't24', 's12', 's24', 'm24', 'l24', or a dict with ``embed_dims``, ``depth``,
+            ``num_heads`` and optionally ``mlp_ratio``, ``tokens_norm``, ``layer_scale_init_value``.
+        patch_size (int): 8 or 16.
+        out_type (str): What the forward pass returns, always as a tuple with one entry per index (four for
+            'pyramid'):
+
+            - 'cls_token': the class token, (B, C).
+            - 'featmap': patch tokens as a map, (B, C, ceil(H / p), ceil(W / p)).
+            - 'avg_featmap': mean of the patch tokens, (B, C).
+            - 'raw': all tokens, (B, N, C), with the class token first after class attention, (B, 1 + N, C).
+            - 'pyramid': maps of strides 4, 8, 16 and 32 made by :class:`MultiScaleAdapter`.
+
+            With 'featmap' and 'pyramid' the model has no class token, class attention or final norm.
+        out_indices (Sequence[int] | int, optional): Blocks to return, negative ones counted from the end. For
+            'featmap' and 'pyramid' the blocks are the XCA blocks; for the other types the two class-attention blocks
+            follow them, and the final norm is applied to the last. Defaults to the published choice for 'pyramid'
+            (3, 5, 7, 11 of 12 or 7, 11, 15, 23 of 24 blocks), else to the last block.
+        in_channels (int): Channels of the image.
+        drop_rate, attn_drop_rate (float): Dropout of tokens and projections; of attention weights.
+        drop_path_rate (float): Stochastic depth, the same for every block as published.
+        layer_scale_init_value (float, optional): Start of LayerScale. Defaults to 1 for depth 12 or less, else 1e-5.
+        tokens_norm (bool, optional): See :class:`ClassAttentionBlock`. Defaults to False for 'n12', else True.
+        frozen_stages (int): Freeze the patch and position embedding (0), and the first k blocks (k > 0), class
+            attention counted on. Frozen parts stay in eval mode. -1 freezes nothing.
+        norm_eval (bool): Keep all batch norms in eval mode.
+        with_cp (bool): Recompute the blocks in the backward pass instead of storing them (activation checkpointing):
+            same outputs, gradients and running statistics, less memory, more time.
+        norm_cfg, bn_norm_cfg, act_cfg (dict): Layer norm, batch norm, activation.
+        init_cfg (dict, optional): ``dict(type='Pretrained', checkpoint=...)`` takes any published XCiT file as it is.
+
+    Raises:
+        ValueError: If an argument has a value that is not possible; the message says which are.
+    """
+
+    OUT_TYPES = ('cls_token', 'featmap', 'avg_featmap', 'raw', 'pyramid')
+    num_class_attention_blocks = 2
+
+    def __init__(
+        self,
+        arch: Union[str, dict] = 's12',
+        patch_size: int = 16,
+        out_type: str = 'cls_token',
+        out_indices: Union[Sequence[int], int, None] = None,
+        in_channels: int = 3,
+        drop_rate: float = 0.0,
+        attn_drop_rate: float = 0.0,
+        drop_path_rate: float = 0.0,
+        layer_scale_init_value: Optional[float] = None,
+        tokens_norm: Optional[bool] = None,
+        frozen_stages: int = -1,
+        norm_eval: bool = False,
+        with_cp: bool = False,
+        norm_cfg: dict = dict(type='LN', eps=1e-6),
+        bn_norm_cfg: dict = dict(type='BN'),
+        act_cfg: dict = dict(type='GELU'),
+        init_cfg: Union[dict, Sequence[dict], None] = None,
+    ):
+        super().__init__(init_cfg=init_cfg)
+        settings = _arch_settings(arch)
+        self.embed_dims = C = settings['embed_dims']
+        self.depth = depth = settings['depth']
+        mlp_ratio = settings.get('mlp_ratio', 4.0)
+        if layer_scale_init_value is None:
+            layer_scale_init_value = settings.get('layer_scale_init_value', 1.0 if depth <= 12 else 1e-5)
+        if tokens_norm is None:
+            tokens_norm = settings.get('tokens_norm', True)
+        if patch_size not in (8, 16):
+            raise ValueError(f'XCiT: patch_size must be 8 or 16, got {patch_size!r}')
+        if out_type not in self.OUT_TYPES:
+            raise ValueError(f'XCiT: out_type must be one of {", ".join(self.OUT_TYPES)}; got {out_type!r}')
+        for name, rate in dict(
+            drop_rate=drop_rate, attn_drop_rate=attn_drop_rate, drop_path_rate=drop_path_rate
+        ).items():
+            if not 0 <= rate < 1:
+                raise ValueError(f'XCiT: {name} must be at least 0 and below 1, got {rate!r}')
+        self.patch_size = patch_size
+        self.out_type = out_type
+        self.with_class_token = out_type not in ('featmap', 'pyramid')
+        self.num_layers = depth + self.num_class_attention_blocks * self.with_class_token
+        self.out_indices = _out_indices(out_indices, out_type, depth, self.num_layers)
+        if not -1 <= frozen_stages <= self.num_layers:
+            raise ValueError(f'XCiT: frozen_stages must be -1 (none) to {self.num_layers}, got {frozen_stages!r}')
+        self.frozen_stages = frozen_stages
+        self.norm_eval = norm_eval
+        self.with_cp = with_cp
+
+        norms = dict(norm_cfg=norm_cfg, act_cfg=act_cfg)
+        rates = dict(drop=drop_rate, attn_drop=attn_drop_rate)
+        self.patch_embed = PatchEmbed(in_channels, C, patch_size, bn_norm_cfg, act_cfg)
+        self.pos_embed = PositionEncoding(C)
+        self.pos_drop = nn.Dropout(drop_rate)
+        block = partial(
+            XCABlock, C, settings['num_heads'], mlp_ratio, layer_scale_init_value, drop_path=drop_path_rate, **rates
+        )
+        self.blocks = nn.ModuleList(block(bn_norm_cfg=bn_norm_cfg, **norms) for _ in range(depth))
+        if self.with_class_token:
+            block = partial(
+                ClassAttentionBlock, C, settings['num_heads'], mlp_ratio, layer_scale_init_value, tokens_norm, **rates
+            )
+            self.cls_token = nn.Parameter(torch.zeros(1, 1, C))
+            self.cls_attn_blocks = nn.ModuleList(block(**norms) for _ in range(self.num_class_attention_blocks))
+            self.norm = build_norm_layer(norm_cfg, C)[1]
+        if out_type == 'pyramid':
+            self.pyramid = MultiScaleAdapter(C, patch_size, bn_norm_cfg, act_cfg)
+
+        self._reset_parameters()
+        self._freeze_stages()
+
+    def _reset_parameters(self):
+        """The published start values; convolutions keep PyTorch's."""
+        for module in self.modules():
+            if isinstance(module, nn.Linear):
+                trunc_normal_(module.weight, std=0.02)
+                nn.init.zeros_(module.bias)
+        if self.with_class_token:
+            trunc_normal_(self.cls_token, std=0.02)
+
+    def init_weights(self):
+        """Apply ``init_cfg``; without one the published start values, set at construction, stay."""
+        try:
+            super().init_weights()
+        except CheckpointError as error:
+            configs = [self.init_cfg] if isinstance(self.init_cfg, dict) else self.init_cfg or []
+            raise error.naming(next((c['checkpoint'] for c in configs if 'checkpoint' in c), None)) from None
+
+    def _load_from_state_dict(self, state_dict, prefix, local_metadata, *args):
+        match_state_dict(self, state_dict, prefix, local_metadata)
+        super()._load_from_state_dict(state_dict, prefix, local_metadata, *args)
+
+    def forward(self, image: Tensor) -> Tuple[Tensor, ...]:
+        """Image (B, 3, H, W) of any size from one patch up -> a tuple, see ``out_type``.
+
+        Raises:
+            ValueError: If the image is smaller than a patch.
+        """
+        height, width = image.shape[-2:]
+        if height < self.patch_size or width < self.patch_size:
+            raise ValueError(
+                f'XCiT: the image is {height}x{width} pixels (height x width), smaller than one patch of '
+                f'{self.patch_size}x{self.patch_size}; resize or pad it'
+            )
+        x, grid = self.patch_embed(image)
+        x = self.pos_drop(x + self.pos_embed(*grid).to(x.dtype))
+        outs = []
+        for i, block in enumerate(self.blocks):
+            x = self._run(block, x, grid)
+            if i in self.out_indices:
+                outs.append(self._format(None, x, grid))
+        if self.with_class_token:
+            cls_token = self.cls_token.expand(len(x), -1, -1)
+            for i, block in enumerate(self.cls_attn_blocks, start=self.depth):
+                cls_token, x = self._run(block, cls_token, x)
+                if i == self.num_layers - 1:
+                    cls_token, x = self.norm(cls_token), self.norm(x)
+                if i in self.out_indices:
+                    outs.append(self._format(cls_token, x, grid))
+        return self.pyramid(outs) if self.out_type == 'pyramid' else tuple(outs)
+
+    def _run(self, block: nn.Module, *args):
+        if self.with_cp and self.training and torch.is_grad_enabled():
+            context = partial(_recomputing, block)
+            return activation_checkpoint(block, *args, use_reentrant=False, context_fn=context)
+        return block(*args)
+
+    def _format(self, cls_token: Optional[Tensor], tokens: Tensor, grid: Tuple[int, int]) -> Tensor:
+        if self.out_type == 'raw':
+            return tokens if cls_token is None else torch.cat((cls_token, tokens), dim=1)
+        if self.out_type == 'cls_token':
+            return cls_token.squeeze(1)
+        if self.out_type == 'avg_featmap':
+            return tokens.mean(dim=1)
+        return tokens.transpose(1, 2).unflatten(2, grid)
+
+    def _stages(self):
+        """The parts in the order of the data; ``frozen_stages=k`` freezes the first k + 1."""
+        stem = nn.ModuleList([self.patch_embed, self.pos_embed, self.pos_drop])
+        return [stem, *self.blocks, *(self.cls_attn_blocks if self.with_class_token else ())]
+
+    def _freeze_stages(self):
+        for stage in self._stages()[: self.frozen_stages + 1]:
+            stage.eval()
+            stage.requires_grad_(False)
+
+    def train(self, mode: bool = True):
+        """Frozen stages, and with ``norm_eval`` all batch norms, stay in eval mode."""
+        super().train(mode)
+        self._freeze_stages()
+        if self.norm_eval:
+            for module in self.modules():
+                if isinstance(module, _BatchNorm):
+                    module.eval()
+        return self
+
+    def get_layer_depth(self, param_name: str, prefix: str = '') -> Tuple[int, int]:
+        """Depth of a parameter, for layer-wise learning-rate decay.
+
+        Args:
+            param_name (str): Full name of the parameter.
+            prefix (str): What comes before this backbone's own names, such as 'backbone.'.
+
+        Returns:
+            tuple[int, int]: 0 for the embeddings and the class token, i + 1 for block i, the last for all that
+            follows; and the number of depths.
+        """
+        num_depths = self.num_layers + 2
+        if not param_name.startswith(prefix):
+            return num_depths - 1, num_depths
+        name, *rest = param_name[len(prefix) :].split('.')
+        if name in ('patch_embed', 'pos_embed', 'cls_token'):
+            return 0, num_depths
+        if name in ('blocks', 'cls_attn_blocks'):
+            return int(rest[0]) + 1 + (self.depth if name == 'cls_attn_blocks' else 0), num_depths
+        return num_depths - 1, num_depths
+
+
+def _arch_settings(arch: Union[str, dict]) -> dict:
+    """The numbers behind an arch name, or a checked custom arch."""
+    if isinstance(arch, str):
+        if arch not in ARCHS:
+            raise ValueError(
+                f'XCiT: unknown arch {arch!r}; choose one of {", ".join(ARCHS)}, '
+                f"or give a dict with 'embed_dims', 'depth' and 'num_heads'"
+            )
+        return ARCHS[arch]
+    if not isinstance(arch, dict):
+        raise ValueError(f'XCiT: arch must be a name ({", ".join(ARCHS)}) or a dict, got {type(arch).__name__}')
+    required = {'embed_dims', 'depth', 'num_heads'}
+    optional = {'mlp_ratio', 'tokens_norm', 'layer_scale_init_value'}
+    missing, unknown = sorted(required - set(arch)), sorted(set(arch) - required - optional)
+    if missing or unknown:
+        raise ValueError(
+            f'XCiT: a custom arch needs {", ".join(sorted(required))} and may have {", ".join(sorted(optional))}; '
+            f'missing: {", ".join(missing) or "none"}; unknown: {", ".join(unknown) or "none"}'
+        )
+    dims, heads = arch['embed_dims'], arch['num_heads']
+    if heads < 1 or dims % heads:
+        raise ValueError(f'XCiT: num_heads must divide embed_dims, got num_heads={heads} and embed_dims={dims}')
+    if dims % 8 or arch['depth'] < 1:
+        raise ValueError(
+            f'XCiT: embed_dims must be a multiple of 8 and depth at least 1, '
+            f'got embed_dims={dims} and depth={arch["depth"]}'
+        )
+    return arch
+
+
+def _out_indices(indices, out_type: str, depth: int, num_layers: int) -> Tuple[int, ...]:
+    """Checked, non-negative, ascending block indices."""
+    if indices is None:
+        if out_type != 'pyramid':
+            indices = (-1,)
+        else:
+            # (3, 5, 7, 11) of 12 and (7, 11, 15, 23) of 24: thirds of the depth, as published.
+            indices = (3, 5, 7, 11) if depth == 12 else tuple(max(depth * k // 6 - 1, 0) for k in (2, 3, 4, 6))
+    given = (indices,) if isinstance(indices, int) else tuple(indices)
+    if not given or any(not isinstance(i, int) or not -num_layers <= i < num_layers for i in given):
+        raise ValueError(
+            f'XCiT: out_indices must be block indices from {-num_layers} to {num_layers - 1} for '
+            f'out_type={out_type!r} at depth {depth}, got {given}'
+        )
+    resolved = tuple(i % num_layers for i in given)
+    if any(a >= b for a, b in zip(resolved, resolved[1:])):
+        raise ValueError(f'XCiT: out_indices must ascend without repetition, got {given}')
+    if out_type == 'pyramid' and len(resolved) != 4:
+        raise ValueError(f"XCiT: out_type='pyramid' needs four out_indices, one for each stride, got {given}")
+    if out_type == 'cls_token' and resolved[0] < depth:
+        raise ValueError(
+            f"XCiT: there is no class token before block {depth}; out_type='cls_token' takes the indices "
+            f'{depth} to {num_layers - 1} (or -2, -1), got {given}'
+        )
+    return resolved
+
+
+def _recomputing(block: nn.Module):
+    """Contexts of the first and of the repeated forward pass: only the first may move the running statistics."""
+
+    @contextmanager
+    def repeated():
+        norms = [m for m in block.modules() if isinstance(m, _BatchNorm) and m.training and m.track_running_stats]
+        for norm in norms:
+            norm.track_running_stats = False
+        try:
+            yield
+        finally:
+            for norm in norms:
+                norm.track_running_stats = True
+
+    return nullcontext(), repeated()
