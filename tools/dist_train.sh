@@ -1,0 +1,6 @@
+#!/usr/bin/env bash
+# Train with several processes: tools/dist_train.sh CONFIG GPUS [options of tools/train.py]
+# On several machines, the same command on each, with NNODES, NODE_RANK (0, 1, …), MASTER_ADDR and PORT set.
+set -euo pipefail
+[ $# -ge 2 ] || { sed -n '2,3s/^# //p' "$0" >&2; exit 2; }
+exec "$(dirname "$0")/torchrun.sh" train.py "$@"

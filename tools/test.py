@@ -1,0 +1,111 @@
+#!/usr/bin/env python
+"""Test a checkpoint of a model of MMDetection, MMSegmentation or MMPretrain, and draw its results.
+
+    tools/test.py configs/mask_rcnn_xcit_s12_8_3x_coco.py CHECKPOINT --show-dir pictures
+
+The checkpoint is a file or an address, of this project or of the original release.
+"""
+
+import argparse
+from copy import deepcopy
+
+from mmengine.config import Config, ConfigDict
+from mmengine.evaluator import DumpResults
+
+from xcit_mm.engine.errors import UsageError, clear_errors
+from xcit_mm.engine.setup import (
+    adapt_to_device,
+    add_common_arguments,
+    build_runner,
+    check_data,
+    check_model,
+    check_work_dir,
+    load_config,
+)
+
+
+def parse_args() -> argparse.Namespace:
+    parser = argparse.ArgumentParser(description='Test a checkpoint.')
+    add_common_arguments(parser)
+    parser.add_argument('checkpoint', help='checkpoint file or address')
+    parser.add_argument('--out', help='write the predictions to this .pkl file')
+    parser.add_argument('--show-dir', help='draw ground truth and predictions into this folder of the work folder')
+    parser.add_argument('--tta', action='store_true', help='test-time augmentation')
+    args = parser.parse_args()
+    if args.out and not args.out.endswith(('.pkl', '.pickle')):
+        parser.error(f'--out must be a .pkl file, got {args.out}')
+    return args
+
+
+def draw_results(cfg: Config, folder: str) -> None:
+    """Turn on the library's own drawing hook."""
+    hook = (cfg.get('default_hooks') or {}).get('visualization')
+    if not hook:
+        raise UsageError('--show-dir needs a visualization hook in default_hooks; the library default runtime has one')
+    scope = cfg.get('default_scope')
+    if scope == 'mmdet':
+        hook.update(draw=True, test_out_dir=folder)
+    elif scope == 'mmseg':
+        hook.update(draw=True, interval=1)
+        cfg.visualizer.save_dir = folder
+    elif scope == 'mmpretrain':
+        hook.update(enable=True, out_dir=folder)
+    else:
+        raise UsageError(f'--show-dir knows mmdet, mmseg and mmpretrain, and the config has default_scope={scope!r}')
+
+
+def use_tta(cfg: Config) -> None:
+    """Wrap the model in the config's test-time augmentation, or in the library's: mean over flips."""
+    scope = cfg.get('default_scope')
+    pipeline = cfg.test_dataloader.dataset.pipeline
+    if 'tta_model' not in cfg:
+        if scope == 'mmdet':
+            cfg.tta_model = dict(
+                type='DetTTAModel', tta_cfg=dict(nms=dict(type='nms', iou_threshold=0.5), max_per_img=100)
+            )
+        elif scope == 'mmpretrain':
+            cfg.tta_model = dict(type='AverageClsScoreTTA')
+        else:
+            raise UsageError(f'--tta needs tta_model and tta_pipeline in the config (default_scope={scope!r})')
+    if 'tta_pipeline' not in cfg:
+        pack = deepcopy(pipeline[-1])
+        if scope == 'mmdet':
+            pack.meta_keys = (*pack.get('meta_keys', ()), 'flip', 'flip_direction')
+        flips = [dict(type='RandomFlip', prob=1.0), dict(type='RandomFlip', prob=0.0)]
+        cfg.tta_pipeline = [*pipeline[:-1], dict(type='TestTimeAug', transforms=[flips, [pack]])]
+    cfg.model = ConfigDict(**cfg.tta_model, module=cfg.model)
+    cfg.test_dataloader.dataset.pipeline = cfg.tta_pipeline
+
+
+def dump_results(scope: str, path: str):
+    """The metric that writes predictions instead of scoring them; MMDetection's encodes masks."""
+    if scope == 'mmdet':
+        from mmdet.evaluation import DumpDetResults
+
+        return DumpDetResults(out_file_path=path)
+    return DumpResults(out_file_path=path)
+
+
+def main() -> None:
+    args = parse_args()
+    with clear_errors():
+        cfg = load_config(args)
+        cfg.load_from = args.checkpoint
+        check_data(cfg, ('test',))
+        check_model(cfg, args.checkpoint)
+        check_work_dir(cfg)
+        if args.show_dir:
+            draw_results(cfg, args.show_dir)
+        if args.tta:
+            use_tta(cfg)
+        adapt_to_device(cfg)
+        runner = build_runner(cfg)
+        if args.out:
+            runner.test_evaluator.metrics.append(dump_results(cfg.get('default_scope'), args.out))
+        runner.test()
+        if args.out:
+            runner.logger.info(f'Predictions are in {args.out}')
+
+
+if __name__ == '__main__':
+    main()

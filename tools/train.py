@@ -1,0 +1,69 @@
+#!/usr/bin/env python
+"""Train a model of MMDetection, MMSegmentation or MMPretrain from its config.
+
+    tools/train.py configs/mask_rcnn_xcit_s12_8_3x_coco.py
+"""
+
+import argparse
+
+from mmengine.config import Config
+
+from xcit_mm.engine.errors import UsageError, clear_errors
+from xcit_mm.engine.setup import (
+    adapt_to_device,
+    add_common_arguments,
+    build_runner,
+    check_data,
+    check_model,
+    check_work_dir,
+    load_config,
+)
+
+
+def parse_args() -> argparse.Namespace:
+    parser = argparse.ArgumentParser(description='Train a model from its config.')
+    add_common_arguments(parser)
+    parser.add_argument(
+        '--resume',
+        nargs='?',
+        const='auto',
+        metavar='CHECKPOINT',
+        help="go on from a checkpoint; 'auto', or nothing, takes the newest of the work folder",
+    )
+    parser.add_argument('--amp', action='store_true', help='mixed precision')
+    parser.add_argument('--auto-scale-lr', action='store_true', help='scale the learning rate to the actual batch size')
+    parser.add_argument('--tensorboard', action='store_true', help='write TensorBoard scalars to the work folder too')
+    return parser.parse_args()
+
+
+def apply_options(cfg: Config, args: argparse.Namespace) -> None:
+    if args.amp and cfg.optim_wrapper.type != 'AmpOptimWrapper':
+        cfg.optim_wrapper.type = 'AmpOptimWrapper'
+        cfg.optim_wrapper.setdefault('loss_scale', 'dynamic')
+    if args.auto_scale_lr:
+        if 'base_batch_size' not in (cfg.get('auto_scale_lr') or {}):
+            raise UsageError('--auto-scale-lr needs auto_scale_lr=dict(base_batch_size=...) in the config')
+        cfg.auto_scale_lr.enable = True
+    if args.resume:
+        cfg.resume = True
+        cfg.load_from = None if args.resume == 'auto' else args.resume
+    if args.tensorboard:
+        cfg.visualizer.vis_backends = [*cfg.visualizer.get('vis_backends', []), dict(type='TensorboardVisBackend')]
+
+
+def main() -> None:
+    args = parse_args()
+    with clear_errors():
+        cfg = load_config(args)
+        apply_options(cfg, args)
+        check_data(cfg, ('train', 'val'))
+        check_model(cfg, cfg.get('load_from'))
+        check_work_dir(cfg)
+        adapt_to_device(cfg)
+        runner = build_runner(cfg)
+        runner.train()
+        runner.logger.info(f'Training is done. Logs and checkpoints are in {cfg.work_dir}')
+
+
+if __name__ == '__main__':
+    main()

@@ -1,0 +1,216 @@
+"""From a config file and command-line options to a checked config and a runner.
+
+Everything that can be known to be wrong is found here, before a data set is read, a model is trained or a file written.
+"""
+
+import argparse
+import difflib
+import os
+import tempfile
+from pathlib import Path
+from typing import Iterator, Optional, Sequence
+
+import torch
+from mmengine.config import Config, DictAction
+from mmengine.device import is_cuda_available, is_mlu_available, is_musa_available, is_npu_available
+from mmengine.registry import MODELS, RUNNERS, DefaultScope
+from mmengine.runner import Runner
+
+from ..checkpoint import load_checkpoint_file, match_state_dict
+from .errors import UsageError
+
+# How to get each data set, by the type that reads it.
+SOURCES = {
+    'CocoDataset': (
+        'COCO 2017: download train2017.zip, val2017.zip and annotations_trainval2017.zip from cocodataset.org '
+        'and unpack them side by side'
+    ),
+    'ADE20KDataset': (
+        'ADE20K: download ADEChallengeData2016.zip (scene parsing benchmark, sceneparsing.csail.mit.edu) and unpack it'
+    ),
+    'ImageNet': 'ImageNet-1k: folders train/<class>/ and val/<class>/ of the ILSVRC 2012 images (image-net.org)',
+}
+DIGITS = 'the embedded digits: python tools/make_digits.py data/digits'
+
+
+def add_common_arguments(parser: argparse.ArgumentParser) -> None:
+    """The options that training and testing share, under the names OpenMMLab users know."""
+    parser.add_argument('config', help='config file')
+    parser.add_argument('--work-dir', help='folder for logs and checkpoints (default: work_dirs/<config name>)')
+    parser.add_argument('--data-root', help='where the data set lies, if not where the config expects it')
+    parser.add_argument(
+        '--cfg-options',
+        nargs='+',
+        action=DictAction,
+        metavar='KEY=VALUE',
+        help='override settings, for example model.backbone.with_cp=True; lists as key="[a,b]"',
+    )
+    parser.add_argument('--launcher', choices=['none', 'pytorch', 'slurm', 'mpi'], default='none', help='job launcher')
+    # torch.distributed.launch passes it; torchrun sets the environment variable.
+    parser.add_argument('--local_rank', '--local-rank', type=int, default=0, help=argparse.SUPPRESS)
+
+
+def load_config(args: argparse.Namespace) -> Config:
+    """Read the config and apply the shared options to it."""
+    os.environ.setdefault('LOCAL_RANK', str(args.local_rank))
+    path = Path(args.config)
+    if not path.is_file():
+        raise UsageError(_no_config(path))
+    try:
+        cfg = Config.fromfile(path)
+    except Exception as error:
+        raise UsageError(f'the config {path} cannot be read: {type(error).__name__}: {error}') from error
+    if args.cfg_options:
+        try:
+            cfg.merge_from_dict(args.cfg_options)
+        except (KeyError, TypeError, AttributeError, IndexError) as error:
+            raise UsageError(f'--cfg-options do not fit the config {path}: {error}') from error
+    if args.data_root:
+        _move_data_root(cfg, args.data_root)
+    cfg.launcher = args.launcher
+    if args.work_dir:
+        cfg.work_dir = args.work_dir
+    elif not cfg.get('work_dir'):
+        cfg.work_dir = os.path.join('work_dirs', path.stem)
+    return cfg
+
+
+def _no_config(path: Path) -> str:
+    folder = path.parent if path.parent.is_dir() else Path('configs')
+    names = {p.name: p for p in sorted(folder.glob('*.py'))}
+    close = difflib.get_close_matches(path.with_suffix('.py').name, names, n=3, cutoff=0.4)
+    hint = 'did you mean ' + ' or '.join(str(names[n]) for n in close) if close else f'see the files in {folder}/'
+    return f'there is no config file {path}; {hint}'
+
+
+def _datasets(dataset: dict) -> Iterator[dict]:
+    """The data sets inside wrappers such as RepeatDataset and ConcatDataset."""
+    inner = dataset.get('datasets') or ([dataset['dataset']] if 'dataset' in dataset else None)
+    if inner is None:
+        yield dataset
+    for child in inner or ():
+        yield from _datasets(child)
+
+
+def _loaders(cfg: Config) -> dict:
+    """Data loaders of the config by their name, 'train', 'val' and 'test'."""
+    loaders = {split: cfg.get(f'{split}_dataloader') for split in ('train', 'val', 'test')}
+    return {split: loader for split, loader in loaders.items() if loader}
+
+
+def _move_data_root(cfg: Config, root: str) -> None:
+    root = os.path.join(root, '')
+    for split, loader in _loaders(cfg).items():
+        old = ''
+        for dataset in _datasets(loader['dataset']):
+            old, dataset['data_root'] = dataset.get('data_root') or '', root
+        evaluators = cfg.get(f'{split}_evaluator') or ()
+        for evaluator in [evaluators] if isinstance(evaluators, dict) else evaluators:
+            if old and str(evaluator.get('ann_file', '')).startswith(old):
+                evaluator['ann_file'] = root + evaluator['ann_file'][len(old) :]
+
+
+def check_data(cfg: Config, splits: Sequence[str]) -> None:
+    """Make sure that the annotation files and image folders of the splits exist.
+
+    Raises:
+        UsageError: Naming what is missing, how to get it and how to point elsewhere.
+    """
+    for split, loader in _loaders(cfg).items():
+        if split not in splits:
+            continue
+        for dataset in _datasets(loader['dataset']):
+            root = dataset.get('data_root') or ''
+            parts = [dataset.get('ann_file'), *_prefixes(dataset.get('data_prefix'))]
+            paths = [os.path.join(root, part) for part in parts if isinstance(part, str) and part] or [root]
+            missing = [path for path in paths if '://' not in path and not os.path.exists(path)]
+            if missing:
+                kind = dataset['type'] if isinstance(dataset['type'], str) else dataset['type'].__name__
+                how = DIGITS if 'digits' in root else SOURCES.get(kind.split('.')[-1], 'the data set')
+                raise UsageError(
+                    f'the data for {split} ({kind}) is not where the config expects it. Missing: {", ".join(missing)} '
+                    f'(from {os.getcwd()}). To get it: {how}. To use a copy elsewhere: --data-root FOLDER, '
+                    f'or ln -s FOLDER {root.rstrip("/") or "."}'
+                )
+
+
+def _prefixes(data_prefix) -> list:
+    return list(data_prefix.values()) if isinstance(data_prefix, dict) else [data_prefix]
+
+
+def check_model(cfg: Config, checkpoint: Optional[str] = None) -> None:
+    """Build the backbone without memory, and compare it with the local checkpoints it will be given.
+
+    Args:
+        cfg (Config): The config; models without an XCiT backbone are left to the runner.
+        checkpoint (str, optional): File that the whole model will be loaded from.
+
+    Raises:
+        UsageError: If the backbone's arguments are wrong, or a file does not exist.
+        CheckpointError: If a file cannot be read or belongs to another model.
+    """
+    if checkpoint and '://' not in checkpoint and not os.path.isfile(checkpoint):
+        raise UsageError(f'there is no checkpoint file {checkpoint}')
+    backbone_cfg = cfg.model.get('backbone') or {}
+    if backbone_cfg.get('type') != 'xcit_mm.XCiT':
+        return
+    with DefaultScope.overwrite_default_scope(cfg.get('default_scope', 'mmengine')):
+        try:
+            with torch.device('meta'):
+                backbone = MODELS.build(dict(backbone_cfg, init_cfg=None))
+        except (ValueError, TypeError) as error:
+            raise UsageError(f'model.backbone: {error}') from error
+    start = (backbone_cfg.get('init_cfg') or {}).get('checkpoint') if checkpoint is None else None
+    for path, prefix in ((checkpoint, 'backbone.'), (start, '')):
+        if not path or '://' in path:
+            continue
+        if not os.path.isfile(path):
+            raise UsageError(f'there is no checkpoint file {path} (model.backbone.init_cfg)')
+        state = load_checkpoint_file(path)
+        state = state.get('state_dict', state)
+        match_state_dict(backbone, dict(state), prefix, state._metadata.get(prefix[:-1]))
+
+
+def check_work_dir(cfg: Config) -> None:
+    """Make the work folder, and make sure that it can be written to."""
+    try:
+        os.makedirs(cfg.work_dir, exist_ok=True)
+        with tempfile.TemporaryFile(dir=cfg.work_dir):
+            pass
+    except OSError as error:
+        raise UsageError(
+            f'the work folder {cfg.work_dir} cannot be written to ({error.strerror}); choose another with --work-dir'
+        ) from error
+
+
+def adapt_to_device(cfg: Config) -> None:
+    """Without an accelerator: fp32 instead of mixed precision, and gloo instead of nccl between processes."""
+    if is_cuda_available() or is_npu_available() or is_mlu_available() or is_musa_available():
+        return
+    wrapper = cfg.get('optim_wrapper')
+    if wrapper and wrapper.get('type') == 'AmpOptimWrapper':
+        print('No accelerator was found: training on the CPU in fp32 instead of mixed precision.', flush=True)
+        wrapper['type'] = 'OptimWrapper'
+        for key in ('loss_scale', 'dtype', 'use_fsdp'):
+            wrapper.pop(key, None)
+    if cfg.launcher == 'none':
+        return
+    if cfg.launcher != 'pytorch':
+        raise UsageError(f'--launcher {cfg.launcher} needs an accelerator; on the CPU use --launcher pytorch (torchrun)')
+    # MMEngine would choose a CUDA device for each process; a process group that exists is left as it is.
+    if not torch.distributed.is_initialized():
+        torch.distributed.init_process_group('gloo')
+    wrapper = dict(
+        type='MMDistributedDataParallel',
+        broadcast_buffers=False,
+        find_unused_parameters=cfg.get('find_unused_parameters', False),
+    )
+    cfg.model_wrapper_cfg = {**wrapper, **(cfg.get('model_wrapper_cfg') or {})}
+
+
+def build_runner(cfg: Config) -> Runner:
+    """MMEngine's runner, or the one that ``runner_type`` names."""
+    if cfg.get('default_scope') == 'mmpretrain':
+        for loader in _loaders(cfg).values():
+            loader.setdefault('collate_fn', dict(type='default_collate'))
+    return RUNNERS.build(cfg) if 'runner_type' in cfg else Runner.from_cfg(cfg)
