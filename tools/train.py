@@ -1,7 +1,7 @@
 #!/usr/bin/env python
 """Train a model of MMDetection, MMSegmentation or MMPretrain from its config.
 
-    tools/train.py configs/mask_rcnn_xcit_s12_8_3x_coco.py
+tools/train.py configs/mask_rcnn_xcit_s12_8_3x_coco.py
 """
 
 import argparse

@@ -6,12 +6,13 @@ holds (``neck.…``, ``head.fc.…``, ``decode_head.…``) beside it.
 
 import re
 from dataclasses import dataclass
-from typing import Dict, Optional, Tuple
+from typing import Callable, Dict, Optional, Tuple, Union
 
+import torch
 from torch import Tensor
 
 StateDict = Dict[str, Tensor]
-Renames = Tuple[Tuple[str, str], ...]
+Renames = Tuple[Tuple[str, Union[str, Callable[[re.Match], str]]], ...]
 
 
 @dataclass(frozen=True)
@@ -22,7 +23,8 @@ class Layout:
         name (str): What messages call it.
         container (str, optional): Key of the file under which its tensors lie; None: they are the file.
         marker (str): Regular expression that matches the start of one tensor name of this layout and of no other.
-        renames (tuple): Pairs of regular expression and replacement that turn its names into ours, applied in order.
+        renames (tuple): Pairs of regular expression and replacement that turn its names into ours, applied in order;
+            a tensor whose name becomes empty is not taken.
     """
 
     name: str
@@ -35,7 +37,9 @@ class Layout:
 
     def to_native(self, state: StateDict) -> StateDict:
         """The same tensors under our names."""
-        return {self._rename(key): value for key, value in state.items()}
+        renamed = {self._rename(key): value for key, value in state.items()}
+        renamed.pop('', None)
+        return _join_qkv(renamed)
 
     def _rename(self, key: str) -> str:
         for pattern, replacement in self.renames:
@@ -43,45 +47,75 @@ class Layout:
         return key
 
 
-# The authors' names inside the backbone.
+_PREFIX: Renames = (
+    (
+        r'^(?=(cls_token$|(patch_embed|pos_embed|pos_embeder|blocks|cls_attn_blocks|xca_layers|ca_layers|norm|pyramid)\.|fpn\d))',
+        r'backbone.',
+    ),
+    (r'^head\.(?=(weight|bias)$)', r'head.fc.'),
+)
 _OFFICIAL: Renames = (
     (r'^backbone\.pos_embeder\.', r'backbone.pos_embed.'),
     (r'^backbone\.fpn(?=\d)', r'backbone.pyramid.fpn'),
     (r'^(backbone\.blocks\.\d+)\.local_mp\.', r'\1.lpi.'),
 )
-_BARE: Renames = (
-    (r'^(?=(cls_token$|patch_embed|pos_embed|blocks|cls_attn_blocks|norm|fpn\d|pyramid))', r'backbone.'),
-    (r'^head\.(?=weight|bias)', r'head.fc.'),
+_MMPRETRAIN: Renames = (
+    (
+        r'^backbone\.patch_embed\.proj\.(\d)\.(conv|bn)\.',
+        lambda m: f'backbone.patch_embed.proj.{2 * int(m[1])}.{int(m[2] == "bn")}.',
+    ),
+    (r'^backbone\.pos_embed\.token_projection\.conv\.', r'backbone.pos_embed.token_projection.'),
+    (r'^backbone\.xca_layers\.', r'backbone.blocks.'),
+    (r'^backbone\.ca_layers\.', r'backbone.cls_attn_blocks.'),
+    (r'\.local_mp\.conv1\.bn\.', r'.lpi.bn.'),
+    (r'\.local_mp\.(conv\d)\.conv\.', r'.lpi.\1.'),
+    (r'\.ffn\.layers\.0\.0\.', r'.mlp.fc1.'),
+    (r'\.ffn\.layers\.1\.', r'.mlp.fc2.'),
 )
+_WITHOUT_HEAD: Renames = ((r'^head\..*', ''),)
 
+# Where one marker would match two layouts, the first one counts.
 LAYOUTS = (
     Layout('this project', 'state_dict', r'backbone\.blocks\.\d+\.lpi\.'),
-    Layout('this project, backbone alone', 'state_dict', r'blocks\.\d+\.lpi\.', _BARE),
+    Layout('this project, backbone alone', 'state_dict', r'blocks\.\d+\.lpi\.', _PREFIX),
+    Layout('original self-supervised, full run', 'teacher', r'backbone\.pos_embeder\.', _WITHOUT_HEAD + _OFFICIAL),
     Layout('original detection or segmentation', 'state_dict', r'backbone\.pos_embeder\.', _OFFICIAL),
-    Layout('original classification', 'model', r'pos_embeder\.', _BARE + _OFFICIAL),
-    Layout('original self-supervised', None, r'pos_embeder\.', _BARE + _OFFICIAL),
+    Layout('original classification', 'model', r'pos_embeder\.', _PREFIX + _OFFICIAL),
+    Layout('original self-supervised', None, r'pos_embeder\.', _PREFIX + _OFFICIAL),
+    Layout('MMPretrain', 'state_dict', r'(backbone\.)?xca_layers\.', _PREFIX + _MMPRETRAIN),
+    Layout('timm', None, r'blocks\.\d+\.local_mp\.', _PREFIX + _OFFICIAL),
 )
 
 
 def find_layout(checkpoint: dict) -> Tuple[Optional[Layout], StateDict]:
     """The layout of a loaded file, and its tensors by their own names.
 
-    Containers are looked into in the order of :data:`LAYOUTS`, and a file may hold its tensors in another container
-    than its layout usually does: names decide, since files get re-saved.
+    The places in which the layouts keep their tensors are looked into in turn. Names decide, not the place, since files
+    get re-saved; the place only tells apart layouts with the same names.
 
     Returns:
         tuple: The layout, or None for a file that holds no XCiT; and the tensors, ``{}`` if there are none.
     """
-    places = [layout.container for layout in LAYOUTS]
     found: StateDict = {}
-    for place in dict.fromkeys([*places[:-1], None]):
-        state = checkpoint if place is None else checkpoint.get(place)
-        tensors = _tensors(state)
-        for layout in LAYOUTS if tensors else ():
-            if layout.recognises(tensors):
-                return layout, tensors
+    for place in dict.fromkeys(layout.container for layout in LAYOUTS):
+        tensors = _tensors(checkpoint if place is None else checkpoint.get(place))
+        matching = [layout for layout in LAYOUTS if tensors and layout.recognises(tensors)]
+        if matching:
+            return min(matching, key=lambda layout: layout.container != place), tensors
         found = found or tensors
     return None, found
+
+
+def _join_qkv(state: StateDict) -> StateDict:
+    """Class attention keeps query, key and value in one tensor here as in the original, others in three."""
+    joined = {}
+    for key, value in state.items():
+        part = re.fullmatch(r'(.*cls_attn_blocks\.\d+\.attn\.)([qkv])\.(weight|bias)', key)
+        if part is None:
+            joined[key] = value
+        elif part[2] == 'q' and all(f'{part[1]}{name}.{part[3]}' in state for name in 'kv'):
+            joined[f'{part[1]}qkv.{part[3]}'] = torch.cat([state[f'{part[1]}{name}.{part[3]}'] for name in 'qkv'])
+    return joined
 
 
 def _tensors(state) -> StateDict:

@@ -105,15 +105,15 @@ def _reading_failed(path: str, reason: str) -> str:
     refused = re.search(r'GLOBAL ([\w.]+)', reason)
     if refused:
         return (
-            f'{path} was refused: it asks to run {refused[1]!r} while loading, and only tensors and plain data are read '
-            f'from checkpoints. If you trust its origin, re-save its tensors alone where it was made: '
+            f'{path} was refused: it asks to run {refused[1]!r} while loading, and only tensors and plain '
+            f'data are read from checkpoints. If you trust its origin, re-save its tensors alone where it was made: '
             f"torch.save({{'state_dict': model.state_dict()}}, path)"
         )
     with open(path, 'rb') as file:
         start = file.read(16)
     return (
-        f'{path} is not a checkpoint that can be read: {os.path.getsize(path)} bytes, beginning with {start!r}, expected a '
-        f'file written by torch.save or safetensors. It may be cut off or a saved web page; download it again. '
+        f'{path} is not a checkpoint that can be read: {os.path.getsize(path)} bytes, beginning with {start!r}, '
+        f'expected a file written by torch.save or safetensors. It may be cut off or a saved web page; download it again. '
         f'({reason.splitlines()[0][:200] if reason else "unexpected end of file"})'
     )
 
@@ -121,6 +121,7 @@ def _reading_failed(path: str, reason: str) -> str:
 def _translate(checkpoint: dict, path: str) -> dict:
     """Name the file in the metadata of its tensors, and bring XCiT tensors of a foreign layout under our names."""
     layout, tensors = find_layout(checkpoint)
+    metadata = getattr(checkpoint.get('state_dict', checkpoint), '_metadata', {})
     if layout is not None and layout.renames:
         checkpoint = {'state_dict': OrderedDict(layout.to_native(tensors)), 'meta': checkpoint.get('meta', {})}
     state = checkpoint.get('state_dict')
@@ -128,8 +129,7 @@ def _translate(checkpoint: dict, path: str) -> dict:
         state = checkpoint['state_dict'] = OrderedDict(state)
     else:
         state = checkpoint = OrderedDict(checkpoint)
-    original = getattr(state, '_metadata', None) or {}
-    state._metadata = SourceMetadata(original, path, layout.name if layout else None)
+    state._metadata = SourceMetadata(metadata, path, layout.name if layout else None)
     return checkpoint
 
 
@@ -169,8 +169,8 @@ def load_from_http(filename, map_location=None):
             torch.hub.download_url_to_file(filename, path, hash_prefix and hash_prefix[1])
         except (OSError, RuntimeError) as error:
             raise CheckpointError(
-                f'{filename} could not be downloaded: {error}. Without network, fetch it elsewhere and put it at {path}, '
-                f'or name a local file'
+                f'{filename} could not be downloaded: {error}. Without network, fetch it elsewhere and put it at '
+                f'{path}, or name a local file'
             ) from None
     barrier()
     return load_checkpoint_file(path, map_location)

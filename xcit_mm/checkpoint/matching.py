@@ -35,8 +35,8 @@ def match_state_dict(module: nn.Module, state_dict: Dict[str, Tensor], prefix: s
     if layout is None:
         names = ', '.join(list(given)[:3]) or 'none'
         raise CheckpointError(
-            f'{who}no XCiT weights were found for {prefix or "the backbone"!r}; the file fits none of the known layouts. '
-            f'Its first tensors there: {names}. Expected: a checkpoint of the original XCiT release or of this project'
+            f'{who}no XCiT weights were found for {prefix or "the backbone"!r}; the file fits none of the known '
+            f'layouts. Its first tensors there: {names}. Expected: a checkpoint of the original XCiT release or of this project'
         )
     native = {key[len('backbone.') :]: v for key, v in layout.to_native(tensors).items() if key.startswith('backbone.')}
     wanted = {key: value.shape for key, value in module.state_dict().items()}
@@ -44,8 +44,8 @@ def match_state_dict(module: nn.Module, state_dict: Dict[str, Tensor], prefix: s
     problems = _problems(native, wanted)
     if problems:
         raise CheckpointError(
-            f'{who}the checkpoint (layout: {source.get("layout") or layout.name}) does not fit the model, and nothing was '
-            f'loaded. It holds {describe(native)}; the model has {describe(module.state_dict())}. '
+            f'{who}the checkpoint (layout: {source.get("layout") or layout.name}) does not fit the model, and '
+            f'nothing was loaded. It holds {describe(native)}; the model has {describe(module.state_dict())}. '
             + '; '.join(problems)
         )
     if ignored:

@@ -196,7 +196,7 @@ def adapt_to_device(cfg: Config) -> None:
     if cfg.launcher == 'none':
         return
     if cfg.launcher != 'pytorch':
-        raise UsageError(f'--launcher {cfg.launcher} needs an accelerator; on the CPU use --launcher pytorch (torchrun)')
+        raise UsageError(f'--launcher {cfg.launcher} needs an accelerator; use torchrun and --launcher pytorch')
     # MMEngine would choose a CUDA device for each process; a process group that exists is left as it is.
     if not torch.distributed.is_initialized():
         torch.distributed.init_process_group('gloo')

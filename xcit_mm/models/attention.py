@@ -51,8 +51,8 @@ class XCA(nn.Module):
 
     @staticmethod
     def prefers_covariance(num_tokens: int, dim: int) -> bool:
-        """The token form costs about 4 N C^2 multiply-adds, the covariance form 2 N C^2 + 4 C^3."""
-        return num_tokens > 4 * dim
+        """The token form costs 4 N C^2 multiply-adds and more, the covariance form 2 N C^2 + 4 C^3."""
+        return num_tokens >= 2 * dim
 
     def forward(self, x: Tensor) -> Tensor:
         """(B, N, C) -> (B, N, C)."""

@@ -1,0 +1,577 @@
+#!/usr/bin/env python3
+"""Set up this checkout and use it: one command, on a machine that has no more than Python and a C++ compiler.
+
+python3 tools/quickstart.py demo       set up, then train and test a small detector on the embedded data set
+python3 tools/quickstart.py test       set up, then run the tests; further arguments go to pytest (test -m slow)
+python3 tools/quickstart.py install    only set up
+
+Set-up makes .venv in the checkout, installs the pinned libraries in stages and checks that they work. It can be
+interrupted and run again: finished stages are not repeated, and when nothing is to be done it takes a moment.
+"""
+
+import argparse
+import contextlib
+import hashlib
+import importlib.util
+import json
+import os
+import re
+import selectors
+import shutil
+import signal
+import subprocess
+import sys
+import sysconfig
+import time
+from pathlib import Path
+from typing import List, NamedTuple
+
+try:
+    import fcntl
+except ImportError:  # Windows
+    fcntl = None
+
+ROOT = Path(__file__).resolve().parents[1]
+VERSION = '{}.{}'.format(*sys.version_info)
+DISK_GB = 9
+CONFIG = 'configs/mask_rcnn_xcit_n12_8_digits.py'
+WORK_DIR = 'work_dirs/digits_demo'
+
+# Run in the new environment. The last "checking" line in the log tells what failed, even after a crash.
+CHECK = """
+def step(name):
+    print('checking', name, flush=True)
+
+step('torch'); import torch
+step('cv2'); import cv2
+step('mmcv'); import mmcv
+step('operators'); from mmcv.ops import get_compiling_cuda_version, nms
+boxes = torch.tensor([[0.0, 0, 10, 10], [1, 1, 10, 10], [20, 20, 30, 30]])
+kept = nms(boxes, torch.tensor([0.9, 0.8, 0.7]), 0.5)[1].tolist()
+assert kept == [0, 2], f'nms kept {kept} in place of [0, 2]'
+cuda = get_compiling_cuda_version()
+step('mmengine'); import mmengine
+step('mmdet'); import mmdet
+step('mmseg'); import mmseg
+step('mmpretrain'); import mmpretrain
+step('xcit_mm'); import xcit_mm
+print('operators compiled for CUDA:', cuda)
+"""
+
+COMPILER = 'install a C++ compiler (Debian, Ubuntu: apt install g++; Fedora: dnf install gcc-c++)'
+HEADERS = (
+    f"install Python's headers (Debian, Ubuntu: apt install python{VERSION}-dev; Fedora: dnf install python3-devel)"
+)
+NO_NETWORK = r'NewConnectionError|ConnectTimeout|[Rr]ead timed out|ProxyError|Max retries|name resolution|unreachable'
+NO_MEMORY = r'Killed signal|fatal error: Killed|[Cc]annot allocate memory|virtual memory exhausted'
+NO_COMPILER = r"(cc|c\+\+|g\+\+)'? (failed: No such file|not found)|No such file or directory: '\S*(cc|\+\+)'"
+HINTS = (
+    (r'No space left on device|Disk quota exceeded', 'free some disk space and run the same command again'),
+    (NO_NETWORK, 'this looks like the network: check connection and proxy settings and run the same command again'),
+    (r'CERTIFICATE_VERIFY_FAILED', "pip does not trust the server's certificate: see pip's option --cert (PIP_CERT)"),
+    (NO_MEMORY, 'the compiler ran out of memory: MAX_JOBS=1 python3 tools/quickstart.py install'),
+    (r'Python\.h: No such file', HEADERS),
+    (NO_COMPILER, COMPILER),
+    (r'No matching distribution found', 'the package index pip uses has no such version for this Python and system'),
+)
+
+
+class SetupError(Exception):
+    """Set-up cannot go on; the message says why and what to try."""
+
+
+class Terminated(KeyboardInterrupt):
+    """Asked to stop by a signal that the running command did not get as well."""
+
+
+class Stage(NamedTuple):
+    """One step of the set-up: a command that is run until it has succeeded once."""
+
+    name: str
+    title: str
+    command: List[str]
+    needs: List[str] = []  # distributions it leaves; if one is gone the stage is repeated
+    depends: str = ''  # text whose change makes it run again
+
+    @property
+    def key(self):
+        """Changes when the stage would do something else than when it was run."""
+        return hashlib.sha256(repr((self.command, self.depends)).encode()).hexdigest()[:16]
+
+
+def say(text=''):
+    print(text, flush=True)
+
+
+def clock(seconds):
+    """A duration for people."""
+    minutes, seconds = divmod(round(seconds), 60)
+    return f'{minutes} min {seconds:02d} s' if minutes else f'{seconds} s'
+
+
+def pins(root, name):
+    """The requirements in requirements/<name>.txt."""
+    lines = (line.split('#')[0].strip() for line in (root / 'requirements' / f'{name}.txt').read_text().splitlines())
+    return [line for line in lines if line]
+
+
+def names(requirements):
+    """The distributions that requirements ask for."""
+    return [re.split(r'[^\w.-]', requirement)[0].lower() for requirement in requirements]
+
+
+def distributions(site):
+    """Name and version of everything in a site-packages folder, read without importing anything."""
+    return sorted(path.name[: -len('.dist-info')] for path in site.glob('*.dist-info'))
+
+
+def fingerprint(root, site):
+    """What a verification is valid for: the checkout and its pins, what is installed, and the compiled operators."""
+    texts = [root / 'setup.py', root / 'pyproject.toml', *sorted(root.glob('requirements/onedl*.txt'))]
+    files = [site / 'torch/version.py', *sorted((site / 'mmcv').glob('_ext*.so'))]
+    return {
+        'checkout': str(root),
+        'pins': hashlib.sha256(b'\0'.join(path.read_bytes() for path in texts)).hexdigest(),
+        'check': hashlib.sha256(CHECK.encode()).hexdigest(),
+        'installed': distributions(site),
+        'files': [[path.name, path.stat().st_size, path.stat().st_mtime_ns] for path in files if path.exists()],
+    }
+
+
+def ninja_step(line):
+    """(12, 80) for a line `[12/80] c++ ...` of ninja, None for any other."""
+    found = re.match(r'\s*\[(\d+)/(\d+)\] ', line)
+    return (int(found[1]), int(found[2])) if found else None
+
+
+def failure(what, log):
+    """What to say of a failed command: the end of its output, where all of it is, and what to try."""
+    text = log.read_text(errors='replace')
+    tail = '\n'.join('    ' + line[:200] for line in text.strip().splitlines()[-15:])
+    again = 'run the same command again; if that fails as well, delete .venv and .setup and start afresh'
+    advice = next((advice for pattern, advice in HINTS if re.search(pattern, text)), again)
+    return f'{what}. Its output ended with\n\n{tail}\n\nAll of it: {log}\nWhat to try: {advice}.'
+
+
+class Progress:
+    """One line on what a command is doing: rewritten in place on a terminal, else a new line now and then."""
+
+    def __init__(self, out, every=20.0):
+        self.out, self.tty = out, out.isatty()
+        self.every = 0.5 if self.tty else every
+        self.start = self.shown = time.monotonic()
+        self.what, self.first = 'starting', None
+
+    def feed(self, line):
+        """Take a line of output; True if it is worth keeping in the log."""
+        download = re.match(r'Progress (\d+) of (\d+)', line)
+        step = ninja_step(line)
+        if download:
+            self.what = '{:.0f} of {:.0f} MB'.format(*(int(size) / 1e6 for size in download.groups()))
+        elif step:
+            now, (done, total) = time.monotonic(), step
+            self.first = self.first or (now, done)
+            left = (now - self.first[0]) / max(done - self.first[1], 1) * (total - done)
+            self.what = f'compiled {done} of {total}' + (f', about {clock(left)} left' if done > self.first[1] else '')
+        elif re.match(r'\s*(Collecting|Downloading|Using cached|Building|Preparing|Installing|checking) ', line):
+            self.what = line.strip()
+        return not download
+
+    def tick(self):
+        """Show the line if it is time to."""
+        now = time.monotonic()
+        if now - self.shown < self.every:
+            return
+        self.shown = now
+        text = f'      {clock(now - self.start)}: {self.what}'
+        width = shutil.get_terminal_size().columns - 1 if self.tty else 110
+        self.out.write(f'\r\x1b[2K{text[:width]}' if self.tty else f'{text[:width]}\n')
+        self.out.flush()
+
+    def end(self):
+        """Clear the line."""
+        if self.tty:
+            self.out.write('\r\x1b[2K')
+            self.out.flush()
+
+
+def stop(process):
+    """End a command and everything it started. Interrupted, pip still tidies up; then patience ends."""
+    for number, patience in ((signal.SIGINT, 10), (signal.SIGTERM, 5), (signal.SIGKILL, 5)):
+        with contextlib.suppress(ProcessLookupError):
+            os.killpg(process.pid, number)
+        with contextlib.suppress(subprocess.TimeoutExpired):
+            process.wait(patience)
+            return
+
+
+def stream(command, log, cwd=ROOT, env=None, keep=(), every=20.0):
+    """Run a command with all its output in a log file and one progress line on the screen; return its exit code.
+
+    The output goes through a pipe and the command holds the file descriptors in keep, so that it soon ends by itself,
+    and keeps others waiting until then, if this process is killed without a chance to stop it.
+    """
+    log.parent.mkdir(parents=True, exist_ok=True)
+    progress, rest = Progress(sys.stdout, every), b''
+    pipes = dict(stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.STDOUT)
+    env = {**os.environ, **(env or {})}
+    with log.open('wb') as file, selectors.DefaultSelector() as selector:
+        process = subprocess.Popen(command, cwd=str(cwd), env=env, start_new_session=True, pass_fds=keep, **pipes)
+        selector.register(process.stdout, selectors.EVENT_READ)
+        try:
+            while True:
+                if selector.select(timeout=0.5):
+                    chunk = os.read(process.stdout.fileno(), 65536)
+                    *lines, rest = (rest + chunk).split(b'\n')
+                    file.writelines(line + b'\n' for line in lines if progress.feed(line.decode(errors='replace')))
+                    file.flush()
+                    if not chunk:
+                        file.write(rest)
+                        return process.wait()
+                progress.tick()
+        finally:
+            progress.end()
+            if process.poll() is None:
+                stop(process)
+            process.stdout.close()
+
+
+@contextlib.contextmanager
+def locked(path, busy):
+    """Hold a lock file, saying so if that means to wait; gives its file descriptor."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    fd = os.open(str(path), os.O_RDWR | os.O_CREAT, 0o644)
+    try:
+        try:
+            fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            say(f'{busy}; waiting for it to end')
+            fcntl.flock(fd, fcntl.LOCK_EX)
+        yield fd
+    finally:
+        os.close(fd)
+
+
+class Setup:
+    """The environment of one checkout, and the record of how far it is."""
+
+    def __init__(self, root=ROOT):
+        self.root, self.venv, self.home = root, root / '.venv', root / '.setup'
+        self.python, self.site = self.venv / 'bin/python', self.venv / f'lib/python{VERSION}/site-packages'
+        self.stamp, self.checks = self.home / 'stamp.json', self.home / 'logs/verify.log'
+        self.record, self.lock = {}, None
+
+    def load(self):
+        """Read the record; nothing counts if .venv is another than the one it was written for."""
+        with contextlib.suppress(OSError, ValueError):
+            self.record = json.loads(self.stamp.read_text())
+        config = self.venv / 'pyvenv.cfg'
+        venv = config.stat().st_mtime_ns if config.exists() else None
+        if self.record.get('venv') != venv:
+            self.record = {'venv': venv}
+
+    def save(self, **values):
+        """Add to the record; it is replaced as a whole, so that it is never half written."""
+        self.record.update(values)
+        self.home.mkdir(exist_ok=True)
+        draft = self.home / 'stamp.json.new'
+        draft.write_text(json.dumps(self.record, indent=1))
+        os.replace(str(draft), str(self.stamp))
+
+    def ready(self):
+        """Whether what is installed is what was verified."""
+        return os.access(str(self.python), os.X_OK) and self.record.get('verified') == fingerprint(self.root, self.site)
+
+    def done(self, stage):
+        """Whether a stage has finished as it stands now, and what it installed is still there."""
+        there = {name.rsplit('-', 1)[0].lower().replace('_', '-') for name in distributions(self.site)}
+        return self.record.get('stages', {}).get(stage.name) == stage.key and there.issuperset(stage.needs)
+
+    def run(self, stage):
+        """Run a command of the set-up, or raise SetupError with the end of its output and what to try."""
+        log, start = self.home / 'logs' / f'{stage.name}.log', time.monotonic()
+        env = self.environment(compiling=stage.name.startswith('mmcv'))
+        code = stream(stage.command, log, self.root, env, keep=(self.lock,) if self.lock else ())
+        if code:
+            raise SetupError(failure(f'stage "{stage.name}" ({stage.title}) failed with exit code {code}', log))
+        return time.monotonic() - start
+
+    def run_all(self, stages):
+        """Run the stages that are not done, in order; each is recorded as soon as it is."""
+        for number, stage in enumerate(stages, 1):
+            if self.done(stage):
+                say(f'[{number}/{len(stages)}] {stage.title}: done before')
+                continue
+            say(f'[{number}/{len(stages)}] {stage.title}')
+            sweep(self.site)
+            seconds = self.run(stage)
+            self.save(stages={**self.record.get('stages', {}), stage.name: stage.key})
+            say(f'      done in {clock(seconds)}')
+
+    def stages(self):
+        """What is installed, in order."""
+        torch, onedl = pins(self.root, 'onedl-torch'), pins(self.root, 'onedl')
+        engine, mmcv = (next(pin for pin in onedl if pin.startswith(name)) for name in ('onedl-mmengine', 'onedl-mmcv'))
+        rest = [pin for pin in onedl if pin not in (engine, mmcv)]
+        tools = ['setuptools>=80', 'wheel', 'packaging>=24.2', 'ninja', 'psutil']
+        install = [str(self.python), '-m', 'pip', 'install']
+        raw = [*install, '--progress-bar', 'raw']
+        # Without isolation pip builds with what is installed: mmcv has to be compiled against the torch it will meet.
+        build = [*raw, '--no-build-isolation', '-c', 'requirements/onedl-torch.txt', '-c', 'requirements/onedl.txt']
+        compiled = f'{mmcv}, compiled here (about 7 min on two cores, at once if pip has it in its cache)'
+        depends = ''.join((self.root / name).read_text() for name in ('setup.py', 'pyproject.toml')) + str(self.root)
+        return [
+            Stage('pip', 'pip', [*install, '--upgrade', 'pip'], ['pip']),
+            Stage('torch', f'{" ".join(torch)} (some minutes: 3 GB)', [*raw, *torch], names(torch)),
+            Stage('tools', 'build tools', [*raw, '--upgrade', *tools], names(tools)),
+            Stage('mmengine', engine, [*build, engine], names([engine])),
+            Stage('mmcv', compiled, [*build, '-v', mmcv], names([mmcv])),
+            Stage('onedl', ' '.join(rest), [*build, *rest], names(rest)),
+            Stage('project', 'this project and its tools', [*build, '-e', '.[dev]'], ['xcit-mm'], depends),
+        ]
+
+    def environment(self, compiling=False):
+        """The variables that pip gets, added to those of the user."""
+        # Here, what a killed pip leaves behind is found and removed.
+        env = {} if 'TMPDIR' in os.environ else {'TMPDIR': str(self.home / 'tmp')}
+        if compiling:
+            env['MMCV_WITH_OPS'] = '1'
+            memory = os.sysconf('SC_PAGE_SIZE') * os.sysconf('SC_PHYS_PAGES') / 1e9
+            env['MAX_JOBS'] = os.environ.get('MAX_JOBS') or str(max(1, min(os.cpu_count() or 1, int(memory / 2))))
+            if not self.cuda_compiler() and os.environ.get('FORCE_CUDA') != '1':
+                env['CUDA_VISIBLE_DEVICES'] = ''  # seeing a GPU, mmcv would need a compiler that is not there
+        return env
+
+    def cuda_compiler(self):
+        """Whether there is an nvcc of the CUDA version that torch was built for."""
+        version, home = self.site / 'torch/version.py', os.environ.get('CUDA_HOME')
+        nvcc = shutil.which('nvcc', path=f'{home}/bin' if home else None) or shutil.which('/usr/local/cuda/bin/nvcc')
+        wanted = re.search(r"cuda\S*.* = '(\d+)\.", version.read_text()) if version.exists() else None
+        if not nvcc or not wanted:
+            return False
+        answer = subprocess.run([nvcc, '--version'], stdout=subprocess.PIPE, stderr=subprocess.STDOUT)
+        found = re.search(r'release (\d+)\.', answer.stdout.decode(errors='replace'))
+        return bool(found) and found[1] == wanted[1]
+
+    def make_venv(self):
+        """Make .venv, and make it anew if what is there cannot be used."""
+        if self.venv.exists() or self.venv.is_symlink():
+            probe = 'import sys; from pip._internal.cli.main import main; print("{}.{}".format(*sys.version_info))'
+            version = b''
+            with contextlib.suppress(OSError, subprocess.CalledProcessError):
+                version = subprocess.check_output([str(self.python), '-c', probe], stderr=subprocess.DEVNULL)
+            version = version.decode().strip()
+            if version == VERSION:
+                return
+            trouble = f'holds Python {version}, not {VERSION}' if version else 'is broken'
+            say(f'The .venv here {trouble}: it is made anew.')
+            self.venv.unlink() if self.venv.is_symlink() else shutil.rmtree(str(self.venv))
+        say('Making .venv')
+        python = getattr(sys, '_base_executable', sys.executable)  # not the one of an environment about to be replaced
+        self.run(Stage('venv', 'virtual environment', [python, '-m', 'venv', '.venv']))
+        self.record = {'venv': (self.venv / 'pyvenv.cfg').stat().st_mtime_ns}
+
+    def check_machine(self, stages):
+        """Raise SetupError for what would make a later stage fail."""
+        missing = [stage.name for stage in stages if not self.done(stage)]
+        self.home.mkdir(exist_ok=True)
+        free = shutil.disk_usage(str(self.home)).free / 1e9
+        if 'torch' in missing and free < DISK_GB:
+            raise SetupError(f'{free:.1f} GB are free in {self.root}; the libraries need about {DISK_GB} GB.')
+        if not self.venv.exists() and not importlib.util.find_spec('ensurepip'):
+            raise SetupError('this Python cannot make virtual environments (Debian, Ubuntu: apt install python3-venv)')
+        if 'mmcv' in missing:
+            if not shutil.which(os.environ.get('CXX', 'c++').split()[0]) and not shutil.which('g++'):
+                raise SetupError(f"mmcv's operators are compiled here: {COMPILER}.")
+            if not Path(sysconfig.get_paths()['include'], 'Python.h').exists():
+                raise SetupError(f"mmcv's operators are compiled here: {HEADERS}.")
+
+    def check(self):
+        """Import and try everything in .venv; the name of what failed, or None."""
+        code = stream([str(self.python), '-c', CHECK], self.checks, self.root)
+        text = self.checks.read_text(errors='replace')
+        self.record['cuda_operators'] = bool(re.search(r'compiled for CUDA: \d', text))
+        return ['python', *re.findall(r'^checking (\w+)$', text, re.M)][-1] if code else None
+
+    def verify(self):
+        """Check that what is installed works, and repair the two things known to go wrong."""
+        say('Checking that everything works')
+        start, failed, repaired = time.monotonic(), self.check(), []
+        force = [str(self.python), '-m', 'pip', 'install', '--force-reinstall', '--no-deps', '--progress-bar', 'raw']
+        versions = dict(name.rsplit('-', 1) for name in distributions(self.site))
+        while failed in ('operators', 'cv2') and failed not in repaired:
+            repaired.append(failed)
+            if failed == 'operators':
+                error = self.checks.read_text(errors='replace').strip().splitlines()[-1]
+                say(f"      mmcv's compiled operators do not work with the installed torch ({error[:160]}).")
+                say(
+                    '      pip keeps what it once compiled and reuses it under any torch. Compiling anew (about 7 min).'
+                )
+                pin = f'onedl-mmcv=={versions["onedl_mmcv"]}'
+                command = [*force, '--no-cache-dir', '--no-build-isolation', '-v', pin]
+                seconds = self.run(Stage('mmcv-again', 'compiling mmcv anew', command))
+            else:
+                say('      OpenCV does not load, mostly for want of display libraries: taking its build without them.')
+                pin = f'opencv-python-headless=={versions["opencv_python"]}'
+                seconds = self.run(Stage('opencv', 'OpenCV without display', [*force, pin]))
+            say(f'      done in {clock(seconds)}')
+            failed = self.check()
+        if failed:
+            what = f'{failed} does not work{", nor after a repair" if failed in repaired else ""}'
+            raise SetupError(failure(what, self.checks))
+        self.save(verified=fingerprint(self.root, self.site))
+        say(f'      it does ({clock(time.monotonic() - start)})')
+
+    def install(self):
+        """Bring the environment to where it is known to work."""
+        start = time.monotonic()
+        with locked(self.home / 'lock', 'Another set-up is at work in this checkout') as self.lock:
+            self.load()
+            if self.ready():
+                say(f'Set-up: nothing to be done ({time.monotonic() - start:.1f} s).')
+                return
+            stages = self.stages()
+            self.check_machine(stages)
+            shutil.rmtree(str(self.home / 'tmp'), ignore_errors=True)
+            (self.home / 'tmp').mkdir(parents=True)
+            self.make_venv()
+            self.save(verified=None)
+            self.run_all(stages)
+            self.verify()
+            shutil.rmtree(str(self.home / 'tmp'), ignore_errors=True)
+            say(f'Set-up: complete in {clock(time.monotonic() - start)}.')
+
+
+def sweep(site):
+    """Remove what an interrupted pip leaves: folders it renamed, and records of packages it had not finished."""
+    unfinished = [path for path in site.glob('*.dist-info') if not (path / 'INSTALLER').exists()]  # pip writes it last
+    for path in (*site.glob('~*'), *unfinished):
+        shutil.rmtree(str(path), ignore_errors=True)
+
+
+def follow(command, setup, keep=()):
+    """Run a command of the project in its environment, its output passed through; return its exit code."""
+    env = dict(os.environ, PYTHONUNBUFFERED='1')
+    if not setup.record.get('cuda_operators'):
+        if shutil.which('nvidia-smi') and env.get('CUDA_VISIBLE_DEVICES') != '':
+            say("The GPU is left alone: mmcv's operators were compiled without nvcc of torch's CUDA version.")
+        env['CUDA_VISIBLE_DEVICES'] = ''  # detectors call the operators where their tensors are
+    process = subprocess.Popen([str(setup.python), *command], cwd=str(setup.root), env=env, pass_fds=keep)
+    try:
+        return process.wait()
+    except KeyboardInterrupt as interrupt:  # of Ctrl-C the command knows by itself
+        if isinstance(interrupt, Terminated):
+            process.terminate()
+        with contextlib.suppress(subprocess.TimeoutExpired):
+            process.wait(30)
+        process.kill()
+        raise
+
+
+def newest(paths):
+    """The path changed last, None of none."""
+    return max(paths, key=lambda path: path.stat().st_mtime, default=None)
+
+
+def demo(setup, resume, again, lock):
+    """Make the data set, train, test, and say where everything is."""
+    start, work, test = time.monotonic(), setup.root / WORK_DIR, setup.root / WORK_DIR / 'test'
+    pointer, finished = work / 'last_checkpoint', work / 'finished.json'
+
+    def step(number, title, *command):
+        say(f'\n=== {number}/3 {title}\n    .venv/bin/python {" ".join(command)}')
+        begin, code = time.monotonic(), follow(command, setup, keep=(lock,))
+        if code:
+            raise SetupError(f'step {number} ended with exit code {code}. Run again, the demo goes on from here.')
+        say(f'=== {number}/3 done in {clock(time.monotonic() - begin)}')
+
+    step(1, 'Making the data set (seconds)', 'tools/make_digits.py', 'data/digits')
+    if again:
+        for path in (finished, pointer):  # without the pointer nothing is resumed
+            with contextlib.suppress(FileNotFoundError):
+                path.unlink()
+    if finished.exists() and pointer.exists():
+        say(f'\n=== 2/3 {WORK_DIR} holds a finished training, which is used. To train anew: demo --again')
+    else:
+        if pointer.exists():
+            say(f'\n{WORK_DIR} holds an unfinished training, which goes on from its last checkpoint.')
+        options = ['--work-dir', WORK_DIR, *(['--resume'] if resume or pointer.exists() else [])]
+        step(2, 'Training Mask R-CNN on XCiT (about 12 min on two cores)', 'tools/train.py', CONFIG, *options)
+        if not pointer.exists():
+            raise SetupError(f'the training left no checkpoint in {work}.')
+        finished.write_text(json.dumps({'checkpoint': pointer.read_text().strip()}))
+    checkpoint = f'{WORK_DIR}/{Path(pointer.read_text().strip()).name}'  # the checkout may have been moved since
+    begin, options = time.time(), ['--work-dir', f'{WORK_DIR}/test', '--show-dir', 'pictures']
+    step(3, 'Testing, with pictures (about 1 min)', 'tools/test.py', CONFIG, checkpoint, *options)
+
+    result = newest(path for path in test.glob('*/*.json') if path.stat().st_mtime >= begin - 2)
+    pictures = newest(test.glob('*/pictures'))
+    scores = json.loads(result.read_text()) if result else {}
+    say(f'\nThe demo took {clock(time.monotonic() - start)}.')
+    for label, name in (('box AP', 'bbox_mAP'), ('mask AP', 'segm_mAP')):
+        value = next((scores[key] for key in scores if key.endswith(name)), None)
+        say(f'  {label:11}{"not found" if value is None else f"{100 * value:.1f}"}')
+    count = len([path for path in pictures.rglob('*') if path.is_file()]) if pictures else 0
+    say(f'  {"pictures":11}{pictures or "none"}\n{"":13}{count}, the truth on the left, the prediction on the right')
+    say(f'  {"checkpoint":11}{setup.root / checkpoint}')
+    for label, log in (('logs', newest(work.glob('2*/*.log'))), ('', newest(test.glob('*/*.log')))):
+        say(f'  {label:11}{log or "none"}')
+    say('What next: README.md, on putting the backbone into a config of yours; or train on COCO with')
+    say('  .venv/bin/python tools/train.py configs/mask_rcnn_xcit_s12_8_3x_coco.py')
+
+
+def test(setup, arguments):
+    """Run the tests; return pytest's exit code."""
+    code = follow(['-m', 'pytest', *arguments], setup)
+    if code:
+        say(f'\nThe tests did not pass (exit code {code}). One alone: python3 tools/quickstart.py test -k NAME')
+    else:
+        say('\nThe tests passed. What next: python3 tools/quickstart.py demo')
+    return code if code >= 0 else 128 - code
+
+
+def terminate(*_):
+    raise Terminated
+
+
+def main():
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    commands = parser.add_subparsers(dest='command', metavar='{install,demo,test}')
+    commands.add_parser('install', help='only set up')
+    options = commands.add_parser('demo', help='set up, then train and test on the embedded data set')
+    options.add_argument('--resume', action='store_true', help='let the training go on from its last checkpoint')
+    options.add_argument('--again', action='store_true', help='train anew even if there is a training already')
+    commands.add_parser('test', help='set up, then run the tests; further arguments go to pytest')
+    passed_on = sys.argv[2:] if sys.argv[1:2] == ['test'] and sys.argv[2:] not in (['-h'], ['--help']) else []
+    given = parser.parse_args(sys.argv[1:2] if passed_on else None)
+    if not given.command:
+        parser.error('say what to do: install, demo or test')
+    if fcntl is None:
+        sys.exit('quickstart: this needs Linux; on Windows use WSL')
+    if (
+        not (3, 10) <= sys.version_info[:2] <= (3, 12)
+    ):  # what torch 2.10, mmcv 2.3 and their dependencies have in common
+        other = next((name for name in ('python3.12', 'python3.11', 'python3.10') if shutil.which(name)), '')
+        advice = f': {other} tools/quickstart.py {given.command}' if other else ''
+        sys.exit(f'quickstart: the libraries need Python 3.10 to 3.12, this is {VERSION}{advice}')
+    for number in (signal.SIGTERM, signal.SIGHUP):
+        signal.signal(number, terminate)
+    setup = Setup()
+    try:
+        setup.install()
+        if given.command == 'test':
+            return test(setup, passed_on)
+        if given.command == 'demo':
+            with locked(setup.home / 'demo.lock', 'Another demo is at work in this checkout') as lock:
+                demo(setup, given.resume, given.again, lock)
+    except SetupError as error:
+        print(f'\nquickstart: {error}', file=sys.stderr)
+        return 1
+    except KeyboardInterrupt:
+        say('\nInterrupted. What is finished is kept: the same command goes on from there.')
+        return 130
+    return 0
+
+
+if __name__ == '__main__':
+    sys.exit(main())

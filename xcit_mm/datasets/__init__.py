@@ -1,0 +1,1 @@
+"""Data sets that xcit_mm makes itself."""
