@@ -1,8 +1,8 @@
 """Package metadata.
 
 The OpenMMLab libraries are not among the requirements: mmengine, mmcv, mmdet, mmsegmentation and mmpretrain exist in
-two families of distributions with the same import names, and naming either would install it on top of the other. The extras
-``onedl`` and ``openmmlab`` name them for those who have none yet.
+two families of distributions with the same import names, and naming either would install it on top of the other. The
+extras ``onedl`` and ``openmmlab`` name them for those who have none yet.
 """
 
 import re

@@ -10,20 +10,20 @@ and mask AP ? in about 12 minutes.
 _base_ = './mask_rcnn_xcit_t12_8_3x_coco.py'
 
 # The model: the smallest arch, and heads to match.
-channels = 128
+channels = 96
 model = dict(
     backbone=dict(arch='n12', init_cfg=None),
-    neck=dict(in_channels=[channels] * 4, out_channels=channels),
+    neck=dict(in_channels=[128] * 4, out_channels=channels),
     rpn_head=dict(in_channels=channels, feat_channels=channels),
     roi_head=dict(
-        bbox_roi_extractor=dict(out_channels=channels),
+        bbox_roi_extractor=dict(out_channels=channels, roi_layer=dict(sampling_ratio=2)),
         bbox_head=dict(in_channels=channels, fc_out_channels=256, num_classes=10),
-        mask_roi_extractor=dict(out_channels=channels),
+        mask_roi_extractor=dict(out_channels=channels, roi_layer=dict(sampling_ratio=2)),
         mask_head=dict(in_channels=channels, conv_out_channels=channels, num_convs=2, num_classes=10),
     ),
     train_cfg=dict(
         rpn_proposal=dict(nms_pre=500, max_per_img=200),
-        rcnn=dict(sampler=dict(num=64)),
+        rcnn=dict(sampler=dict(num=48)),
     ),
     test_cfg=dict(rpn=dict(nms_pre=500, max_per_img=200)),
 )

@@ -12,7 +12,6 @@ interrupted and run again: finished stages are not repeated, and when nothing is
 import argparse
 import contextlib
 import hashlib
-import importlib.util
 import json
 import os
 import re
@@ -33,7 +32,7 @@ except ImportError:  # Windows
 
 ROOT = Path(__file__).resolve().parents[1]
 VERSION = '{}.{}'.format(*sys.version_info)
-DISK_GB = 9
+DISK_GB = 12  # 8 for .venv, and 4 more while pip unpacks
 CONFIG = 'configs/mask_rcnn_xcit_n12_8_digits.py'
 WORK_DIR = 'work_dirs/digits_demo'
 
@@ -58,10 +57,8 @@ step('xcit_mm'); import xcit_mm
 print('operators compiled for CUDA:', cuda)
 """
 
-COMPILER = 'install a C++ compiler (Debian, Ubuntu: apt install g++; Fedora: dnf install gcc-c++)'
-HEADERS = (
-    f"install Python's headers (Debian, Ubuntu: apt install python{VERSION}-dev; Fedora: dnf install python3-devel)"
-)
+COMPILER = 'install a C++ compiler (Debian, Ubuntu: apt install g++)'
+HEADERS = f'install the headers of Python {VERSION} (Debian, Ubuntu: apt install python{VERSION}-dev)'
 NO_NETWORK = r'NewConnectionError|ConnectTimeout|[Rr]ead timed out|ProxyError|Max retries|name resolution|unreachable'
 NO_MEMORY = r'Killed signal|fatal error: Killed|[Cc]annot allocate memory|virtual memory exhausted'
 NO_COMPILER = r"(cc|c\+\+|g\+\+)'? (failed: No such file|not found)|No such file or directory: '\S*(cc|\+\+)'"
@@ -81,7 +78,7 @@ class SetupError(Exception):
 
 
 class Terminated(KeyboardInterrupt):
-    """Asked to stop by a signal that the running command did not get as well."""
+    """Asked to stop by a signal that, unlike Ctrl-C, running commands do not get as well."""
 
 
 class Stage(NamedTuple):
@@ -171,8 +168,10 @@ class Progress:
         elif step:
             now, (done, total) = time.monotonic(), step
             self.first = self.first or (now, done)
-            left = (now - self.first[0]) / max(done - self.first[1], 1) * (total - done)
-            self.what = f'compiled {done} of {total}' + (f', about {clock(left)} left' if done > self.first[1] else '')
+            pace = (now - self.first[0]) / max(done - self.first[1], 1)
+            known = done - self.first[1] > 3  # compilers start together: the first to end say little
+            left = f', about {clock(pace * (total - done))} left' if known else ''
+            self.what = f'compiled {done} of {total}{left}'
         elif re.match(r'\s*(Collecting|Downloading|Using cached|Building|Preparing|Installing|checking) ', line):
             self.what = line.strip()
         return not download
@@ -198,27 +197,25 @@ class Progress:
 def stop(process):
     """End a command and everything it started. Interrupted, pip still tidies up; then patience ends."""
     for number, patience in ((signal.SIGINT, 10), (signal.SIGTERM, 5), (signal.SIGKILL, 5)):
-        with contextlib.suppress(ProcessLookupError):
-            os.killpg(process.pid, number)
-        with contextlib.suppress(subprocess.TimeoutExpired):
-            process.wait(patience)
-            return
+        with contextlib.suppress(ProcessLookupError, PermissionError, subprocess.TimeoutExpired):
+            if process.poll() is None or number == signal.SIGKILL:  # the last also for what outlived the command
+                os.killpg(process.pid, number)
+                process.wait(patience)
 
 
-def stream(command, log, cwd=ROOT, env=None, keep=(), every=20.0):
-    """Run a command with all its output in a log file and one progress line on the screen; return its exit code.
-
-    The output goes through a pipe and the command holds the file descriptors in keep, so that it soon ends by itself,
-    and keeps others waiting until then, if this process is killed without a chance to stop it.
-    """
+def stream(command, log, cwd=ROOT, env=None, lock=None, every=20.0):
+    """Run a command with all its output in a log file and one progress line on the screen; return its exit code."""
     log.parent.mkdir(parents=True, exist_ok=True)
     progress, rest = Progress(sys.stdout, every), b''
     pipes = dict(stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.STDOUT)
     env = {**os.environ, **(env or {})}
     with log.open('wb') as file, selectors.DefaultSelector() as selector:
+        keep = (lock,) if lock else ()
         process = subprocess.Popen(command, cwd=str(cwd), env=env, start_new_session=True, pass_fds=keep, **pipes)
         selector.register(process.stdout, selectors.EVENT_READ)
         try:
+            if lock:
+                note(lock, process)
             while True:
                 if selector.select(timeout=0.5):
                     chunk = os.read(process.stdout.fileno(), 65536)
@@ -238,18 +235,35 @@ def stream(command, log, cwd=ROOT, env=None, keep=(), every=20.0):
 
 @contextlib.contextmanager
 def locked(path, busy):
-    """Hold a lock file, saying so if that means to wait; gives its file descriptor."""
+    """Hold a lock file, saying so if that means to wait; gives its file descriptor.
+
+    Jobs started under the lock inherit it. One whose starter was killed is ended: pip would go on for minutes, and the
+    data loaders of a training for ever.
+    """
     path.parent.mkdir(parents=True, exist_ok=True)
     fd = os.open(str(path), os.O_RDWR | os.O_CREAT, 0o644)
     try:
         try:
             fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
-            say(f'{busy}; waiting for it to end')
+            starter, job = map(int, os.pread(fd, 40, 0).split() or (os.getpid(), 0))
+            try:
+                os.kill(starter, 0)
+                say(f'{busy}; waiting for it to end')
+            except ProcessLookupError:
+                say(f'{busy}, left over from one that was killed; ending it')
+                os.killpg(job, signal.SIGKILL)
             fcntl.flock(fd, fcntl.LOCK_EX)
+        os.ftruncate(fd, 0)
         yield fd
     finally:
         os.close(fd)
+
+
+def note(lock, process):
+    """Write into the lock file which job inherits it from whom."""
+    os.ftruncate(lock, 0)
+    os.pwrite(lock, f'{os.getpid()} {process.pid}'.encode(), 0)
 
 
 class Setup:
@@ -284,14 +298,18 @@ class Setup:
 
     def done(self, stage):
         """Whether a stage has finished as it stands now, and what it installed is still there."""
+        return self.record.get('stages', {}).get(stage.name) == stage.key and self.has(stage.needs)
+
+    def has(self, needs):
+        """Whether these distributions are installed."""
         there = {name.rsplit('-', 1)[0].lower().replace('_', '-') for name in distributions(self.site)}
-        return self.record.get('stages', {}).get(stage.name) == stage.key and there.issuperset(stage.needs)
+        return there.issuperset(needs)
 
     def run(self, stage):
         """Run a command of the set-up, or raise SetupError with the end of its output and what to try."""
         log, start = self.home / 'logs' / f'{stage.name}.log', time.monotonic()
         env = self.environment(compiling=stage.name.startswith('mmcv'))
-        code = stream(stage.command, log, self.root, env, keep=(self.lock,) if self.lock else ())
+        code = stream(stage.command, log, self.root, env, self.lock)
         if code:
             raise SetupError(failure(f'stage "{stage.name}" ({stage.title}) failed with exit code {code}', log))
         return time.monotonic() - start
@@ -300,7 +318,7 @@ class Setup:
         """Run the stages that are not done, in order; each is recorded as soon as it is."""
         for number, stage in enumerate(stages, 1):
             if self.done(stage):
-                say(f'[{number}/{len(stages)}] {stage.title}: done before')
+                say(f'[{number}/{len(stages)}] {stage.name}: done before')
                 continue
             say(f'[{number}/{len(stages)}] {stage.title}')
             sweep(self.site)
@@ -332,8 +350,7 @@ class Setup:
 
     def environment(self, compiling=False):
         """The variables that pip gets, added to those of the user."""
-        # Here, what a killed pip leaves behind is found and removed.
-        env = {} if 'TMPDIR' in os.environ else {'TMPDIR': str(self.home / 'tmp')}
+        env = {} if 'TMPDIR' in os.environ else {'TMPDIR': str(self.home / 'tmp')}  # what a killed pip leaves is found
         if compiling:
             env['MMCV_WITH_OPS'] = '1'
             memory = os.sysconf('SC_PAGE_SIZE') * os.sysconf('SC_PHYS_PAGES') / 1e9
@@ -371,72 +388,70 @@ class Setup:
         self.run(Stage('venv', 'virtual environment', [python, '-m', 'venv', '.venv']))
         self.record = {'venv': (self.venv / 'pyvenv.cfg').stat().st_mtime_ns}
 
-    def check_machine(self, stages):
-        """Raise SetupError for what would make a later stage fail."""
-        missing = [stage.name for stage in stages if not self.done(stage)]
-        self.home.mkdir(exist_ok=True)
-        free = shutil.disk_usage(str(self.home)).free / 1e9
-        if 'torch' in missing and free < DISK_GB:
-            raise SetupError(f'{free:.1f} GB are free in {self.root}; the libraries need about {DISK_GB} GB.')
-        if not self.venv.exists() and not importlib.util.find_spec('ensurepip'):
-            raise SetupError('this Python cannot make virtual environments (Debian, Ubuntu: apt install python3-venv)')
-        if 'mmcv' in missing:
+    def check_machine(self):
+        """Raise SetupError for what would make a later stage fail, before the long ones begin."""
+        free = shutil.disk_usage(str(self.root)).free / 1e9
+        if not self.has(['torch']) and free < DISK_GB:
+            raise SetupError(f'{free:.1f} GB are free in {self.root}; setting up takes {DISK_GB} GB for a while.')
+        if not self.has(['onedl-mmcv']):
             if not shutil.which(os.environ.get('CXX', 'c++').split()[0]) and not shutil.which('g++'):
                 raise SetupError(f"mmcv's operators are compiled here: {COMPILER}.")
             if not Path(sysconfig.get_paths()['include'], 'Python.h').exists():
                 raise SetupError(f"mmcv's operators are compiled here: {HEADERS}.")
 
     def check(self):
-        """Import and try everything in .venv; the name of what failed, or None."""
-        code = stream([str(self.python), '-c', CHECK], self.checks, self.root)
+        """Import and try everything in .venv; the name of what failed, or None, and the error."""
+        # Not run in the checkout, so that it is the installed xcit_mm that counts.
+        code = stream([str(self.python), '-c', CHECK], self.checks, self.home)
         text = self.checks.read_text(errors='replace')
         self.record['cuda_operators'] = bool(re.search(r'compiled for CUDA: \d', text))
-        return ['python', *re.findall(r'^checking (\w+)$', text, re.M)][-1] if code else None
+        failed = ['python', *re.findall(r'^checking (\w+)$', text, re.M)][-1] if code else None
+        return failed, (text.strip().splitlines() or [''])[-1]
 
     def verify(self):
-        """Check that what is installed works, and repair the two things known to go wrong."""
+        """Check that what is installed works, and try to repair what does not, once each."""
         say('Checking that everything works')
-        start, failed, repaired = time.monotonic(), self.check(), []
+        start, tried, (failed, error) = time.monotonic(), [], self.check()
         force = [str(self.python), '-m', 'pip', 'install', '--force-reinstall', '--no-deps', '--progress-bar', 'raw']
         versions = dict(name.rsplit('-', 1) for name in distributions(self.site))
-        while failed in ('operators', 'cv2') and failed not in repaired:
-            repaired.append(failed)
+        while failed and failed not in tried:
+            tried.append(failed)
+            say(f'      {failed} does not work: {error[:160]}')
             if failed == 'operators':
-                error = self.checks.read_text(errors='replace').strip().splitlines()[-1]
-                say(f"      mmcv's compiled operators do not work with the installed torch ({error[:160]}).")
                 say(
-                    '      pip keeps what it once compiled and reuses it under any torch. Compiling anew (about 7 min).'
+                    '      pip keeps the mmcv it compiled once and reuses it under any torch. Compiling anew (about 7 min).'
                 )
                 pin = f'onedl-mmcv=={versions["onedl_mmcv"]}'
                 command = [*force, '--no-cache-dir', '--no-build-isolation', '-v', pin]
                 seconds = self.run(Stage('mmcv-again', 'compiling mmcv anew', command))
+                say(f'      done in {clock(seconds)}')
+            elif failed == 'cv2' and '.so' in error and 'opencv_python' in versions:
+                say('      This system has no display libraries. Taking the OpenCV that needs none.')
+                self.run(Stage('opencv', 'OpenCV', [*force, f'opencv-python-headless=={versions["opencv_python"]}']))
             else:
-                say('      OpenCV does not load, mostly for want of display libraries: taking its build without them.')
-                pin = f'opencv-python-headless=={versions["opencv_python"]}'
-                seconds = self.run(Stage('opencv', 'OpenCV without display', [*force, pin]))
-            say(f'      done in {clock(seconds)}')
-            failed = self.check()
+                say('      Going through all stages again, which installs what is missing.')
+                self.save(stages={})
+                self.run_all(self.stages())
+            failed, error = self.check()
         if failed:
-            what = f'{failed} does not work{", nor after a repair" if failed in repaired else ""}'
-            raise SetupError(failure(what, self.checks))
+            raise SetupError(failure(f'{failed} does not work, nor after a repair', self.checks))
         self.save(verified=fingerprint(self.root, self.site))
         say(f'      it does ({clock(time.monotonic() - start)})')
 
     def install(self):
         """Bring the environment to where it is known to work."""
         start = time.monotonic()
-        with locked(self.home / 'lock', 'Another set-up is at work in this checkout') as self.lock:
+        with locked(self.home / 'lock', 'A set-up is at work in this checkout') as self.lock:
             self.load()
             if self.ready():
                 say(f'Set-up: nothing to be done ({time.monotonic() - start:.1f} s).')
                 return
-            stages = self.stages()
-            self.check_machine(stages)
             shutil.rmtree(str(self.home / 'tmp'), ignore_errors=True)
             (self.home / 'tmp').mkdir(parents=True)
             self.make_venv()
             self.save(verified=None)
-            self.run_all(stages)
+            self.check_machine()
+            self.run_all(self.stages())
             self.verify()
             shutil.rmtree(str(self.home / 'tmp'), ignore_errors=True)
             say(f'Set-up: complete in {clock(time.monotonic() - start)}.')
@@ -449,22 +464,29 @@ def sweep(site):
         shutil.rmtree(str(path), ignore_errors=True)
 
 
-def follow(command, setup, keep=()):
-    """Run a command of the project in its environment, its output passed through; return its exit code."""
+def follow(command, setup, lock=None):
+    """Run a command of the project in its environment, its output passed through; return its exit code.
+
+    Given a lock it is a job of its own, ended with all its processes.
+    """
     env = dict(os.environ, PYTHONUNBUFFERED='1')
     if not setup.record.get('cuda_operators'):
         if shutil.which('nvidia-smi') and env.get('CUDA_VISIBLE_DEVICES') != '':
-            say("The GPU is left alone: mmcv's operators were compiled without nvcc of torch's CUDA version.")
+            say("The GPU is not used: mmcv's operators are for CPUs here, for want of nvcc of torch's CUDA version.")
         env['CUDA_VISIBLE_DEVICES'] = ''  # detectors call the operators where their tensors are
-    process = subprocess.Popen([str(setup.python), *command], cwd=str(setup.root), env=env, pass_fds=keep)
+    job = dict(start_new_session=True, stdin=subprocess.DEVNULL, pass_fds=(lock,)) if lock else {}
+    process = subprocess.Popen([str(setup.python), *command], cwd=str(setup.root), env=env, **job)
     try:
+        if lock:
+            note(lock, process)
         return process.wait()
-    except KeyboardInterrupt as interrupt:  # of Ctrl-C the command knows by itself
-        if isinstance(interrupt, Terminated):
+    except KeyboardInterrupt as interrupt:
+        if lock:
+            stop(process)
+        elif isinstance(interrupt, Terminated):  # of Ctrl-C it knows by itself
             process.terminate()
         with contextlib.suppress(subprocess.TimeoutExpired):
             process.wait(30)
-        process.kill()
         raise
 
 
@@ -480,7 +502,7 @@ def demo(setup, resume, again, lock):
 
     def step(number, title, *command):
         say(f'\n=== {number}/3 {title}\n    .venv/bin/python {" ".join(command)}')
-        begin, code = time.monotonic(), follow(command, setup, keep=(lock,))
+        begin, code = time.monotonic(), follow(command, setup, lock)
         if code:
             raise SetupError(f'step {number} ended with exit code {code}. Run again, the demo goes on from here.')
         say(f'=== {number}/3 done in {clock(time.monotonic() - begin)}')
@@ -548,10 +570,9 @@ def main():
         parser.error('say what to do: install, demo or test')
     if fcntl is None:
         sys.exit('quickstart: this needs Linux; on Windows use WSL')
-    if (
-        not (3, 10) <= sys.version_info[:2] <= (3, 12)
-    ):  # what torch 2.10, mmcv 2.3 and their dependencies have in common
-        other = next((name for name in ('python3.12', 'python3.11', 'python3.10') if shutil.which(name)), '')
+    # What torch 2.10, mmcv 2.3 and their dependencies have in common.
+    if not (3, 10) <= sys.version_info[:2] <= (3, 12):
+        other = next((name for name in ('python3.11', 'python3.12', 'python3.10') if shutil.which(name)), '')
         advice = f': {other} tools/quickstart.py {given.command}' if other else ''
         sys.exit(f'quickstart: the libraries need Python 3.10 to 3.12, this is {VERSION}{advice}')
     for number in (signal.SIGTERM, signal.SIGHUP):
@@ -562,7 +583,7 @@ def main():
         if given.command == 'test':
             return test(setup, passed_on)
         if given.command == 'demo':
-            with locked(setup.home / 'demo.lock', 'Another demo is at work in this checkout') as lock:
+            with locked(setup.home / 'demo.lock', 'A demo is at work in this checkout') as lock:
                 demo(setup, given.resume, given.again, lock)
     except SetupError as error:
         print(f'\nquickstart: {error}', file=sys.stderr)

@@ -4,5 +4,5 @@ _base_ = [
     './models/mask_rcnn_xcit.py',
     './datasets/coco_instance.py',
     './schedules/adamw_3x.py',
-    'mmdet::_base_/default_runtime.py',
+    './runtime_det.py',
 ]

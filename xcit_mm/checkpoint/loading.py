@@ -10,7 +10,7 @@ import os
 import pickle
 import re
 from collections import OrderedDict
-from typing import Optional
+from typing import Callable, Dict, Optional
 from urllib.parse import urlparse
 
 import numpy as np
@@ -18,52 +18,65 @@ import torch
 from mmengine.dist import barrier, get_local_rank
 from mmengine.logging import HistoryBuffer
 from mmengine.runner import CheckpointLoader
-from safetensors import SafetensorError
+from mmengine.utils import digit_version
 from safetensors.torch import load_file as load_safetensors
 
 from .errors import CheckpointError
 from .layouts import find_layout
 
 
-def _numpy_globals() -> list:
-    """What a pickled numpy scalar or array names."""
+def _history_buffer_method(cls: type, name: str):
+    """What stands in for ``getattr``, with which MMEngine's message hub names the statistics of its HistoryBuffers."""
+    if cls is not HistoryBuffer or name not in ('min', 'max', 'mean', 'current'):
+        raise pickle.UnpicklingError(f'Unsupported global: GLOBAL getattr({cls!r}, {name!r})')
+    return getattr(HistoryBuffer, name)
+
+
+def _safe_globals() -> Dict[str, Callable]:
+    """What a file may name besides tensors and containers: plain data of training runs, by full name.
+
+    The original release's runs hold their Namespace; MMEngine's checkpoints hold HistoryBuffers and numpy values.
+    """
     core = np._core if hasattr(np, '_core') else np.core
     dtypes = {type(np.dtype(kind)) for kind in ('bool', 'i4', 'i8', 'u1', 'u4', 'f4', 'f8')}
-    return [core.multiarray._reconstruct, core.multiarray.scalar, np.ndarray, np.dtype, *dtypes]
+    numpy_globals = [core.multiarray._reconstruct, core.multiarray.scalar, np.ndarray, np.dtype, *dtypes]
+    found = {f'{g.__module__}.{g.__qualname__}': g for g in (argparse.Namespace, HistoryBuffer, *numpy_globals)}
+    # numpy 2 renamed its private package, and a file names the one that wrote it.
+    for name, item in list(found.items()):
+        found[name.replace('numpy._core.', 'numpy.core.')] = item
+        found[name.replace('numpy.core.', 'numpy._core.')] = item
+    return {**found, 'builtins.getattr': _history_buffer_method}
 
 
-# Plain data only. Runs of the original release hold their Namespace, MMEngine's checkpoints the last two.
-SAFE_GLOBALS = [argparse.Namespace, HistoryBuffer, *_numpy_globals()]
+SAFE_GLOBALS = _safe_globals()
 
 
 def _safe_torch_load(file: str, map_location):
     """:func:`torch.load` that builds nothing but tensors, containers and :data:`SAFE_GLOBALS`."""
-    if hasattr(torch.serialization, 'safe_globals'):
-        with torch.serialization.safe_globals(SAFE_GLOBALS):
+    if digit_version(torch.__version__) >= digit_version('2.6'):
+        with torch.serialization.safe_globals([(item, name) for name, item in SAFE_GLOBALS.items()]):
             return torch.load(file, map_location=map_location, weights_only=True)
-    return torch.load(file, map_location=map_location, pickle_module=_OldTorchPickle)
+    return torch.load(file, map_location=map_location, pickle_module=_RestrictedPickle, weights_only=False)
 
 
-class _OldTorchPickle:
-    """For PyTorch before 2.5, whose ``weights_only`` takes no allow-list: the pickle module with one."""
+class _RestrictedPickle:
+    """For PyTorch before 2.6, whose ``weights_only`` takes no names: the pickle module with an allow-list."""
 
     _TORCH = {
         'torch._utils': ('_rebuild_tensor', '_rebuild_tensor_v2', '_rebuild_parameter'),
-        'torch': tuple(n for n in dir(torch) if n.endswith('Storage')) + ('Size', 'device'),
+        'torch': (*(name for name in dir(torch) if name.endswith('Storage')), 'Size', 'device'),
         'torch.storage': ('TypedStorage', 'UntypedStorage'),
         'collections': ('OrderedDict',),
         'builtins': ('set', 'frozenset', 'complex', 'slice', 'bytearray'),
         '_codecs': ('encode',),
     }
-    # numpy renamed its private package; files name the one that wrote them.
-    _OTHER = {(g.__module__.replace('numpy._core', 'numpy.core'), g.__name__): g for g in SAFE_GLOBALS}
 
     class Unpickler(pickle.Unpickler):
         def find_class(self, module, name):
-            found = _OldTorchPickle._OTHER.get((module.replace('numpy._core', 'numpy.core'), name))
-            if found is not None:
-                return found
-            if name in _OldTorchPickle._TORCH.get(module, ()):
+            module = {'__builtin__': 'builtins', 'copy_reg': 'copyreg'}.get(module, module)
+            if f'{module}.{name}' in SAFE_GLOBALS:
+                return SAFE_GLOBALS[f'{module}.{name}']
+            if name in _RestrictedPickle._TORCH.get(module, ()):
                 return super().find_class(module, name)
             raise pickle.UnpicklingError(f'Unsupported global: GLOBAL {module}.{name}')
 
@@ -94,7 +107,7 @@ def load_checkpoint_file(path: str, map_location='cpu'):
             checkpoint = {'state_dict': load_safetensors(path, device=str(map_location or 'cpu'))}
         else:
             checkpoint = _safe_torch_load(path, map_location)
-    except (pickle.UnpicklingError, RuntimeError, EOFError, ValueError, KeyError, SafetensorError) as error:
+    except Exception as error:  # a damaged file can make a reader fail in any way
         raise CheckpointError(_reading_failed(path, str(error))) from None
     if not isinstance(checkpoint, dict):
         raise CheckpointError(f'{path} holds a {type(checkpoint).__name__}, expected a dict of tensors')
@@ -113,7 +126,7 @@ def _reading_failed(path: str, reason: str) -> str:
         start = file.read(16)
     return (
         f'{path} is not a checkpoint that can be read: {os.path.getsize(path)} bytes, beginning with {start!r}, '
-        f'expected a file written by torch.save or safetensors. It may be cut off or a saved web page; download it again. '
+        f'expected a file of torch.save or safetensors. It may be cut off or a saved web page; download it again. '
         f'({reason.splitlines()[0][:200] if reason else "unexpected end of file"})'
     )
 

@@ -36,7 +36,7 @@ def match_state_dict(module: nn.Module, state_dict: Dict[str, Tensor], prefix: s
         names = ', '.join(list(given)[:3]) or 'none'
         raise CheckpointError(
             f'{who}no XCiT weights were found for {prefix or "the backbone"!r}; the file fits none of the known '
-            f'layouts. Its first tensors there: {names}. Expected: a checkpoint of the original XCiT release or of this project'
+            f'layouts. Its first tensors there: {names}. Expected: a checkpoint of XCiT, by any of its implementations'
         )
     native = {key[len('backbone.') :]: v for key, v in layout.to_native(tensors).items() if key.startswith('backbone.')}
     wanted = {key: value.shape for key, value in module.state_dict().items()}

@@ -371,16 +371,14 @@ class XCiT(BaseModule):
         outs = []
         for i, block in enumerate(self.blocks):
             x = self._run(block, x, grid)
-            if i in self.out_indices:
-                outs.append(self._format(None, x, grid))
+            outs.extend(self._format(None, x, grid) for _ in range(self.out_indices.count(i)))
         if self.with_class_token:
             cls_token = self.cls_token.expand(len(x), -1, -1)
             for i, block in enumerate(self.cls_attn_blocks, start=self.depth):
                 cls_token, x = self._run(block, cls_token, x)
                 if i == self.num_layers - 1:
                     cls_token, x = self.norm(cls_token), self.norm(x)
-                if i in self.out_indices:
-                    outs.append(self._format(cls_token, x, grid))
+                outs.extend(self._format(cls_token, x, grid) for _ in range(self.out_indices.count(i)))
         return self.pyramid(outs) if self.out_type == 'pyramid' else tuple(outs)
 
     def _run(self, block: nn.Module, *args):
@@ -471,13 +469,10 @@ def _arch_settings(arch: Union[str, dict]) -> dict:
 
 
 def _out_indices(indices, out_type: str, depth: int, num_layers: int) -> Tuple[int, ...]:
-    """Checked, non-negative, ascending block indices."""
+    """Checked, non-negative block indices in the order of the data."""
     if indices is None:
-        if out_type != 'pyramid':
-            indices = (-1,)
-        else:
-            # (3, 5, 7, 11) of 12 and (7, 11, 15, 23) of 24: thirds of the depth, as published.
-            indices = (3, 5, 7, 11) if depth == 12 else tuple(max(depth * k // 6 - 1, 0) for k in (2, 3, 4, 6))
+        # Published: (3, 5, 7, 11) of 12 blocks and (7, 11, 15, 23) of 24.
+        indices = tuple(max(depth * k // 6 - 1, 0) for k in (2, 3, 4, 6)) if out_type == 'pyramid' else (-1,)
     given = (indices,) if isinstance(indices, int) else tuple(indices)
     if not given or any(not isinstance(i, int) or not -num_layers <= i < num_layers for i in given):
         raise ValueError(
@@ -485,8 +480,8 @@ def _out_indices(indices, out_type: str, depth: int, num_layers: int) -> Tuple[i
             f'out_type={out_type!r} at depth {depth}, got {given}'
         )
     resolved = tuple(i % num_layers for i in given)
-    if any(a >= b for a, b in zip(resolved, resolved[1:])):
-        raise ValueError(f'XCiT: out_indices must ascend without repetition, got {given}')
+    if any(a > b for a, b in zip(resolved, resolved[1:])):
+        raise ValueError(f'XCiT: out_indices must not descend, got {given}')
     if out_type == 'pyramid' and len(resolved) != 4:
         raise ValueError(f"XCiT: out_type='pyramid' needs four out_indices, one for each stride, got {given}")
     if out_type == 'cls_token' and resolved[0] < depth:
@@ -503,12 +498,14 @@ def _recomputing(block: nn.Module):
     @contextmanager
     def repeated():
         norms = [m for m in block.modules() if isinstance(m, _BatchNorm) and m.training and m.track_running_stats]
+        state = [(norm, norm.momentum, norm.num_batches_tracked.clone()) for norm in norms]
         for norm in norms:
-            norm.track_running_stats = False
+            norm.momentum = 0.0
         try:
             yield
         finally:
-            for norm in norms:
-                norm.track_running_stats = True
+            for norm, momentum, count in state:
+                norm.momentum = momentum
+                norm.num_batches_tracked.copy_(count)
 
     return nullcontext(), repeated()

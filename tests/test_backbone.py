@@ -1,0 +1,181 @@
+"""The backbone as a part of other people's models: outputs, options, freezing, memory, errors."""
+
+import pytest
+import torch
+from conftest import build
+from mmengine.utils.dl_utils.parrots_wrapper import _BatchNorm
+from torch import nn
+
+from xcit_mm.models.xcit import ARCHS, XCiT
+
+
+@pytest.mark.parametrize('patch_size', [8, 16])
+@pytest.mark.parametrize('size', [(64, 96), (65, 47), (100, 33)])
+def test_shapes_of_every_output(tiny, patch_size, size):
+    image = torch.randn(2, 3, *size)
+    grid = tuple(-(-n // patch_size) for n in size)
+    tokens = grid[0] * grid[1]
+    expected = dict(cls_token=(2, 32), avg_featmap=(2, 32), raw=(2, 1 + tokens, 32), featmap=(2, 32, *grid))
+    for out_type, shape in expected.items():
+        (output,) = build(arch=tiny, patch_size=patch_size, out_type=out_type)(image)
+        assert output.shape == shape, out_type
+
+
+@pytest.mark.parametrize('patch_size', [8, 16])
+def test_pyramid_has_strides_4_8_16_32(tiny, patch_size):
+    maps = build(arch=tiny, patch_size=patch_size, out_type='pyramid')(torch.randn(1, 3, 64, 96))
+    assert [tuple(m.shape[-2:]) for m in maps] == [(16, 24), (8, 12), (4, 6), (2, 3)]
+
+
+@pytest.mark.parametrize('patch_size', [8, 16])
+def test_an_image_of_one_patch_still_has_four_levels(tiny, patch_size):
+    maps = build(arch=tiny, patch_size=patch_size, out_type='pyramid').eval()(torch.randn(1, 3, patch_size, patch_size))
+    assert len(maps) == 4 and all(torch.isfinite(m).all() and m.numel() for m in maps)
+
+
+def test_default_pyramid_indices_are_the_published_ones():
+    with torch.device('meta'):
+        assert XCiT('s12', out_type='pyramid').out_indices == (3, 5, 7, 11)
+        assert XCiT('m24', out_type='pyramid').out_indices == (7, 11, 15, 23)
+
+
+def test_several_and_negative_indices(tiny):
+    maps = build(arch=tiny, out_type='featmap', out_indices=(0, -1)).eval()(torch.randn(1, 3, 32, 32))
+    assert len(maps) == 2
+    assert not torch.equal(*maps)
+
+
+@pytest.mark.parametrize('out_type', ['pyramid', 'featmap'])
+def test_dense_models_have_no_classification_parts(tiny, out_type):
+    names = build(arch=tiny, out_type=out_type).state_dict()
+    assert not any(name.startswith(('cls_token', 'cls_attn_blocks', 'norm.')) for name in names)
+
+
+@pytest.mark.parametrize('arch', ARCHS)
+def test_start_values(arch):
+    model = build(arch=arch)
+    linear = torch.cat([m.weight.flatten() for m in model.modules() if isinstance(m, nn.Linear)])
+    assert abs(linear.std().item() - 0.02) < 2e-4
+    assert abs(model.cls_token.std().item() - 0.02) < 4e-3
+    assert all(m.bias.abs().max() == 0 for m in model.modules() if isinstance(m, nn.Linear))
+    assert model.blocks[0].gamma1.unique().tolist() == pytest.approx([1.0 if '12' in arch else 1e-5])
+    assert model.cls_attn_blocks[0].tokens_norm == (arch != 'n12')
+
+
+@pytest.mark.parametrize('out_type', ['cls_token', 'raw', 'pyramid'])
+@pytest.mark.parametrize('patch_size', [8, 16])
+def test_gradients_reach_every_parameter(tiny, out_type, patch_size):
+    model = build(arch=tiny, patch_size=patch_size, out_type=out_type, drop_path_rate=0.0)
+    torch.manual_seed(0)
+    sum((o * torch.randn_like(o)).sum() for o in model(torch.randn(2, 3, 64, 64))).backward()
+    without = [name for name, p in model.named_parameters() if p.grad is None or not p.grad.abs().sum() > 0]
+    assert not without
+
+
+@pytest.mark.parametrize('rates', [{}, dict(drop_path_rate=0.3, drop_rate=0.1, attn_drop_rate=0.1)])
+def test_activation_checkpointing_changes_nothing_but_memory(tiny, rates):
+    image = torch.randn(2, 3, 64, 48)
+    results = []
+    for with_cp in (False, True):
+        torch.manual_seed(0)
+        model = build(arch=tiny, out_type='raw', with_cp=with_cp, **rates).train()
+        torch.manual_seed(1)
+        outputs = model(image)
+        sum(o.square().sum() for o in outputs).backward()
+        results.append((outputs, [p.grad for p in model.parameters()], list(model.buffers())))
+    for plain, recomputed in zip(*results):
+        for a, b in zip(plain, recomputed):
+            torch.testing.assert_close(a, b)
+
+
+def test_drop_path_drops_whole_samples_at_the_given_rate(tiny):
+    block = build(arch=dict(tiny, depth=1), drop_path_rate=0.5).blocks[0].train()
+    x = torch.randn(400, 4, 32)
+    out = block._add(x, torch.ones_like(x), torch.ones(32))
+    dropped = (out == x).flatten(1)
+    assert (dropped.all(1) | ~dropped.any(1)).all()
+    assert 0.4 < dropped.all(1).float().mean() < 0.6
+    torch.testing.assert_close(out[~dropped.all(1)], x[~dropped.all(1)] + 2)
+
+
+@pytest.mark.parametrize('stages', [-1, 0, 2, 6])
+def test_frozen_stages_stay_frozen_and_in_eval_mode(tiny, stages):
+    model = build(arch=tiny, frozen_stages=stages).train()
+    parts = [nn.ModuleList([model.patch_embed, model.pos_embed]), *model.blocks, *model.cls_attn_blocks]
+    for i, part in enumerate(parts):
+        frozen = i <= stages
+        assert all(p.requires_grad != frozen for p in part.parameters())
+        assert all(m.training != frozen for m in part.modules() if isinstance(m, _BatchNorm))
+    before = {k: v.clone() for k, v in model.state_dict().items() if 'running' in k}
+    model(torch.randn(2, 3, 32, 32))
+    moved = {
+        k.split('.lpi')[0] for k, v in model.state_dict().items() if 'running' in k and not torch.equal(v, before[k])
+    }
+    assert any('patch_embed' in k for k in moved) == (stages < 0)
+    assert {f'blocks.{i}' for i in range(4) if i + 1 > stages} <= moved
+    assert not {f'blocks.{i}' for i in range(4) if i + 1 <= stages} & moved
+
+
+def test_norm_eval_keeps_all_batch_norms_in_eval_mode(tiny):
+    model = build(arch=tiny, norm_eval=True, out_type='pyramid').train()
+    assert not any(m.training for m in model.modules() if isinstance(m, _BatchNorm))
+    assert model.blocks[0].norm1.training
+
+
+def test_layer_depth_follows_the_data(tiny):
+    model = build(arch=tiny)
+    depths = [model.get_layer_depth(f'backbone.{name}', 'backbone.') for name, _ in model.named_parameters()]
+    assert {total for _, total in depths} == {8}
+    assert model.get_layer_depth('backbone.cls_token', 'backbone.')[0] == 0
+    assert model.get_layer_depth('backbone.blocks.3.attn.qkv.weight', 'backbone.')[0] == 4
+    assert model.get_layer_depth('backbone.cls_attn_blocks.1.gamma1', 'backbone.')[0] == 6
+    assert model.get_layer_depth('head.fc.weight', 'backbone.')[0] == 7
+
+
+def test_the_adapter_serves_other_backbones():
+    from mmengine.registry import MODELS
+
+    for stride in (8, 16):
+        adapter = MODELS.build(dict(type='xcit_mm.MultiScaleAdapter', in_channels=24, stride=stride))
+        maps = adapter([torch.randn(1, 24, 64 // stride, 96 // stride)] * 4)
+        assert [tuple(m.shape) for m in maps] == [(1, 24, 64 // s, 96 // s) for s in adapter.out_strides]
+
+
+@pytest.mark.parametrize(
+    'kwargs, words',
+    [
+        (dict(arch='s13'), ['s13', 's12', 'm24']),
+        (dict(arch=3), ['int', 's12']),
+        (dict(arch=dict(embed_dims=64, depth=2)), ['num_heads', 'missing']),
+        (dict(arch=dict(embed_dims=64, depth=2, num_heads=4, width=3)), ['unknown', 'width']),
+        (dict(arch=dict(embed_dims=64, depth=2, num_heads=5)), ['num_heads=5', 'embed_dims=64']),
+        (dict(arch=dict(embed_dims=60, depth=2, num_heads=4)), ['multiple of 8', '60']),
+        (dict(patch_size=12), ['patch_size', '8 or 16', '12']),
+        (dict(out_type='maps'), ['maps', 'pyramid', 'featmap']),
+        (dict(out_type='pyramid', out_indices=(3, 5, 7, 12)), ['out_indices', '12', '11']),
+        (dict(out_type='pyramid', out_indices=(3, 5, 7)), ['four']),
+        (dict(out_type='featmap', out_indices=(5, 3)), ['descend']),
+        (dict(out_type='cls_token', out_indices=(3,)), ['cls_token', '12 to 13']),
+        (dict(drop_path_rate=1.0), ['drop_path_rate', '1.0']),
+        (dict(frozen_stages=15), ['frozen_stages', '15', '14']),
+    ],
+)
+def test_wrong_arguments_are_named_with_what_is_allowed(kwargs, words):
+    with pytest.raises(ValueError) as error:
+        build(**kwargs)
+    for word in words:
+        assert word in str(error.value)
+
+
+def test_an_image_smaller_than_a_patch_is_refused(tiny):
+    with pytest.raises(ValueError, match='15x40.*16x16'):
+        build(arch=tiny)(torch.randn(1, 3, 15, 40))
+
+
+def test_the_adapter_refuses_other_strides_and_counts():
+    from xcit_mm.models import MultiScaleAdapter
+
+    with pytest.raises(ValueError, match='8 or 16'):
+        MultiScaleAdapter(8, stride=4)
+    with pytest.raises(ValueError, match='four maps'):
+        MultiScaleAdapter(8)([torch.randn(1, 8, 4, 4)] * 3)
