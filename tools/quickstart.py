@@ -418,9 +418,7 @@ class Setup:
             tried.append(failed)
             say(f'      {failed} does not work: {error[:160]}')
             if failed == 'operators':
-                say(
-                    '      pip keeps the mmcv it compiled once and reuses it under any torch. Compiling anew (about 7 min).'
-                )
+                say('      pip keeps an mmcv it compiled for reuse under any torch. Compiling it anew (about 7 min).')
                 pin = f'onedl-mmcv=={versions["onedl_mmcv"]}'
                 command = [*force, '--no-cache-dir', '--no-build-isolation', '-v', pin]
                 seconds = self.run(Stage('mmcv-again', 'compiling mmcv anew', command))

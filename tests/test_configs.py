@@ -1,0 +1,109 @@
+"""The configs say what was published."""
+
+import ast
+import re
+
+import pytest
+import torch
+from conftest import ROOT
+from mmengine.config import Config
+from mmengine.optim import build_optim_wrapper
+from mmengine.registry import MODELS, DefaultScope
+
+CONFIGS = ROOT / 'configs'
+# Trainable parameters in millions, computed from the original modules.
+MASK_RCNN = {
+    't12_16': 26.18,
+    't12_8': 25.87,
+    's12_16': 44.39,
+    's12_8': 43.17,
+    's24_16': 65.80,
+    's24_8': 64.58,
+    'm24_16': 101.15,
+    'm24_8': 98.98,
+}
+DROP_PATH = dict(t12=0.0, s12=0.05, s24=0.1, m24=0.15)
+
+
+def load(name):
+    return Config.fromfile(CONFIGS / f'{name}.py')
+
+
+def build_model(cfg):
+    with DefaultScope.overwrite_default_scope(cfg.default_scope):
+        return MODELS.build(cfg.model)
+
+
+@pytest.mark.parametrize('path', sorted(CONFIGS.glob('*.py')), ids=lambda p: p.stem)
+def test_every_config_opens_with_what_it_is_and_its_command(path):
+    text = ast.get_docstring(ast.parse(path.read_text()))
+    assert f'configs/{path.name}' in text
+    assert re.search(r'box AP \d+\.\d+,? (and )?mask AP \d+\.\d+', ' '.join(text.split()))
+
+
+@pytest.mark.parametrize('name', MASK_RCNN)
+def test_mask_rcnn_has_the_published_parameters(name):
+    cfg = load(f'mask_rcnn_xcit_{name}_3x_coco')
+    with torch.device('meta'):
+        model = build_model(cfg)
+    count = sum(p.numel() for p in model.parameters() if p.requires_grad)
+    assert round(count / 1e6, 2) == MASK_RCNN[name]
+
+
+@pytest.mark.parametrize('name', MASK_RCNN)
+def test_mask_rcnn_recipe(name):
+    arch, patch = name.split('_')
+    cfg = load(f'mask_rcnn_xcit_{name}_3x_coco')
+    backbone = cfg.model.backbone
+    assert (backbone.arch, backbone.patch_size, backbone.drop_path_rate) == (arch, int(patch), DROP_PATH[arch])
+    assert backbone.bn_norm_cfg.type == 'xcit_mm.SyncBN'
+    long = dict(t12='tiny_12', s12='small_12', s24='small_24', m24='medium_24')[arch]
+    assert backbone.init_cfg.checkpoint == f'https://dl.fbaipublicfiles.com/xcit/xcit_{long}_p{patch}_384_dist.pth'
+    assert (cfg.model.neck.out_channels, cfg.model.neck.num_outs) == (256, 5)
+    assert cfg.model.roi_head.bbox_roi_extractor.featmap_strides == [4, 8, 16, 32]
+    assert cfg.model.data_preprocessor.pad_size_divisor == 32
+
+    assert cfg.train_cfg.max_epochs == 36
+    warmup, steps = cfg.param_scheduler
+    assert (warmup.type, warmup.start_factor, warmup.end, warmup.by_epoch) == ('LinearLR', 0.001, 500, False)
+    assert (steps.milestones, steps.gamma) == ([27, 33], 0.1)
+    assert cfg.optim_wrapper.type == 'AmpOptimWrapper'
+    optimizer = cfg.optim_wrapper.optimizer
+    assert (optimizer.type, optimizer.lr, optimizer.betas, optimizer.weight_decay) == (
+        'AdamW',
+        1e-4,
+        (0.9, 0.999),
+        0.05,
+    )
+    assert cfg.auto_scale_lr.base_batch_size == 16 and cfg.train_dataloader.batch_size * 8 == 16
+
+    flip, choice = cfg.train_pipeline[2:4]
+    assert flip == dict(type='RandomFlip', prob=0.5)
+    plain, cropped = choice.transforms
+    short = [(s, 1333) for s in (480, 512, 544, 576, 608, 640, 672, 704, 736, 768, 800)]
+    assert [t.scales for t in plain] == [short]
+    assert cropped[0].scales == [(400, 1333), (500, 1333), (600, 1333)]
+    assert cropped[1] == dict(
+        type='RandomCrop', crop_type='absolute_range', crop_size=(384, 600), allow_negative_crop=True
+    )
+    assert cropped[2].scales == short
+    assert cfg.train_dataloader.dataset.pipeline == cfg.train_pipeline
+    assert cfg.test_dataloader.dataset.pipeline[1].scale == (1333, 800)
+
+
+def test_norms_have_no_weight_decay():
+    cfg = load('mask_rcnn_xcit_t12_8_3x_coco')
+    cfg.model.backbone.init_cfg = None
+    model = build_model(cfg)
+    wrapper = build_optim_wrapper(model, dict(cfg.optim_wrapper, type='OptimWrapper'))
+    decay = {id(p): group['weight_decay'] for group in wrapper.param_groups for p in group['params']}
+    norms = ('norm', '.bn.', re.compile(r'proj\.\d\.1\.'))
+    for name, parameter in model.named_parameters():
+        is_norm = any(n in name if isinstance(n, str) else n.search(name) for n in norms)
+        assert decay[id(parameter)] == (0.0 if is_norm else 0.05), name
+
+
+def test_digits_config_inherits_the_published_one():
+    cfg = load('mask_rcnn_xcit_n12_8_digits')
+    assert cfg.model.backbone.arch == 'n12' and cfg.model.backbone.init_cfg is None
+    assert cfg.model.type == 'MaskRCNN' and cfg.optim_wrapper.optimizer.weight_decay == 0.05
