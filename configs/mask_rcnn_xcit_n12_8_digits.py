@@ -11,15 +11,18 @@ _base_ = './mask_rcnn_xcit_t12_8_3x_coco.py'
 
 # The model: the smallest arch, and heads to match.
 channels = 96
+norm_cfg = dict(type='xcit_mm.SyncBN')  # from random weights, the pyramid and the mask head need norms
 model = dict(
     backbone=dict(arch='n12', init_cfg=None),
-    neck=dict(in_channels=[128] * 4, out_channels=channels),
+    neck=dict(in_channels=[128] * 4, out_channels=channels, norm_cfg=norm_cfg),
     rpn_head=dict(in_channels=channels, feat_channels=channels),
     roi_head=dict(
         bbox_roi_extractor=dict(out_channels=channels, roi_layer=dict(sampling_ratio=2)),
         bbox_head=dict(in_channels=channels, fc_out_channels=256, num_classes=10),
         mask_roi_extractor=dict(out_channels=channels, roi_layer=dict(sampling_ratio=2)),
-        mask_head=dict(in_channels=channels, conv_out_channels=channels, num_convs=2, num_classes=10),
+        mask_head=dict(
+            in_channels=channels, conv_out_channels=channels, num_convs=2, num_classes=10, norm_cfg=norm_cfg
+        ),
     ),
     train_cfg=dict(
         rpn_proposal=dict(nms_pre=500, max_per_img=200),
@@ -73,8 +76,8 @@ val_evaluator = dict(ann_file=data_root + 'annotations/instances_val2017.json')
 test_evaluator = val_evaluator
 
 # The schedule.
-max_epochs = 10
-optim_wrapper = dict(type='OptimWrapper', optimizer=dict(lr=5e-4), clip_grad=dict(max_norm=10.0))
+max_epochs = 7
+optim_wrapper = dict(type='OptimWrapper', optimizer=dict(lr=1e-3), clip_grad=dict(max_norm=10.0))
 param_scheduler = [
     dict(type='LinearLR', start_factor=0.01, by_epoch=False, begin=0, end=100),
     dict(type='CosineAnnealingLR', by_epoch=True, T_max=max_epochs, convert_to_iter_based=True),

@@ -3,7 +3,7 @@
 import pytest
 import timm
 import torch
-from conftest import ROOT, build, deviation, randomise
+from conftest import ROOT, build, deviation, randomise, without_start_values
 from mmpretrain.models.backbones.xcit import XCiT as MMPretrainXCiT
 
 from xcit_mm.models import XCA
@@ -80,7 +80,8 @@ def test_original_classifier_with_its_head(path, tmp_path):
 @pytest.mark.parametrize('arch', ARCHS)
 def test_timm(arch, patch_size, tmp_path):
     """Saved by timm as it saves, loaded as it is: class token and tokens, at an odd and non-square size too."""
-    theirs = randomise(timm.create_model(f'xcit_{TIMM_NAMES[arch]}_p{patch_size}_224', num_classes=0))
+    name = f'xcit_{TIMM_NAMES[arch]}_p{patch_size}_224'
+    theirs = randomise(without_start_values(lambda: timm.create_model(name, num_classes=0)))
     torch.save(theirs.state_dict(), tmp_path / 'timm.pth')
     ours = pretrained(tmp_path / 'timm.pth', arch=arch, patch_size=patch_size, out_type='raw')
     for size in SIZES:
@@ -98,13 +99,9 @@ def test_mmpretrain(arch, patch_size, tmp_path):
     shared = dict(
         patch_size=patch_size, num_heads=settings['num_heads'], depth=depth, embed_dims=settings['embed_dims']
     )
-    theirs = MMPretrainXCiT(
-        **shared,
-        tokens_norm=settings.get('tokens_norm', True),
-        out_type='raw',
-        out_indices=[depth // 2, depth - 1, depth + 1],
-    )
-    randomise(theirs)
+    indices = [depth // 2, depth - 1, depth + 1]
+    shared.update(tokens_norm=settings.get('tokens_norm', True), out_type='raw', out_indices=indices)
+    theirs = randomise(without_start_values(lambda: MMPretrainXCiT(**shared)))
     torch.save(
         {'meta': {}, 'state_dict': {f'backbone.{k}': v for k, v in theirs.state_dict().items()}}, tmp_path / 'mm.pth'
     )

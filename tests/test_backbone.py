@@ -39,6 +39,21 @@ def test_default_pyramid_indices_are_the_published_ones():
         assert XCiT('m24', out_type='pyramid').out_indices == (7, 11, 15, 23)
 
 
+@pytest.mark.parametrize('out_type', ['pyramid', 'featmap'])
+@pytest.mark.parametrize('patch_size', [8, 16])
+def test_maps_suit_operators_that_read_memory_as_it_lies(tiny, patch_size, out_type):
+    """mmcv's RoIAlign gives garbage for a channels-last map, which is what the tokens naturally are."""
+    from mmcv.ops import roi_align
+
+    boxes = torch.tensor([[0.0, 1.0, 1.0, 2.0, 2.0]])
+    for level in build(arch=tiny, patch_size=patch_size, out_type=out_type).eval()(torch.randn(1, 3, 96, 128)):
+        assert level.is_contiguous()
+        pooled = [
+            roi_align(x, boxes, (2, 2), 1.0, 2) for x in (level, level.clone(memory_format=torch.contiguous_format))
+        ]
+        assert torch.equal(*pooled)
+
+
 def test_several_and_negative_indices(tiny):
     maps = build(arch=tiny, out_type='featmap', out_indices=(0, -1)).eval()(torch.randn(1, 3, 32, 32))
     assert len(maps) == 2

@@ -78,7 +78,8 @@ class MultiScaleAdapter(BaseModule):
         if len(maps) != 4:
             raise ValueError(f'the multi-scale adapter takes four maps, one per output stride; got {len(maps)}')
         ops = (self.fpn1, self.fpn2, self.fpn3, self.fpn4)
-        return tuple(op(_at_least(x, op)) for op, x in zip(ops, maps))
+        # Contiguous, since mmcv's operators read channels-last maps wrongly.
+        return tuple(op(_at_least(x, op)).contiguous() for op, x in zip(ops, maps))
 
 
 def _at_least(x: Tensor, op: nn.Module) -> Tensor:

@@ -394,7 +394,9 @@ class XCiT(BaseModule):
             return cls_token.squeeze(1)
         if self.out_type == 'avg_featmap':
             return tokens.mean(dim=1)
-        return tokens.transpose(1, 2).unflatten(2, grid)
+        channels_last = tokens.transpose(1, 2).unflatten(2, grid)
+        # mmcv's operators (RoIAlign, deformable convolution, ...) read memory as if it were contiguous, without a word.
+        return channels_last if self.out_type == 'pyramid' else channels_last.contiguous()
 
     def _stages(self):
         """The parts in the order of the data; ``frozen_stages=k`` freezes the first k + 1."""
