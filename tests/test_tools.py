@@ -103,6 +103,25 @@ def test_testing_gives_coco_metrics_predictions_and_pictures(trained, data, tmp_
     assert width == 2 * height  # ground truth and prediction, side by side
 
 
+def test_a_detector_in_the_published_layout_gives_the_same_predictions(trained, data, tmp_path):
+    """As the original release's COCO files: its own names in the backbone, MMDetection's elsewhere."""
+    folder, _ = trained
+    state = weights(folder / 'epoch_2.pth')
+    backbone = {k[len('backbone.') :]: v for k, v in state.items() if k.startswith('backbone.')}
+    others = {k: v for k, v in state.items() if not k.startswith('backbone.')}
+    published = {**{f'backbone.{k}': v for k, v in official_names(backbone).items()}, **others}
+    assert 'backbone.fpn1.0.weight' in published and 'backbone.pos_embeder.token_projection.weight' in published
+    torch.save({'meta': {'epoch': 36}, 'state_dict': published}, tmp_path / 'published.pth')
+    predictions = []
+    for path in (folder / 'epoch_2.pth', tmp_path / 'published.pth'):
+        out = tmp_path / f'{path.stem}.pkl'
+        run('test.py', DIGITS, path, '--out', out, '--work-dir', tmp_path / 'w', *small_options(data), cwd=tmp_path)
+        with open(out, 'rb') as file:
+            predictions.append([image['pred_instances'] for image in pickle.load(file)])
+    for ours, theirs in zip(*predictions):
+        assert torch.equal(ours['scores'], theirs['scores']) and torch.equal(ours['bboxes'], theirs['bboxes'])
+
+
 def test_testing_with_flips(trained, data, tmp_path):
     folder, _ = trained
     arguments = [DIGITS, folder / 'epoch_2.pth', '--tta', '--work-dir', tmp_path / 'w', *small_options(data)]

@@ -15,7 +15,7 @@ from urllib.parse import urlparse
 
 import numpy as np
 import torch
-from mmengine.dist import barrier, get_local_rank
+from mmengine.dist import barrier
 from mmengine.logging import HistoryBuffer
 from mmengine.runner import CheckpointLoader
 from mmengine.utils import digit_version
@@ -175,7 +175,7 @@ def load_from_http(filename, map_location=None):
     """
     folder = os.path.join(torch.hub.get_dir(), 'checkpoints')
     path = os.path.join(folder, os.path.basename(urlparse(filename).path))
-    if get_local_rank() == 0 and not os.path.exists(path):
+    if int(os.environ.get('LOCAL_RANK', 0)) == 0 and not os.path.exists(path):
         os.makedirs(folder, exist_ok=True)
         hash_prefix = torch.hub.HASH_REGEX.search(os.path.basename(path))
         try:
