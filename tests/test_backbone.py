@@ -103,6 +103,25 @@ def test_activation_checkpointing_changes_nothing_but_memory(tiny, rates):
             torch.testing.assert_close(a, b)
 
 
+@pytest.mark.parametrize('out_type', ['cls_token', 'pyramid'])
+def test_mixed_precision_stays_close_to_fp32(tiny, out_type):
+    """bfloat16 autocast, forward and backward, with both forms of XCA (4 and 96 tokens at 32 channels)."""
+    torch.manual_seed(0)
+    model = build(arch=tiny, patch_size=8, out_type=out_type, norm_eval=True)
+    for size in (16, 80):
+        image = torch.randn(2, 3, size, size)
+        results = []
+        for enabled in (False, True):
+            model.zero_grad()
+            with torch.autocast('cpu', torch.bfloat16, enabled=enabled):
+                outputs = model(image)
+            sum(o.float().square().mean() for o in outputs).backward()
+            results.append([*outputs, *(p.grad for p in model.parameters())])
+        for exact, half in zip(*results):
+            assert torch.isfinite(half).all()
+            assert (half - exact).norm() < 0.1 * exact.norm() + 1e-6
+
+
 def test_drop_path_drops_whole_samples_at_the_given_rate(tiny):
     block = build(arch=dict(tiny, depth=1), drop_path_rate=0.5).blocks[0].train()
     x = torch.randn(400, 4, 32)

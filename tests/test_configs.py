@@ -22,6 +22,18 @@ MASK_RCNN = {
     'm24_16': 101.15,
     'm24_8': 98.98,
 }
+# The same for segmentation: Semantic FPN, UperNet with and without its auxiliary head.
+SEGMENTATION = {
+    't12_16': (8.90, 34.17, 33.69),
+    't12_8': (8.59, 33.87, 33.38),
+    's12_16': (32.22, 54.20, 53.28),
+    's12_8': (31.00, 52.98, 52.05),
+    's24_16': (53.64, 75.62, 74.69),
+    's24_8': (52.42, 74.40, 73.47),
+    'm24_16': (94.04, 112.18, 110.96),
+    'm24_8': (91.86, 110.01, 108.79),
+}
+LONG = dict(t12='tiny_12', s12='small_12', s24='small_24', m24='medium_24')
 DROP_PATH = dict(t12=0.0, s12=0.05, s24=0.1, m24=0.15)
 
 
@@ -38,7 +50,7 @@ def build_model(cfg):
 def test_every_config_opens_with_what_it_is_and_its_command(path):
     text = ast.get_docstring(ast.parse(path.read_text()))
     assert f'configs/{path.name}' in text
-    assert re.search(r'box AP \d+\.\d+,? (and )?mask AP \d+\.\d+', ' '.join(text.split()))
+    assert re.search(r'(box AP \d+\.\d+,? (and )?mask AP|mIoU) \d+\.\d+', ' '.join(text.split()))
 
 
 @pytest.mark.parametrize('name', MASK_RCNN)
@@ -57,8 +69,7 @@ def test_mask_rcnn_recipe(name):
     backbone = cfg.model.backbone
     assert (backbone.arch, backbone.patch_size, backbone.drop_path_rate) == (arch, int(patch), DROP_PATH[arch])
     assert backbone.bn_norm_cfg.type == 'xcit_mm.SyncBN'
-    long = dict(t12='tiny_12', s12='small_12', s24='small_24', m24='medium_24')[arch]
-    assert backbone.init_cfg.checkpoint == f'https://dl.fbaipublicfiles.com/xcit/xcit_{long}_p{patch}_384_dist.pth'
+    assert backbone.init_cfg.checkpoint.endswith(f'/xcit/xcit_{LONG[arch]}_p{patch}_384_dist.pth')
     assert (cfg.model.neck.out_channels, cfg.model.neck.num_outs) == (256, 5)
     assert cfg.model.roi_head.bbox_roi_extractor.featmap_strides == [4, 8, 16, 32]
     assert cfg.model.data_preprocessor.pad_size_divisor == 32
@@ -101,6 +112,57 @@ def test_norms_have_no_weight_decay():
     for name, parameter in model.named_parameters():
         is_norm = any(n in name if isinstance(n, str) else n.search(name) for n in norms)
         assert decay[id(parameter)] == (0.0 if is_norm else 0.05), name
+
+
+def count(model, without=()):
+    return round(sum(p.numel() for name, p in model.named_parameters() if not name.startswith(without or '-')) / 1e6, 2)
+
+
+@pytest.mark.parametrize('name', SEGMENTATION)
+def test_segmentation_has_the_published_parameters(name):
+    with torch.device('meta'):
+        sem_fpn = build_model(load(f'sem_fpn_xcit_{name}_80k_ade20k'))
+        upernet = build_model(load(f'upernet_xcit_{name}_160k_ade20k'))
+    assert (count(sem_fpn), count(upernet), count(upernet, 'auxiliary_head')) == SEGMENTATION[name]
+
+
+@pytest.mark.parametrize('name', SEGMENTATION)
+@pytest.mark.parametrize('method, iterations', [('sem_fpn', 80), ('upernet', 160)])
+def test_segmentation_recipe(name, method, iterations):
+    arch, patch = name.split('_')
+    cfg = load(f'{method}_xcit_{name}_{iterations}k_ade20k')
+    backbone = cfg.model.backbone
+    drop_path = 0.2 if (arch, method) == ('m24', 'sem_fpn') else DROP_PATH[arch]
+    assert (backbone.arch, backbone.patch_size, backbone.drop_path_rate) == (arch, int(patch), drop_path)
+    assert backbone.init_cfg.checkpoint.endswith(f'/xcit/xcit_{LONG[arch]}_p{patch}_384_dist.pth')
+    assert cfg.model.decode_head.num_classes == 150 and cfg.model.test_cfg.mode == 'whole'
+    assert {backbone.bn_norm_cfg.type, cfg.model.decode_head.norm_cfg.type} == {'xcit_mm.SyncBN'}
+    assert cfg.train_cfg.max_iters == iterations * 1000 and cfg.train_dataloader.batch_size * 8 == 16
+    optimizer = cfg.optim_wrapper.optimizer
+    assert (optimizer.type, optimizer.lr, optimizer.weight_decay) == ('AdamW', 6e-5, 0.01)
+    assert cfg.optim_wrapper.paramwise_cfg.norm_decay_mult == 0
+    resize, crop, flip, distortion = cfg.train_dataloader.dataset.pipeline[2:6]
+    assert (resize.scale, resize.ratio_range) == ((2048, 512), (0.5, 2.0))
+    assert (crop.crop_size, crop.cat_max_ratio, flip.prob) == ((512, 512), 0.75, 0.5)
+    assert distortion.type == 'PhotoMetricDistortion'
+
+
+def test_segmentation_learning_rate_is_the_published_curve():
+    """A linear decay over the whole run, multiplied by a linear warm-up of 1500 iterations from 1e-6."""
+    from mmengine.registry import PARAM_SCHEDULERS
+
+    cfg = load('sem_fpn_xcit_s12_8_80k_ade20k')
+    optimizer = torch.optim.SGD([torch.zeros(1, requires_grad=True)], lr=6e-5)
+    schedulers = [PARAM_SCHEDULERS.build(dict(s, optimizer=optimizer)) for s in cfg.param_scheduler]
+    rates = []
+    for _ in range(80000):
+        rates.append(optimizer.param_groups[0]['lr'])
+        optimizer.step()
+        for scheduler in schedulers:
+            scheduler.step()
+    for k in (0, 1, 700, 1499, 1500, 1501, 40000, 79999):
+        warmup = 1 - max(0, 1 - k / 1500) * (1 - 1e-6)
+        assert rates[k] == pytest.approx(6e-5 * (1 - k / 80000) * warmup, rel=2e-3, abs=1e-9), k
 
 
 def test_digits_config_inherits_the_published_one():

@@ -278,7 +278,10 @@ def test_a_missing_package_is_named_with_its_cure(tmp_path, monkeypatch, package
 def start_and_signal(out, number):
     """Start a long run, send it a signal once it writes pictures, and return its exit status."""
     process = subprocess.Popen(
-        [sys.executable, str(TOOL), str(out), '--train=100000'], stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL
+        [sys.executable, str(TOOL), str(out), '--train=100000'],
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.DEVNULL,
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),  # ignored where tests run in the background
     )
     end = time.monotonic() + 60
     while not list(out.parent.glob('*.partial-*/coco/train2017/*.jpg')):

@@ -9,7 +9,8 @@ from conftest import ROOT
 BACKBONE = "dict(type='xcit_mm.XCiT', arch='n12', patch_size=16, out_type='{}')"
 MODELS = {
     'mmdet': f"""
-cfg = Config.fromfile(get_installed_path('mmdet') + '/.mim/configs/mask_rcnn/mask-rcnn_r50_fpn_1x_coco.py')
+path = '/.mim/configs/mask_rcnn/mask-rcnn_r50_fpn_1x_coco.py'
+cfg = Config.fromfile(get_installed_path('mmdet') + path)
 cfg.merge_from_dict(dict(model=dict(
     backbone=dict(_delete_=True, **{BACKBONE.format('pyramid')}), neck=dict(in_channels=[128] * 4))))
 maps = MODELS.build(cfg.model).eval().extract_feat(torch.randn(1, 3, 64, 96))
@@ -17,9 +18,9 @@ maps = MODELS.build(cfg.model).eval().extract_feat(torch.randn(1, 3, 64, 96))
     'mmseg': f"""
 model = dict(type='EncoderDecoder', data_preprocessor=dict(type='SegDataPreProcessor'),
     backbone={BACKBONE.format('pyramid')},
-    neck=dict(type='FPN', in_channels=[128] * 4, out_channels=64, num_outs=4),
+    neck=dict(type='FPN', in_channels=[128] * 4, out_channels=64, num_outs=4), test_cfg=dict(mode='whole'),
     decode_head=dict(type='FPNHead', in_channels=[64] * 4, in_index=[0, 1, 2, 3], feature_strides=[4, 8, 16, 32],
-                     channels=32, num_classes=5, loss_decode=dict(type='CrossEntropyLoss')), test_cfg=dict(mode='whole'))
+                     channels=32, num_classes=5, loss_decode=dict(type='CrossEntropyLoss')))
 maps = [MODELS.build(model).eval()(torch.randn(1, 3, 64, 96), mode='tensor')]
 """,
     'mmpretrain': f"""
@@ -31,7 +32,7 @@ maps = [MODELS.build(model).eval()(torch.randn(1, 3, 64, 96), mode='tensor')]
 SHAPES = {
     'mmdet': '[(1, 256, 16, 24), (1, 256, 8, 12), (1, 256, 4, 6), (1, 256, 2, 3), (1, 256, 1, 2)]',
     'mmseg': '[(1, 5, 16, 24)]',
-    'mmpretrain': '[(1, 128)]',
+    'mmpretrain': '[(1, 7)]',
 }
 
 

@@ -273,7 +273,11 @@ def test_interruption_ends_what_was_started(tmp_path):
         'command = ["bash", "-c", "sleep 60 & echo $! > pid; wait"]\n'
         f'quickstart.stream(command, pathlib.Path({str(tmp_path / "log")!r}), cwd=pathlib.Path({str(tmp_path)!r}))\n'
     )
-    process = subprocess.Popen([sys.executable, '-c', code], stderr=subprocess.DEVNULL)
+    process = subprocess.Popen(
+        [sys.executable, '-c', code],
+        stderr=subprocess.DEVNULL,
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),  # ignored where tests run in the background
+    )
     pid = tmp_path / 'pid'
     while not pid.exists() or not pid.read_text().strip():
         time.sleep(0.02)

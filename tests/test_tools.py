@@ -122,10 +122,11 @@ def test_a_detector_in_the_published_layout_gives_the_same_predictions(trained, 
         assert torch.equal(ours['scores'], theirs['scores']) and torch.equal(ours['bboxes'], theirs['bboxes'])
 
 
-def test_testing_with_flips(trained, data, tmp_path):
+def test_augmented_testing_of_masks_is_refused_since_mmdet_has_none(trained, data, tmp_path):
     folder, _ = trained
     arguments = [DIGITS, folder / 'epoch_2.pth', '--tta', '--work-dir', tmp_path / 'w', *small_options(data)]
-    assert 'coco/bbox_mAP' in run('test.py', *arguments, cwd=tmp_path)
+    output = run('test.py', *arguments, cwd=tmp_path, ok=False)
+    assert 'Traceback' not in output and 'no test-time augmentation for instance masks' in output
 
 
 def test_two_processes_train_a_sync_bn_config_on_the_cpu(data, tmp_path):
@@ -168,6 +169,24 @@ default_hooks = dict(logger=dict(interval=1), checkpoint=dict(save_optimizer=Fal
     checkpoint = tmp_path / 'work_dirs' / 'own' / 'epoch_1.pth'
     assert 'coco/segm_mAP' in run('test.py', 'own.py', checkpoint, '--data-root', data, cwd=tmp_path)
     checkpoint.unlink()
+
+
+def test_a_segmentor_trains_and_tests(data, tmp_path):
+    """MMSegmentation through the same tools: Semantic FPN on the maps of the same pictures."""
+    config = ROOT / 'configs' / 'sem_fpn_xcit_n12_8_digits.py'
+    loaders = {
+        f'{split}_dataloader.{key}': value
+        for split in ('train', 'val', 'test')
+        for key, value in (('num_workers', 0), ('persistent_workers', False), ('batch_size', 4))
+    }
+    options = {**loaders, 'train_cfg.max_iters': 2, 'train_cfg.val_interval': 2, 'default_hooks.checkpoint.interval': 2}
+    arguments = ['--data-root', data.parent / 'ade', '--cfg-options', *(f'{k}={v}' for k, v in options.items())]
+    assert 'mIoU' in run('train.py', config, '--work-dir', tmp_path / 'run', *arguments, cwd=tmp_path)
+    test = [config, tmp_path / 'run' / 'iter_2.pth', '--work-dir', tmp_path / 'test']
+    assert 'mIoU' in run('test.py', *test, '--show-dir', tmp_path / 'pictures', *arguments, cwd=tmp_path)
+    arguments += ['test_dataloader.dataset.indices=1', 'test_dataloader.batch_size=1']
+    assert 'mIoU' in run('test.py', *test, '--tta', *arguments, cwd=tmp_path)
+    assert len(list((tmp_path / 'pictures').rglob('*.png'))) == 4
 
 
 def test_a_config_name_with_a_typo(tmp_path):

@@ -58,6 +58,8 @@ def use_tta(cfg: Config) -> None:
     """Wrap the model in the config's test-time augmentation, or in the library's: mean over flips."""
     scope = cfg.get('default_scope')
     pipeline = cfg.test_dataloader.dataset.pipeline
+    if scope == 'mmdet' and (cfg.model.get('roi_head') or {}).get('mask_head'):
+        raise UsageError('MMDetection has no test-time augmentation for instance masks; test without --tta')
     if 'tta_model' not in cfg:
         if scope == 'mmdet':
             cfg.tta_model = dict(

@@ -202,6 +202,7 @@ def adapt_to_device(cfg: Config) -> None:
         torch.distributed.init_process_group('gloo')
     wrapper = dict(
         type='MMDistributedDataParallel',
+        device_ids=None,  # else the runner gives a CUDA device's
         broadcast_buffers=False,
         find_unused_parameters=cfg.get('find_unused_parameters', False),
     )

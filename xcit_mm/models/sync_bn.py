@@ -8,31 +8,38 @@ from ..registry import MODELS
 
 
 @MODELS.register_module()
-class SyncBN(nn.SyncBatchNorm):
-    """:class:`torch.nn.SyncBatchNorm` that also synchronises on the CPU.
+class SyncBN(nn.modules.batchnorm._BatchNorm):
+    """:class:`torch.nn.SyncBatchNorm` that also works between processes on the CPU.
 
-    PyTorch's own refuses CPU tensors once a process group exists, so a published recipe could not be tried with two
-    gloo processes. Alone, or on CUDA, this is PyTorch's implementation.
+    PyTorch's own refuses CPU tensors once a process group exists, and its DistributedDataParallel refuses models that
+    contain it, so a published recipe could not be tried with two gloo processes. Alone this is batch norm, on an
+    accelerator PyTorch's implementation.
     """
+
+    process_group = None  # all processes
+    _check_non_zero_input_channels = nn.SyncBatchNorm._check_non_zero_input_channels
+
+    def _check_input_dim(self, x: Tensor) -> None:
+        if x.dim() < 2:
+            raise ValueError(f'SyncBN expected at least two dimensions (B, C, ...), got {x.dim()}')
 
     def forward(self, x: Tensor) -> Tensor:
         """(B, C, ...) -> (B, C, ...)."""
-        if x.is_cuda or not self.training or not (dist.is_available() and dist.is_initialized()):
+        if not (self.training and dist.is_available() and dist.is_initialized() and dist.get_world_size() > 1):
             return super().forward(x)
-        group = self.process_group or dist.group.WORLD
-        if dist.get_world_size(group) == 1:
-            return super().forward(x)
-        return self._forward_cpu(x, group)
+        if x.device.type != 'cpu':
+            return nn.SyncBatchNorm.forward(self, x)
+        return self._forward_cpu(x)
 
-    def _forward_cpu(self, x: Tensor, group) -> Tensor:
+    def _forward_cpu(self, x: Tensor) -> Tensor:
         dims = [0, *range(2, x.dim())]
         shape = [1, -1, *[1] * (x.dim() - 2)]
         count = x.new_full((1,), x.numel() // x.shape[1])
-        sums = _all_reduce(torch.cat([x.sum(dims), count]), group)
+        sums = _SumOverProcesses.apply(torch.cat([x.sum(dims), count]))
         count, mean = sums[-1].detach(), sums[:-1] / sums[-1]
         # Two passes: the variance from squared deviations keeps its digits when the mean is large.
         centred = x - mean.view(shape)
-        var = _all_reduce(centred.square().sum(dims), group) / count
+        var = _SumOverProcesses.apply(centred.square().sum(dims)) / count
         if self.track_running_stats:
             with torch.no_grad():
                 self.num_batches_tracked.add_(1)
@@ -47,18 +54,13 @@ class _SumOverProcesses(torch.autograd.Function):
     """Sum over the processes; the gradient of a sum that all of them use is the sum of their gradients."""
 
     @staticmethod
-    def forward(ctx, x, group):
-        ctx.group = group
+    def forward(ctx, x):
         x = x.clone()
-        dist.all_reduce(x, group=group)
+        dist.all_reduce(x)
         return x
 
     @staticmethod
     def backward(ctx, grad):
         grad = grad.clone()
-        dist.all_reduce(grad, group=ctx.group)
-        return grad, None
-
-
-def _all_reduce(x: Tensor, group) -> Tensor:
-    return _SumOverProcesses.apply(x, group)
+        dist.all_reduce(grad)
+        return grad

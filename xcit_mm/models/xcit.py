@@ -169,11 +169,11 @@ class XCABlock(nn.Module):
         self.drop_path = drop_path
 
     def _add(self, x: Tensor, branch: Tensor, gamma: Tensor) -> Tensor:
-        """x + drop_path(gamma * branch) in one pass."""
+        """x + drop_path(gamma * branch) in one pass; under autocast in fp32, like the weights."""
         if self.training and self.drop_path > 0:
             keep = 1 - self.drop_path
             gamma = gamma * x.new_empty(len(x), 1, 1).bernoulli_(keep).div_(keep)
-        return torch.addcmul(x, branch.to(x.dtype), gamma.to(x.dtype))
+        return torch.addcmul(x, branch, gamma)
 
     def forward(self, x: Tensor, grid: Tuple[int, int]) -> Tensor:
         """(B, N, C) -> (B, N, C); grid is (rows, columns), N its product."""
