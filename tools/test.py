@@ -20,6 +20,7 @@ from xcit_mm.engine.setup import (
     check_data,
     check_model,
     check_work_dir,
+    end_processes,
     load_config,
 )
 
@@ -107,6 +108,7 @@ def main() -> None:
         runner.test()
         if args.out:
             runner.logger.info(f'Predictions are in {args.out}')
+        end_processes()
 
 
 if __name__ == '__main__':

@@ -16,6 +16,7 @@ from xcit_mm.engine.setup import (
     check_data,
     check_model,
     check_work_dir,
+    end_processes,
     load_config,
 )
 
@@ -63,6 +64,7 @@ def main() -> None:
         runner = build_runner(cfg)
         runner.train()
         runner.logger.info(f'Training is done. Logs and checkpoints are in {cfg.work_dir}')
+        end_processes()
 
 
 if __name__ == '__main__':

@@ -209,6 +209,13 @@ def adapt_to_device(cfg: Config) -> None:
     cfg.model_wrapper_cfg = {**wrapper, **(cfg.get('model_wrapper_cfg') or {})}
 
 
+def end_processes() -> None:
+    """Leave the process group together; a process that ends inside it can be aborted by its own network threads."""
+    if torch.distributed.is_available() and torch.distributed.is_initialized():
+        torch.distributed.barrier()
+        torch.distributed.destroy_process_group()
+
+
 def build_runner(cfg: Config) -> Runner:
     """MMEngine's runner, or the one that ``runner_type`` names."""
     if cfg.get('default_scope') == 'mmpretrain':
