@@ -1,6 +1,6 @@
 """Semantic FPN with XCiT-N12/8 on the embedded digits, from random weights, for two CPU cores.
 
-Eleven classes, background and ten digits. Reaches mIoU 0.0 in about 10 minutes.
+Eleven classes, background and ten digits; 1500 iterations of 4 images.
 
     python tools/make_digits.py data/digits
     python tools/train.py configs/sem_fpn_xcit_n12_8_digits.py
