@@ -160,8 +160,10 @@ def check_model(cfg: Config, checkpoint: Optional[str] = None) -> None:
                 backbone = MODELS.build(dict(backbone_cfg, init_cfg=None))
         except (ValueError, TypeError) as error:
             raise UsageError(f'model.backbone: {error}') from error
-    start = (backbone_cfg.get('init_cfg') or {}).get('checkpoint') if checkpoint is None else None
-    for path, prefix in ((checkpoint, 'backbone.'), (start, '')):
+    # A file for the whole model replaces what the backbone would start from.
+    starts = backbone_cfg.get('init_cfg') or []
+    starts = [] if checkpoint else [starts] if isinstance(starts, dict) else starts
+    for path, prefix in [(checkpoint, 'backbone.'), *((start.get('checkpoint'), '') for start in starts)]:
         if not path or '://' in path:
             continue
         if not os.path.isfile(path):
