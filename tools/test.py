@@ -12,12 +12,14 @@ from copy import deepcopy
 from mmengine.config import Config, ConfigDict
 from mmengine.evaluator import DumpResults
 
+from xcit_mm.engine.bad_images import check_images
+from xcit_mm.engine.classification import PROTOCOLS, find_imagenet_v2, use_protocol, use_real_labels
+from xcit_mm.engine.data_checks import check_data
 from xcit_mm.engine.errors import UsageError, clear_errors
 from xcit_mm.engine.setup import (
     adapt_to_device,
     add_common_arguments,
     build_runner,
-    check_data,
     check_model,
     check_work_dir,
     end_processes,
@@ -31,6 +33,14 @@ def parse_args() -> argparse.Namespace:
     parser.add_argument('checkpoint', help='checkpoint file or address')
     parser.add_argument('--out', help='write the predictions to this .pkl file')
     parser.add_argument('--show-dir', help='draw ground truth and predictions into this folder of the work folder')
+    parser.add_argument(
+        '--protocol',
+        choices=PROTOCOLS,
+        help='classifiers: the full crop, as the paper tests (what the configs do), or the resize and crop of MMPretrain',
+    )
+    parser.add_argument(
+        '--real-labels', metavar='FILE', help='classifiers: also test against several right answers (real.json)'
+    )
     parser.add_argument('--tta', action='store_true', help='test-time augmentation')
     args = parser.parse_args()
     if args.out and not args.out.endswith(('.pkl', '.pickle')):
@@ -89,14 +99,27 @@ def dump_results(scope: str, path: str):
     return DumpResults(out_file_path=path)
 
 
+def apply_options(cfg: Config, args: argparse.Namespace) -> None:
+    if args.protocol:
+        use_protocol(cfg, args.protocol)
+    if args.real_labels:
+        use_real_labels(cfg, args.real_labels)
+    folder = find_imagenet_v2(cfg)
+    if folder:
+        print(f'The folders of {folder} are named by class index: tested as ImageNet-V2.', flush=True)
+
+
 def main() -> None:
     args = parse_args()
     with clear_errors():
         cfg = load_config(args)
         cfg.load_from = args.checkpoint
+        apply_options(cfg, args)
         check_data(cfg, ('test',))
-        check_model(cfg, args.checkpoint)
+        check_model(cfg, args.checkpoint, 'test')
         check_work_dir(cfg)
+        if args.bad_images == 'refuse':
+            check_images(cfg, ('test',))
         if args.show_dir:
             draw_results(cfg, args.show_dir)
         if args.tta:

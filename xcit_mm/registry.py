@@ -4,9 +4,48 @@ MMEngine imports ``<scope>.registry`` when it meets a type such as ``'xcit_mm.XC
 first look-up. That is all the installation a config needs.
 """
 
+from importlib import import_module
+
+from mmengine.registry import DATASETS as MMENGINE_DATASETS
 from mmengine.registry import HOOKS as MMENGINE_HOOKS
+from mmengine.registry import METRICS as MMENGINE_METRICS
 from mmengine.registry import MODELS as MMENGINE_MODELS
+from mmengine.registry import TRANSFORMS as MMENGINE_TRANSFORMS
 from mmengine.registry import Registry
 
-MODELS = Registry('model', parent=MMENGINE_MODELS, scope='xcit_mm', locations=['xcit_mm.models'])
+
+class _OnDemand(Registry):
+    """A registry that imports the modules of some types when one of them is named, since they need MMPretrain.
+
+    Args:
+        modules (dict): Module by name of type.
+    """
+
+    def __init__(self, *args, modules: dict, **kwargs):
+        super().__init__(*args, **kwargs)
+        self._modules = modules
+
+    def get(self, key: str):
+        """The type of that name, of this registry or of its parents; None if there is none."""
+        if self.split_scope_key(key)[1] in self._modules:
+            import_module(self._modules[self.split_scope_key(key)[1]])
+        return super().get(key)
+
+
+MODELS = _OnDemand(
+    'model',
+    parent=MMENGINE_MODELS,
+    scope='xcit_mm',
+    locations=['xcit_mm.models'],
+    modules={'DistilledClassifier': 'xcit_mm.models.distillation'},
+)
+DATASETS = _OnDemand(
+    'dataset',
+    parent=MMENGINE_DATASETS,
+    scope='xcit_mm',
+    locations=['xcit_mm.datasets'],
+    modules={'ImageNetV2': 'xcit_mm.datasets.imagenet'},
+)
+TRANSFORMS = Registry('transform', parent=MMENGINE_TRANSFORMS, scope='xcit_mm', locations=['xcit_mm.datasets.loading'])
+METRICS = Registry('metric', parent=MMENGINE_METRICS, scope='xcit_mm', locations=['xcit_mm.evaluation'])
 HOOKS = Registry('hook', parent=MMENGINE_HOOKS, scope='xcit_mm', locations=['xcit_mm.engine.hooks'])

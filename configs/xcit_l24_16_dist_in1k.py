@@ -1,0 +1,15 @@
+"""XCiT-L24/16 on ImageNet-1k at 224x224, distilled from RegNetY-16GF, 400 epochs: 189.10 M parameters.
+
+8 GPUs x 128 images. Published: top-1 84.9 % (full crop), 84.61 % (--protocol mmpretrain).
+
+    tools/dist_train.sh configs/xcit_l24_16_dist_in1k.py 8
+    tools/test.py configs/xcit_l24_16_dist_in1k.py \\
+        https://dl.fbaipublicfiles.com/xcit/xcit_large_24_p16_224_dist.pth
+"""
+
+_base_ = './_base_/xcit_dist_in1k.py'
+
+model = dict(
+    backbone=dict(arch='l24', patch_size=16, drop_path_rate=0.25),
+    head=dict(in_channels=768),
+)

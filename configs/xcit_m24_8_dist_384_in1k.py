@@ -1,0 +1,16 @@
+"""XCiT-M24/8 on ImageNet-1k at 384x384, the distilled 224-pixel model tuned on for 30 epochs: 84.32 M parameters.
+
+16 GPUs x 32 images. Published: top-1 85.8 % (full crop), 85.87 % (--protocol mmpretrain).
+
+    NNODES=2 NODE_RANK=0 MASTER_ADDR=HOST tools/dist_train.sh configs/xcit_m24_8_dist_384_in1k.py 8
+    tools/test.py configs/xcit_m24_8_dist_384_in1k.py \\
+        https://dl.fbaipublicfiles.com/xcit/xcit_medium_24_p8_384_dist.pth
+"""
+
+_base_ = './_base_/xcit_dist_384_in1k.py'
+
+model = dict(
+    backbone=dict(arch='m24', patch_size=8, drop_path_rate=0.15),
+    head=dict(in_channels=512),
+)
+load_from = 'https://dl.fbaipublicfiles.com/xcit/xcit_medium_24_p8_224_dist.pth'

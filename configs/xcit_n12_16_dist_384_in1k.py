@@ -1,0 +1,16 @@
+"""XCiT-N12/16 on ImageNet-1k at 384x384, the distilled 224-pixel model tuned on for 30 epochs: 3.05 M parameters.
+
+16 GPUs x 32 images. Published: top-1 75.4 % (full crop), 74.93 % (--protocol mmpretrain).
+
+    NNODES=2 NODE_RANK=0 MASTER_ADDR=HOST tools/dist_train.sh configs/xcit_n12_16_dist_384_in1k.py 8
+    tools/test.py configs/xcit_n12_16_dist_384_in1k.py \\
+        https://dl.fbaipublicfiles.com/xcit/xcit_nano_12_p16_384_dist.pth
+"""
+
+_base_ = './_base_/xcit_dist_384_in1k.py'
+
+model = dict(
+    backbone=dict(arch='n12', patch_size=16, drop_path_rate=0.0),
+    head=dict(in_channels=128),
+)
+load_from = 'https://dl.fbaipublicfiles.com/xcit/xcit_nano_12_p16_224_dist.pth'

@@ -1,0 +1,16 @@
+"""XCiT-S24/16 on ImageNet-1k at 384x384, the distilled 224-pixel model tuned on for 30 epochs: 47.67 M parameters.
+
+16 GPUs x 32 images. Published: top-1 85.1 % (full crop), 85.10 % (--protocol mmpretrain).
+
+    NNODES=2 NODE_RANK=0 MASTER_ADDR=HOST tools/dist_train.sh configs/xcit_s24_16_dist_384_in1k.py 8
+    tools/test.py configs/xcit_s24_16_dist_384_in1k.py \\
+        https://dl.fbaipublicfiles.com/xcit/xcit_small_24_p16_384_dist.pth
+"""
+
+_base_ = './_base_/xcit_dist_384_in1k.py'
+
+model = dict(
+    backbone=dict(arch='s24', patch_size=16, drop_path_rate=0.1),
+    head=dict(in_channels=384),
+)
+load_from = 'https://dl.fbaipublicfiles.com/xcit/xcit_small_24_p16_224_dist.pth'

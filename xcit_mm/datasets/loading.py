@@ -1,0 +1,264 @@
+"""Reading images and maps of which some are missing or damaged, without ending the run.
+
+What could not be read is written to a list that all processes share, so that it is named once and counted.
+"""
+
+import io
+import logging
+import os
+import re
+from functools import lru_cache
+from typing import Dict, List, NamedTuple, Optional
+
+import mmcv
+import numpy as np
+from mmcv.transforms import BaseTransform
+from mmcv.transforms import LoadImageFromFile as MMCVLoadImageFromFile
+from mmengine import fileio
+from mmengine.logging import print_log
+from mmengine.registry import TRANSFORMS as MMENGINE_TRANSFORMS
+from PIL import Image
+
+from ..engine.errors import UsageError
+from ..registry import TRANSFORMS
+
+# Names the list of bad images, for the processes of a run however they are started.
+REPORT_VARIABLE = 'XCIT_MM_BAD_IMAGES'
+TREATMENTS = ('resample', 'blank')
+# So many files in a row that cannot be read are not damaged files; MMEngine would give up after 1000.
+TOO_MANY_IN_A_ROW = 200
+GREY, IGNORED = 128, 255
+
+
+class BadImage(Exception):
+    """A file that gives no image; the message says why."""
+
+
+class BadFile(NamedTuple):
+    """One line of the list of bad images."""
+
+    path: str
+    reason: str
+    consequence: str
+
+
+def read_image(path: str, flag: str = 'color', backend: str = 'cv2', backend_args: Optional[dict] = None) -> np.ndarray:
+    """Read and decode an image.
+
+    Args:
+        path (str): A file, or an address that one of MMEngine's file backends reads.
+        flag, backend: As for :func:`mmcv.imfrombytes`.
+        backend_args (dict, optional): As for :func:`mmengine.fileio.get`.
+
+    Returns:
+        np.ndarray: (H, W, 3) or (H, W), uint8 in general; BGR.
+
+    Raises:
+        BadImage: If it is missing, is no image, or is cut off.
+    """
+    try:
+        data = fileio.get(path, backend_args=backend_args)
+    except FileNotFoundError:
+        raise BadImage('there is no such file') from None
+    except Exception as error:  # of the disk, or of a remote storage's client
+        raise BadImage(f'it cannot be read ({type(error).__name__}: {error})') from None
+    if not data:
+        raise BadImage('the file is empty')
+    try:
+        image = mmcv.imfrombytes(data, flag=flag, backend=backend)
+        if _may_be_cut_off(data):
+            Image.open(io.BytesIO(data)).load()
+    except MemoryError:
+        raise
+    except Exception:  # each decoder has its own errors, some even none of Python's own classes
+        image = None
+    if image is None:
+        raise BadImage(
+            f'it cannot be decoded: {len(data)} bytes, beginning with {bytes(data[:12])!r}, cut off or damaged'
+        )
+    return image
+
+
+def _may_be_cut_off(data: bytes) -> bool:
+    """Whether a JPEG lacks its end; many versions of OpenCV fill the rest of the picture with grey and say nothing."""
+    return data[:2] == b'\xff\xd8' and b'\xff\xd9' not in data[-4096:]
+
+
+class BadImageReport:
+    """The list of bad images of a run: a text file with one line for each, which every process appends to.
+
+    Args:
+        path (str): The file; it is made with the first line.
+    """
+
+    def __init__(self, path: str):
+        self.path = path
+        self.files: Dict[str, BadFile] = {}
+        self._read = 0
+
+    def update(self) -> List[BadFile]:
+        """Read what has been added since, by any process."""
+        try:
+            if os.path.getsize(self.path) == self._read:
+                return []
+            with open(self.path, 'rb') as file:
+                file.seek(self._read)
+                text = file.read()
+        except FileNotFoundError:
+            return []
+        text = text[: text.rfind(b'\n') + 1]
+        self._read += len(text)
+        new: Dict[str, BadFile] = {}
+        for line in os.fsdecode(text).splitlines():
+            file = BadFile(*line.split('\t'))
+            if file.path not in self.files:
+                new.setdefault(file.path, file)
+        self.files.update(new)
+        return list(new.values())
+
+    def add(self, file: BadFile) -> None:
+        """Add a file unless it is on the list."""
+        file = BadFile(*(re.sub(r'\s', ' ', field) for field in file))
+        self.update()
+        if file.path in self.files:
+            return
+        # One write to the end of a file is not torn apart by another process.
+        descriptor = os.open(self.path, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o644)
+        try:
+            os.write(descriptor, os.fsencode('\t'.join(file) + '\n'))
+        finally:
+            os.close(descriptor)
+
+
+_report_of_process = lru_cache(maxsize=1)(BadImageReport)
+
+
+def _note(file: BadFile) -> None:
+    path = os.environ.get(REPORT_VARIABLE)
+    if path:
+        try:
+            return _report_of_process(path).add(file)
+        except OSError:  # a full disk, say, is no reason to lose the run
+            pass
+    print_log(f'bad image {file.path}: {file.reason}; {file.consequence}', 'current', logging.WARNING)
+
+
+class _Watch:
+    """Notes the bad files that one transform meets, and ends the run when it meets nothing else."""
+
+    def __init__(self):
+        self.in_a_row = 0
+
+    def good(self) -> None:
+        self.in_a_row = 0
+
+    def bad(self, path: str, reason: str, consequence: str) -> None:
+        self.in_a_row += 1
+        if self.in_a_row >= TOO_MANY_IN_A_ROW:
+            raise UsageError(
+                f'none of the last {self.in_a_row} images could be read, the latest being {path}: {reason}. Check that '
+                f'the data set is complete and lies where the config says (data_root, data_prefix); '
+                f'--bad-images refuse lists everything that cannot be read'
+            )
+        _note(BadFile(path, reason, consequence))
+
+
+def _checked(bad_image: str) -> str:
+    if bad_image not in TREATMENTS:
+        raise ValueError(f"bad_image must be 'resample' or 'blank', got {bad_image!r}")
+    return bad_image
+
+
+@TRANSFORMS.register_module()
+class LoadImageFromFile(MMCVLoadImageFromFile):
+    """mmcv's, for data sets in which an image may be missing, cut off or otherwise impossible to decode.
+
+    Adds 'img' (H, W, 3), 'img_shape' and 'ori_shape' to the results, as mmcv's.
+
+    Args:
+        bad_image (str): 'resample', for training: the data set draws another image. 'blank', for testing: a grey image
+            of the same size takes its place, so that it counts as wrong.
+        to_float32, color_type, imdecode_backend, backend_args: As for :class:`mmcv.transforms.LoadImageFromFile`.
+
+    Raises:
+        UsageError: If 200 images in a row are bad.
+    """
+
+    def __init__(
+        self,
+        bad_image: str = 'resample',
+        to_float32: bool = False,
+        color_type: str = 'color',
+        imdecode_backend: str = 'cv2',
+        backend_args: Optional[dict] = None,
+    ):
+        super().__init__(to_float32, color_type, imdecode_backend, backend_args=backend_args)
+        self.bad_image = _checked(bad_image)
+        self.watch = _Watch()
+
+    def transform(self, results: dict) -> Optional[dict]:
+        path = results['img_path']
+        try:
+            image = read_image(path, self.color_type, self.imdecode_backend, self.backend_args)
+            self.watch.good()
+        except BadImage as error:
+            if self.bad_image == 'resample':
+                self.watch.bad(path, str(error), 'another image is drawn')
+                return None
+            self.watch.bad(path, str(error), 'a grey image takes its place and counts as wrong')
+            image = np.full(self._shape(results), GREY, np.uint8)
+        results['img'] = image.astype(np.float32) if self.to_float32 else image
+        results['img_shape'] = results['ori_shape'] = image.shape[:2]
+        return results
+
+    def _shape(self, results: dict) -> tuple:
+        """What the annotation, the map of the classes or the file's own beginning say of the size."""
+        size = results.get('height'), results.get('width')
+        for path in (results.get('seg_map_path'), results['img_path']):
+            if None in size and path:
+                try:
+                    size = Image.open(io.BytesIO(fileio.get(path, backend_args=self.backend_args))).size[::-1]
+                except Exception:  # it is no image either, or a remote storage's own error
+                    continue
+        size = (224, 224) if None in size else size
+        return size if self.color_type.startswith('grayscale') else (*size, 3)
+
+
+@TRANSFORMS.register_module()
+class LoadSegMap(BaseTransform):
+    """MMSegmentation's ``LoadAnnotations``, for data sets in which a map may be missing or damaged.
+
+    Args:
+        bad_image (str): 'resample', for training: the data set draws another image. 'blank', for testing: all pixels
+            are ignored.
+        **kwargs: As for :class:`mmseg.datasets.transforms.LoadAnnotations`.
+
+    Raises:
+        UsageError: If 200 maps in a row are bad.
+    """
+
+    def __init__(self, bad_image: str = 'resample', **kwargs):
+        self.load = MMENGINE_TRANSFORMS.build(dict(type='mmseg.LoadAnnotations', **kwargs))
+        self.bad_image = _checked(bad_image)
+        self.watch = _Watch()
+
+    def transform(self, results: dict) -> Optional[dict]:
+        try:
+            results = self.load(results)
+            self.watch.good()
+            return results
+        except Exception:  # a map that is no image can make the library fail in any way
+            path = results['seg_map_path']
+            try:
+                read_image(path, 'unchanged', self.load.imdecode_backend, self.load.backend_args)
+            except BadImage as error:
+                reason = str(error)
+            else:
+                raise  # the map is fine, and something else is wrong
+        if self.bad_image == 'resample':
+            self.watch.bad(path, reason, 'another image is drawn')
+            return None
+        self.watch.bad(path, reason, 'its image is not scored')
+        results['gt_seg_map'] = np.full(results['ori_shape'], IGNORED, np.uint8)
+        results['seg_fields'].append('gt_seg_map')
+        return results

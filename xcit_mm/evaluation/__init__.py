@@ -1,0 +1,3 @@
+from .real import ReaLAccuracy
+
+__all__ = ['ReaLAccuracy']
