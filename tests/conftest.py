@@ -1,6 +1,7 @@
 """Shared helpers. Everything runs on the CPU with the real libraries."""
 
 import logging
+import os
 from pathlib import Path
 
 import pytest
@@ -12,7 +13,7 @@ ROOT = Path(__file__).resolve().parents[1]
 
 
 def pytest_configure():
-    torch.set_num_threads(2)
+    torch.set_num_threads(int(os.environ.get('OMP_NUM_THREADS', 2)))
     # MMEngine lists the start value of every single parameter at level INFO.
     MMLogger.get_instance('mmengine').setLevel(logging.ERROR)
 

@@ -9,6 +9,7 @@ import pytest
 import torch
 from conftest import ROOT, build, official_names, randomise
 from mmengine.logging import HistoryBuffer
+from mmengine.registry import MODELS
 from mmengine.runner import CheckpointLoader, load_checkpoint
 from safetensors.torch import save_file
 from torch import nn
@@ -308,3 +309,23 @@ def test_golden_files_are_the_layouts_they_claim(tmp_path):
         state = load_checkpoint_file(str(tmp_path / 'file.pth'))['state_dict']
         assert state._metadata.source['layout'].startswith('original')
         assert all(key.startswith(('backbone.', 'head.fc.')) for key in state)
+
+
+def test_mmpretrains_own_xcit_still_loads_its_files(tmp_path):
+    """The loader serves the whole process, and so other models too."""
+    from mmengine.runner import save_checkpoint
+
+    def original():
+        backbone = dict(type='mmpretrain.XCiT', embed_dims=32, depth=2, num_heads=2, patch_size=16)
+        return MODELS.build(
+            dict(
+                type='mmpretrain.ImageClassifier',
+                backbone=backbone,
+                head=dict(type='mmpretrain.LinearClsHead', num_classes=3, in_channels=32),
+            )
+        )
+
+    saved, loaded = randomise(original()), original()
+    save_checkpoint({'state_dict': saved.state_dict(), 'meta': {}}, str(tmp_path / 'own.pth'))
+    load_checkpoint(loaded, str(tmp_path / 'own.pth'), strict=True)
+    assert all(torch.equal(v, saved.state_dict()[k]) for k, v in loaded.state_dict().items())

@@ -22,7 +22,9 @@ from xcit_mm.engine.classification import find_imagenet_v2, use_protocol
 from xcit_mm.engine.errors import UsageError
 
 WIDTHS = dict(n12=128, t12=192, t24=192, s12=384, s24=384, m24=512, l24=768)
-LONG = dict(n12='nano_12', t12='tiny_12', t24='tiny_24', s12='small_12', s24='small_24', m24='medium_24', l24='large_24')
+LONG = dict(
+    n12='nano_12', t12='tiny_12', t24='tiny_24', s12='small_12', s24='small_24', m24='medium_24', l24='large_24'
+)
 DROP_PATH = dict(n12=0.0, t12=0.0, t24=0.05, s12=0.05, s24=0.1, m24=0.15, l24=0.25)
 MODELS_42 = [(arch, patch, variant) for arch in WIDTHS for patch in (16, 8) for variant in ('', '_dist', '_dist_384')]
 
@@ -215,7 +217,9 @@ def test_wrong_distillation_settings_are_refused(wrong):
 
 def crops(cfg, path):
     """The tested pixels of an image file, (3, h, w) BGR."""
-    dataset = dict(type='CustomDataset', data_root=str(path.parent.parent), pipeline=cfg.test_dataloader.dataset.pipeline)
+    dataset = dict(
+        type='CustomDataset', data_root=str(path.parent.parent), pipeline=cfg.test_dataloader.dataset.pipeline
+    )
     return DATASETS.build(dataset)[0]['inputs'].numpy()
 
 
@@ -238,7 +242,9 @@ def test_protocols(variant, protocol, tmp_path):
         expected = image.resize((short * 500 // 400, short), Image.BICUBIC)
         left, top = (round((extent - size) / 2) for extent in expected.size)
         expected = expected.crop((left, top, left + size, top + size))
-    assert np.array_equal(crops(cfg, tmp_path / 'class' / 'image.png'), np.asarray(expected)[..., ::-1].transpose(2, 0, 1))
+    assert np.array_equal(
+        crops(cfg, tmp_path / 'class' / 'image.png'), np.asarray(expected)[..., ::-1].transpose(2, 0, 1)
+    )
 
 
 def test_a_protocol_for_a_detector_is_refused():

@@ -1,4 +1,4 @@
-"""The layouts in which XCiT checkpoints exist, and how each one's tensor names map to ours.
+"""The layouts in which XCiT checkpoints exist, and how each one's tensor names map to ours and back.
 
 Ours are the names of a whole OpenMMLab model: ``backbone.…`` as in :class:`xcit_mm.models.XCiT`, and what else the file
 holds (``neck.…``, ``head.fc.…``, ``decode_head.…``) beside it.
@@ -6,7 +6,7 @@ holds (``neck.…``, ``head.fc.…``, ``decode_head.…``) beside it.
 
 import re
 from dataclasses import dataclass
-from typing import Callable, Dict, Optional, Tuple, Union
+from typing import Callable, Dict, List, Optional, Tuple, Union
 
 import torch
 from torch import Tensor
@@ -25,26 +25,41 @@ class Layout:
         marker (str): Regular expression that matches the start of one tensor name of this layout and of no other.
         renames (tuple): Pairs of regular expression and replacement that turn its names into ours, applied in order;
             a tensor whose name becomes empty is not taken.
+        inverse (tuple, optional): Such pairs that turn our names into its; None: nothing is written in this layout.
+        joined_qkv (bool): Class attention's query, key and value are one tensor, as ours, and not three.
     """
 
     name: str
     container: Optional[str]
     marker: str
     renames: Renames = ()
+    inverse: Optional[Renames] = None
+    joined_qkv: bool = True
 
     def recognises(self, state: StateDict) -> bool:
         return any(re.match(self.marker, key) for key in state)
 
     def to_native(self, state: StateDict) -> StateDict:
         """The same tensors under our names."""
-        renamed = {self._rename(key): value for key, value in state.items()}
+        renamed = {_rename(key, self.renames): value for key, value in state.items()}
         renamed.pop('', None)
         return _join_qkv(renamed)
 
-    def _rename(self, key: str) -> str:
-        for pattern, replacement in self.renames:
-            key = re.sub(pattern, replacement, key)
-        return key
+    def from_native(self, state: StateDict) -> StateDict:
+        """Tensors under our names, as this layout names and divides them; the inverse of :meth:`to_native`."""
+        if not self.joined_qkv:
+            state = _split_qkv(state)
+        return {_rename(key, self.inverse): value for key, value in state.items()}
+
+    def left_out(self, state: StateDict) -> List[str]:
+        """The names of tensors of this layout that :meth:`to_native` does not take."""
+        return [key for key in state if not _rename(key, self.renames)]
+
+
+def _rename(key: str, renames: Renames) -> str:
+    for pattern, replacement in renames:
+        key = re.sub(pattern, replacement, key)
+    return key
 
 
 _PREFIX: Renames = (
@@ -73,17 +88,60 @@ _MMPRETRAIN: Renames = (
     (r'\.ffn\.layers\.1\.', r'.mlp.fc2.'),
 )
 _WITHOUT_HEAD: Renames = ((r'^head\..*', ''),)
+_WITHOUT_PREFIX: Renames = ((r'^backbone\.', r''), (r'^head\.fc\.', r'head.'))
+_TO_TIMM: Renames = ((r'^(backbone\.blocks\.\d+)\.lpi\.', r'\1.local_mp.'),)
+_TO_OFFICIAL: Renames = _TO_TIMM + (
+    (r'^backbone\.pos_embed\.', r'backbone.pos_embeder.'),
+    (r'^backbone\.pyramid\.fpn(?=\d)', r'backbone.fpn'),
+)
+_TO_MMPRETRAIN: Renames = (
+    (
+        r'^backbone\.patch_embed\.proj\.(\d)\.([01])\.',
+        lambda m: f'backbone.patch_embed.proj.{int(m[1]) // 2}.{("conv", "bn")[int(m[2])]}.',
+    ),
+    (r'^backbone\.pos_embed\.token_projection\.', r'backbone.pos_embed.token_projection.conv.'),
+    (r'^backbone\.blocks\.', r'backbone.xca_layers.'),
+    (r'^backbone\.cls_attn_blocks\.', r'backbone.ca_layers.'),
+    (r'\.lpi\.bn\.', r'.local_mp.conv1.bn.'),
+    (r'\.lpi\.(conv\d)\.', r'.local_mp.\1.conv.'),
+    (r'\.mlp\.fc1\.', r'.ffn.layers.0.0.'),
+    (r'\.mlp\.fc2\.', r'.ffn.layers.1.'),
+)
 
 # Where one marker would match two layouts, the first one counts.
 LAYOUTS = (
-    Layout('this project', 'state_dict', r'backbone\.blocks\.\d+\.lpi\.'),
+    Layout('this project', 'state_dict', r'backbone\.blocks\.\d+\.lpi\.', inverse=()),
     Layout('this project, backbone alone', 'state_dict', r'blocks\.\d+\.lpi\.', _PREFIX),
     Layout('original self-supervised, full run', 'teacher', r'backbone\.pos_embeder\.', _WITHOUT_HEAD + _OFFICIAL),
-    Layout('original detection or segmentation', 'state_dict', r'backbone\.pos_embeder\.', _OFFICIAL),
-    Layout('original classification', 'model', r'pos_embeder\.', _PREFIX + _OFFICIAL),
-    Layout('original self-supervised', None, r'pos_embeder\.', _PREFIX + _OFFICIAL),
-    Layout('MMPretrain', 'state_dict', r'(backbone\.)?xca_layers\.', _PREFIX + _MMPRETRAIN),
-    Layout('timm', None, r'blocks\.\d+\.local_mp\.', _PREFIX + _OFFICIAL),
+    Layout(
+        'original detection or segmentation', 'state_dict', r'backbone\.pos_embeder\.', _OFFICIAL, inverse=_TO_OFFICIAL
+    ),
+    Layout(
+        'original classification',
+        'model',
+        r'pos_embeder\.',
+        _PREFIX + _OFFICIAL,
+        inverse=_TO_OFFICIAL + _WITHOUT_PREFIX,
+    ),
+    Layout(
+        'original self-supervised', None, r'pos_embeder\.', _PREFIX + _OFFICIAL, inverse=_TO_OFFICIAL + _WITHOUT_PREFIX
+    ),
+    Layout(
+        'MMPretrain',
+        'state_dict',
+        r'(backbone\.)?xca_layers\.',
+        _PREFIX + _MMPRETRAIN,
+        inverse=_TO_MMPRETRAIN,
+        joined_qkv=False,
+    ),
+    Layout(
+        'timm',
+        None,
+        r'blocks\.\d+\.local_mp\.',
+        _PREFIX + _OFFICIAL,
+        inverse=_TO_TIMM + _WITHOUT_PREFIX,
+        joined_qkv=False,
+    ),
 )
 
 
@@ -96,14 +154,22 @@ def find_layout(checkpoint: dict) -> Tuple[Optional[Layout], StateDict]:
     Returns:
         tuple: The layout, or None for a file that holds no XCiT; and the tensors, ``{}`` if there are none.
     """
+    layout, _, tensors = locate(checkpoint)
+    return layout, tensors
+
+
+def locate(checkpoint: dict) -> Tuple[Optional[Layout], Optional[str], StateDict]:
+    """As :func:`find_layout`, with the key of the file under which the tensors lie between the two; None: no key."""
     found: StateDict = {}
+    found_in = None
     for place in dict.fromkeys(layout.container for layout in LAYOUTS):
-        tensors = _tensors(checkpoint if place is None else checkpoint.get(place))
+        tensors = tensors_of(checkpoint if place is None else checkpoint.get(place))
         matching = [layout for layout in LAYOUTS if tensors and layout.recognises(tensors)]
         if matching:
-            return min(matching, key=lambda layout: layout.container != place), tensors
-        found = found or tensors
-    return None, found
+            return min(matching, key=lambda layout: layout.container != place), place, tensors
+        if not found:
+            found, found_in = tensors, place
+    return None, found_in, found
 
 
 def _join_qkv(state: StateDict) -> StateDict:
@@ -118,7 +184,19 @@ def _join_qkv(state: StateDict) -> StateDict:
     return joined
 
 
-def _tensors(state) -> StateDict:
+def _split_qkv(state: StateDict) -> StateDict:
+    """The inverse of :func:`_join_qkv`; the parts are copies, since safetensors takes no views of one tensor."""
+    split = {}
+    for key, value in state.items():
+        joined = re.fullmatch(r'(.*cls_attn_blocks\.\d+\.attn\.)qkv\.(weight|bias)', key)
+        if joined is None:
+            split[key] = value
+        else:
+            split.update({f'{joined[1]}{name}.{joined[2]}': part.clone() for name, part in zip('qkv', value.chunk(3))})
+    return split
+
+
+def tensors_of(state) -> StateDict:
     """The tensors of a dict, without the ``module.`` that a parallel wrapper adds; {} if it is none."""
     if not isinstance(state, dict):
         return {}
@@ -129,19 +207,22 @@ def _tensors(state) -> StateDict:
     }
 
 
-def describe(state: StateDict) -> str:
-    """The arch that a backbone's tensors (our names, no prefix) belong to, in the words of its arguments."""
-    facts = []
-    for label, key, size in (
-        ('embed_dims', 'blocks.0.gamma1', lambda t: t.numel()),
-        ('num_heads', 'blocks.0.attn.temperature', lambda t: t.shape[0]),
-    ):
-        if key in state:
-            facts.append(f'{label}={size(state[key])}')
+def arch_numbers(state: StateDict) -> Dict[str, int]:
+    """What a backbone's tensors (our names, no prefix) tell about its arch, by the names of XCiT's arguments."""
+    numbers = {}
+    if 'blocks.0.gamma1' in state:
+        numbers['embed_dims'] = state['blocks.0.gamma1'].numel()
     blocks = {int(key.split('.')[1]) for key in state if re.match(r'blocks\.\d+\.', key)}
     if blocks:
-        facts.insert(1, f'depth={max(blocks) + 1}')
+        numbers['depth'] = max(blocks) + 1
+    if 'blocks.0.attn.temperature' in state:
+        numbers['num_heads'] = state['blocks.0.attn.temperature'].shape[0]
     convs = [key for key in state if re.fullmatch(r'patch_embed\.proj\.\d+\.0\.weight', key)]
     if convs:
-        facts.append(f'patch_size={2 ** len(convs)}')
-    return ', '.join(facts) or 'no XCiT blocks'
+        numbers['patch_size'] = 2 ** len(convs)
+    return numbers
+
+
+def describe(state: StateDict) -> str:
+    """The arch that a backbone's tensors (our names, no prefix) belong to, in the words of its arguments."""
+    return ', '.join(f'{name}={number}' for name, number in arch_numbers(state).items()) or 'no XCiT blocks'

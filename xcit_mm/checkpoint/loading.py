@@ -22,7 +22,7 @@ from mmengine.utils import digit_version
 from safetensors.torch import load_file as load_safetensors
 
 from .errors import CheckpointError
-from .layouts import find_layout
+from .layouts import locate
 
 
 def _history_buffer_method(cls: type, name: str):
@@ -132,10 +132,15 @@ def _reading_failed(path: str, reason: str) -> str:
 
 
 def _translate(checkpoint: dict, path: str) -> dict:
-    """Name the file in the metadata of its tensors, and bring XCiT tensors of a foreign layout under our names."""
-    layout, tensors = find_layout(checkpoint)
+    """Name the file in the metadata of its tensors, and give those of a bare backbone the names of a whole model.
+
+    A file of a whole OpenMMLab model keeps its names, since the model may be MMPretrain's own XCiT; this project's
+    backbone translates them itself.
+    """
+    layout, place, tensors = locate(checkpoint)
     metadata = getattr(checkpoint.get('state_dict', checkpoint), '_metadata', {})
-    if layout is not None and layout.renames:
+    whole_model = place == 'state_dict' and any(key.startswith('backbone.') for key in tensors)
+    if layout is not None and not whole_model:
         checkpoint = {'state_dict': OrderedDict(layout.to_native(tensors)), 'meta': checkpoint.get('meta', {})}
     state = checkpoint.get('state_dict')
     if isinstance(state, dict):

@@ -46,7 +46,7 @@ UNFINISHED = '.unfinished_by_xcit_mm'  # marks, and is locked in, a folder being
 
 CROP_SIZE = 64  # px, side of a picture of the ImageNet layout
 SCENE_HEIGHTS, CROP_HEIGHTS = (0.2, 0.45), (0.5, 0.7)  # digit height over picture side
-MIN_VISIBLE, MIN_PIXELS = 0.4, 20  # of a stroke; at 0.25 many a digit could not be told by eye
+MIN_VISIBLE, MIN_PIXELS = 0.8, 20  # of a stroke: a digit more covered is often another digit
 MIN_CONTRAST = 80  # luma levels of 255
 LUMA = np.array([0.299, 0.587, 0.114], np.float32)
 

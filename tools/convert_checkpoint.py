@@ -1,0 +1,47 @@
+#!/usr/bin/env python
+"""Convert an XCiT checkpoint between the layouts of this project, the original release, MMPretrain and timm.
+
+tools/convert_checkpoint.py xcit_small_12_p16_224.pth xcit_small_12_p16_224.safetensors --to timm
+"""
+
+import argparse
+import os
+
+from xcit_mm.checkpoint.convert import TARGETS, TOLERANCE, convert, in_words
+from xcit_mm.engine.errors import clear_errors
+
+
+def parse_args() -> argparse.Namespace:
+    parser = argparse.ArgumentParser(
+        description='Write the tensors of an XCiT checkpoint in another layout, bit for bit. The new file is kept only '
+        'if the model it is meant for computes the same from it.'
+    )
+    parser.add_argument('source', metavar='IN', help='file or web address, in any layout that this project loads')
+    parser.add_argument('target', metavar='OUT', help='file to write: .pth, or .safetensors for the tensors alone')
+    parser.add_argument(
+        '--to',
+        required=True,
+        choices=TARGETS,
+        help='xcit_mm: for the tools here and all of OpenMMLab with this plugin; official: the original release; '
+        "mmpretrain: MMPretrain's own XCiT; timm: timm's",
+    )
+    parser.add_argument('--force', action='store_true', help='replace OUT if it exists')
+    return parser.parse_args()
+
+
+def main() -> None:
+    args = parse_args()
+    with clear_errors():
+        done = convert(args.source, args.target, args.to, args.force)
+        head = f'head of {done.num_classes} classes' if done.num_classes else 'no linear head'
+        print(f'{args.source}: {done.source_layout}, {done.arch}, {head}, {done.source_tensors} tensors')
+        if done.left_out:
+            print(f'  not carried over: {", ".join(done.left_out)}')
+        megabytes = os.path.getsize(args.target) / 1e6
+        print(f'{args.target}: {done.target_layout}, {done.target_tensors} tensors, {megabytes:.1f} MB')
+        print('  read back: the same bits')
+        print(f'  {done.compared}: relative deviation {in_words(done.deviations)} (at most {TOLERANCE:g})')
+
+
+if __name__ == '__main__':
+    main()

@@ -1,0 +1,473 @@
+"""From one checkpoint layout to another: the same tensors, and proof that both models compute the same.
+
+The new file is written beside its final place, read back, and run in the implementation it is meant for. Only then
+does it get its name, so that no file is ever half-done or wrong.
+"""
+
+import os
+import tempfile
+import warnings
+from collections import Counter, OrderedDict
+from dataclasses import asdict, dataclass
+from importlib import import_module
+from typing import Dict, List, Optional, Tuple
+
+import torch
+from mmengine.registry import DefaultScope
+from mmengine.runner import load_checkpoint
+from safetensors.torch import load_file as load_safetensors
+from safetensors.torch import save as safetensors_bytes
+from torch import Tensor, nn
+
+from ..engine.errors import UsageError
+from ..models.xcit import ARCHS, XCiT
+from .errors import CheckpointError
+from .layouts import LAYOUTS, Layout, StateDict, arch_numbers, find_layout, locate, tensors_of
+from .loading import _safe_torch_load, load_checkpoint_file, load_from_http
+
+TARGETS = ('xcit_mm', 'official', 'mmpretrain', 'timm')
+TOLERANCE = 1e-4
+# Height and width of the images on which the models are compared; the second is no multiple of a patch.
+SIZES = ((96, 64), (57, 83))
+
+
+@dataclass(frozen=True)
+class Arch:
+    """All it takes to build a backbone that fits a file's tensors, by the names of XCiT's arguments."""
+
+    embed_dims: int
+    depth: int
+    num_heads: int
+    mlp_ratio: float
+    tokens_norm: bool
+    patch_size: int
+    in_channels: int
+
+    def __str__(self) -> str:
+        sizes = _sizes(asdict(self))
+        name = next((name.upper() for name, arch in ARCHS.items() if _sizes(arch) == sizes), None)
+        if name is None:
+            name = f'(embed_dims={self.embed_dims}, depth={self.depth}, num_heads={self.num_heads})'
+        return f'XCiT-{name}/{self.patch_size}'
+
+
+def _sizes(arch: dict) -> tuple:
+    return arch['embed_dims'], arch['depth'], arch['num_heads'], arch.get('mlp_ratio', 4.0)
+
+
+def infer_arch(state: StateDict) -> Arch:
+    """The arch of a backbone, from its tensors.
+
+    ``tokens_norm`` leaves no trace in them: it is that of the published arch of these sizes, else True.
+
+    Args:
+        state (dict): The backbone's tensors by our names, without prefix.
+
+    Raises:
+        CheckpointError: If the tensors that tell the arch are not all there.
+    """
+    numbers = arch_numbers(state)
+    hidden, conv = state.get('blocks.0.mlp.fc1.bias'), state.get('patch_embed.proj.0.0.weight')
+    if len(numbers) < 4 or hidden is None or conv is None:
+        raise CheckpointError(
+            'the arch cannot be told, since tensors of the first block or of the patch embedding are missing; '
+            'expected a whole XCiT backbone'
+        )
+    numbers.update(mlp_ratio=len(hidden) / numbers['embed_dims'], in_channels=conv.shape[1])
+    published = next((arch for arch in ARCHS.values() if _sizes(arch) == _sizes(numbers)), {})
+    return Arch(**numbers, tokens_norm=published.get('tokens_norm', True))
+
+
+@dataclass(frozen=True)
+class Conversion:
+    """What was found, written and measured.
+
+    Attributes:
+        source_layout, target_layout (str): What :class:`~xcit_mm.checkpoint.Layout` calls them.
+        arch (Arch): The backbone.
+        num_classes (int): Of the linear head; 0 if there is none.
+        source_tensors, target_tensors (int): How many were taken and written.
+        left_out (list[str]): What the old file holds and the new one does not, in words.
+        compared (str): Whose models were run on the two files, in words.
+        deviations (dict): Largest difference of an output relative to its largest value, by the image's
+            (height, width).
+    """
+
+    source_layout: str
+    target_layout: str
+    arch: Arch
+    num_classes: int
+    source_tensors: int
+    target_tensors: int
+    left_out: List[str]
+    compared: str
+    deviations: Dict[Tuple[int, int], float]
+
+
+def convert(source: str, target: str, to: str, force: bool = False) -> Conversion:
+    """Write a checkpoint's tensors in another layout.
+
+    Args:
+        source (str): File or web address, in any layout that this project loads.
+        target (str): File to write; one that ends in ``.safetensors`` holds the tensors alone.
+        to (str): 'xcit_mm', 'official' (what the original release has for such a model: a classifier, a backbone, or
+            a detector or segmentor), 'mmpretrain' or 'timm'.
+        force (bool): Replace ``target`` if it exists.
+
+    Raises:
+        UsageError: If ``target`` cannot be written, or the implementation to compare with cannot be imported.
+        CheckpointError: If ``source`` is no whole XCiT, does not fit the layout, or the two models disagree.
+            In every case ``target`` is as it was before.
+    """
+    if to not in TARGETS:
+        raise UsageError(f'there is no layout {to!r}; choose one of {", ".join(TARGETS)}')
+    _check_target(target, to, force)
+    old = _read(source)
+    layout = _layout_for(to, old)
+    try:
+        ours, theirs = _Ours(old), _IMPLEMENTATIONS.get(layout.name, _Ours)(old)
+    except ValueError as error:  # XCiT's, about its arguments
+        raise CheckpointError(f'{source}: {error}') from None
+    tensors = layout.from_native(old.state)
+    safetensors = target.endswith('.safetensors')
+    meta = old.meta if layout.container == 'state_dict' and not safetensors else None
+
+    suffix = '.safetensors' if safetensors else '.pth'
+    temporary = os.path.join(os.path.dirname(target), f'.{os.path.basename(target)}.{os.getpid()}{suffix}')
+    try:
+        _write(tensors, meta, layout, temporary, target)
+        _check_written(tensors, old, layout, temporary, target)
+        deviations = _deviations(ours.load(old.path), theirs.load(temporary), old.arch.in_channels)
+        if not all(deviation <= TOLERANCE for deviation in deviations.values()):  # not a number fails too
+            raise CheckpointError(
+                f'{source} was not converted: {theirs.title} computes something else from the new file than '
+                f'{ours.title} from the old one. Relative deviation {in_words(deviations)}, expected at most '
+                f'{TOLERANCE:g}. Where it is nan, the weights themselves are broken'
+            )
+        os.replace(temporary, target)
+    except CheckpointError:
+        raise
+    except RuntimeError as error:  # PyTorch's, about names and shapes
+        raise CheckpointError(f'{source} was not converted: {" ".join(str(error).split())}') from None
+    finally:
+        if os.path.exists(temporary):
+            os.unlink(temporary)
+    left_out = old.left_out
+    if old.meta and meta is None:
+        left_out = [*left_out, f'meta ({", ".join(map(str, old.meta))})']
+    return Conversion(
+        source_layout=old.layout.name,
+        target_layout=layout.name,
+        arch=old.arch,
+        num_classes=old.num_classes,
+        source_tensors=old.num_tensors,
+        target_tensors=len(tensors),
+        left_out=left_out,
+        compared=f'{ours.title} with the old file, {theirs.title} with the new one',
+        deviations=deviations,
+    )
+
+
+def in_words(deviations: Dict[Tuple[int, int], float]) -> str:
+    """For example '3.1e-07 at 96x64 and 2.9e-07 at 57x83'."""
+    return ' and '.join(f'{value:.1e} at {height}x{width}' for (height, width), value in deviations.items())
+
+
+def _check_target(target: str, to: str, force: bool) -> None:
+    """Find what would keep the file from being written, before any work."""
+    folder, name = os.path.dirname(target) or '.', os.path.basename(target)
+    if os.path.isdir(target):
+        raise UsageError(f'{target} is a folder; name the file to write in it')
+    if os.path.exists(target) and not force:
+        raise UsageError(f'{target} exists already; choose another name, or replace it with --force')
+    if not os.path.isdir(folder):
+        raise UsageError(f'there is no folder {folder} for {name}; make it, or choose another')
+    try:
+        with tempfile.TemporaryFile(dir=folder):
+            pass
+    except OSError as error:
+        raise UsageError(
+            f'the folder {folder} cannot be written to ({error.strerror}); choose another for {name}'
+        ) from None
+    if to == 'mmpretrain' and target.endswith('.safetensors'):
+        raise UsageError(f'MMPretrain reads no .safetensors files, got {target}; choose a name that ends in .pth')
+
+
+@dataclass(frozen=True)
+class _Checkpoint:
+    """A file of any layout, with its tensors by our names."""
+
+    source: str
+    path: str
+    layout: Layout
+    arch: Arch
+    state: StateDict
+    meta: dict
+    num_tensors: int
+    left_out: List[str]
+
+    @property
+    def num_classes(self) -> int:
+        return len(self.state['head.fc.weight']) if 'head.fc.weight' in self.state else 0
+
+    @property
+    def out_type(self) -> str:
+        """How a backbone of ours returns all that these tensors compute."""
+        if any(key.startswith('backbone.pyramid.') for key in self.state):
+            return 'pyramid'
+        return 'raw' if 'backbone.cls_token' in self.state else 'featmap'
+
+    def beyond_a_classifier(self) -> Dict[str, int]:
+        """The parts besides a backbone and one linear head, and how many tensors each has."""
+        parts = Counter()
+        for key in self.state:
+            if key.startswith('backbone.pyramid.'):
+                parts['the pyramid'] += 1
+            elif not key.startswith(('backbone.', 'head.fc.')):
+                parts[key.split('.')[0]] += 1
+        return dict(parts)
+
+
+def _read(source: str) -> _Checkpoint:
+    """Read a file through the loaders that MMEngine calls, and once more as it is to see what they leave out."""
+    try:
+        loaded = (load_from_http if source.startswith(('http://', 'https://')) else load_checkpoint_file)(source, 'cpu')
+    except FileNotFoundError as error:
+        raise CheckpointError(str(error)) from None
+    layout, state = find_layout(loaded)
+    if layout is None:
+        raise CheckpointError(
+            f'{source} holds no XCiT. Its first tensors: {", ".join(list(state)[:3]) or "none"}; expected the names of '
+            f'one of these layouts: {", ".join(layout.name for layout in LAYOUTS)}'
+        )
+    state = layout.to_native(state)
+    path = loaded.get('state_dict', loaded)._metadata.source['path']
+    raw = _read_untranslated(path)
+    layout, place, tensors = locate(raw)
+    dropped = layout.left_out(tensors)
+    taken = {key: value for key, value in tensors.items() if key not in dropped}
+    if _num_bytes(taken) != _num_bytes(state):
+        raise CheckpointError(
+            f'{source} (layout: {layout.name}) cannot be converted without loss: its tensors have {_num_bytes(taken)} '
+            f'bytes, and {_num_bytes(state)} by the names of this project. It may hold one tensor under two names, or '
+            f'query, key and value in different types'
+        )
+    try:
+        arch = infer_arch({key[len('backbone.') :]: v for key, v in state.items() if key.startswith('backbone.')})
+    except CheckpointError as error:
+        raise error.naming(source) from None
+    meta = raw.get('meta')
+    return _Checkpoint(
+        source=source,
+        path=path,
+        layout=layout,
+        arch=arch,
+        state=state,
+        meta=meta if isinstance(meta, dict) else {},
+        num_tensors=len(taken),
+        left_out=_beside(raw, place, dropped),
+    )
+
+
+def _read_untranslated(path: str) -> dict:
+    return {'state_dict': load_safetensors(path)} if path.endswith('.safetensors') else _safe_torch_load(path, 'cpu')
+
+
+def _num_bytes(state: StateDict) -> int:
+    return sum(tensor.numel() * tensor.element_size() for tensor in state.values())
+
+
+def _beside(raw: dict, place: Optional[str], dropped: List[str]) -> List[str]:
+    """What a file holds besides the tensors that are taken from ``place`` (None: from the file itself), in words."""
+    inside = raw if place is None else raw[place]
+    items = {key: value for key, value in inside.items() if not isinstance(value, Tensor)}
+    if place is not None:
+        items.update({key: value for key, value in raw.items() if key != place})
+    if isinstance(items.get('meta'), dict):
+        del items['meta']  # carried over, or named by the caller
+    words = []
+    for key, value in items.items():
+        if tensors_of(value):
+            words.append(f'{key} ({len(tensors_of(value))} tensors)')
+        elif isinstance(value, (bool, int, float, str)) and len(str(value)) < 40:
+            words.append(f'{key}={value}')
+        else:
+            words.append(str(key))
+    for part, number in Counter(key.split('.')[0] for key in dropped).items():
+        words.append(f'{part} of the {place} ({number} tensors)')
+    return words
+
+
+def _layout_for(to: str, old: _Checkpoint) -> Layout:
+    """The layout to write.
+
+    Raises:
+        CheckpointError: If the file holds what the layout has no place for.
+    """
+    parts = [f'{part} ({number} tensors)' for part, number in old.beyond_a_classifier().items()]
+    if 'backbone.cls_token' not in old.state:
+        parts.append('no class token')
+    if parts and to in ('mmpretrain', 'timm'):
+        raise CheckpointError(
+            f'{old.source} (layout: {old.layout.name}) does not fit --to {to}, which holds a backbone with its class '
+            f'token and at most one linear head. Found instead: {", ".join(parts)}. Choose --to xcit_mm or '
+            f'--to official; they hold whole detectors and segmentors'
+        )
+    name = {'xcit_mm': 'this project', 'mmpretrain': 'MMPretrain', 'timm': 'timm'}.get(to)
+    if name is None and parts:
+        name = 'original detection or segmentation'
+    elif name is None:
+        name = 'original classification' if old.num_classes else 'original self-supervised'
+    return next(layout for layout in LAYOUTS if layout.name == name)
+
+
+def _write(tensors: StateDict, meta: Optional[dict], layout: Layout, path: str, target: str) -> None:
+    # Copies, since a view would be written with all of the storage it looks at, and safetensors takes none.
+    state = OrderedDict((key, t.detach().clone(memory_format=torch.contiguous_format)) for key, t in tensors.items())
+    try:
+        if path.endswith('.safetensors'):
+            with open(path, 'wb') as file:  # safetensors' own writer makes files that only their owner may read
+                file.write(safetensors_bytes(state, metadata={'format': 'pt'}))
+        elif layout.container is None:
+            torch.save(state, path)
+        else:
+            torch.save({**({} if meta is None else {'meta': meta}), layout.container: state}, path)
+    except (OSError, RuntimeError) as error:
+        raise UsageError(
+            f'{target} could not be written ({str(error).splitlines()[0]}); is the disk full? Nothing was left behind'
+        ) from None
+
+
+def _check_written(tensors: StateDict, old: _Checkpoint, layout: Layout, path: str, target: str) -> None:
+    """Read the file back: every bit must be what was to be written, and lead back to what was read."""
+    written = locate(_read_untranslated(path))[2]
+    if not (_same_bits(written, tensors) and _same_bits(layout.to_native(written), old.state)):
+        raise CheckpointError(
+            f'{target} read back differs from what was written, so it was removed; check the disk and try again'
+        )
+
+
+def _same_bits(a: StateDict, b: StateDict) -> bool:
+    return a.keys() == b.keys() and all(
+        a[key].dtype == b[key].dtype and a[key].shape == b[key].shape and torch.equal(_bits(a[key]), _bits(b[key]))
+        for key in a
+    )
+
+
+def _bits(tensor: Tensor) -> Tensor:
+    return tensor.detach().contiguous().flatten().view(torch.uint8)
+
+
+def _deviations(ours: nn.Module, theirs: nn.Module, in_channels: int) -> Dict[Tuple[int, int], float]:
+    """Both models on the same seeded images: the largest deviation of all outputs, for each size of image."""
+    generator = torch.Generator().manual_seed(0)
+    deviations = {}
+    for size in SIZES:
+        image = torch.randn(1, in_channels, *size, generator=generator)
+        with torch.no_grad():
+            pairs = list(zip(ours(image), theirs(image)))
+        found = [(a - b).abs().max() / b.abs().max().clamp_min(torch.finfo(b.dtype).tiny) for a, b in pairs]
+        deviations[size] = torch.stack(found).max().item()
+    return deviations
+
+
+class _Ours(nn.Module):
+    """This project's backbone and linear head, under the names of a whole model; other parts of a file are not run."""
+
+    title = "this project's XCiT"
+
+    def __init__(self, old: _Checkpoint):
+        super().__init__()
+        arch = asdict(old.arch)
+        options = {name: arch.pop(name) for name in ('patch_size', 'in_channels')}
+        self.backbone = XCiT(arch, out_type=old.out_type, **options)
+        self.head = nn.ModuleDict()
+        if old.num_classes and old.out_type == 'raw':
+            self.head['fc'] = nn.Linear(old.arch.embed_dims, old.num_classes)
+        self.whole = not old.beyond_a_classifier()
+
+    def load(self, path: str) -> nn.Module:
+        load_checkpoint(self, path, map_location='cpu', strict=self.whole, logger='silent')
+        return self.eval()
+
+    def forward(self, image: Tensor) -> List[Tensor]:
+        """Image (1, channels, H, W) -> the maps; or all tokens (1, 1 + N, C) and the logits (1, classes) if any."""
+        outputs = list(self.backbone(image))
+        return outputs + [fc(outputs[-1][:, 0]) for fc in self.head.values()]
+
+
+class _Timm(nn.Module):
+    """timm's XCiT, which reads the original release's layout too, with timm's own loader."""
+
+    title = "timm's XCiT"
+
+    def __init__(self, old: _Checkpoint):
+        super().__init__()
+        self.module = _require('timm.models.xcit', 'timm', 'pip install timm')
+        arch = old.arch
+        self.model = self.module.Xcit(
+            patch_size=arch.patch_size,
+            in_chans=arch.in_channels,
+            num_classes=old.num_classes,
+            embed_dim=arch.embed_dims,
+            depth=arch.depth,
+            num_heads=arch.num_heads,
+            mlp_ratio=arch.mlp_ratio,
+            tokens_norm=arch.tokens_norm,
+        )
+
+    def load(self, path: str) -> nn.Module:
+        load = import_module('timm.models').load_checkpoint
+        load(self.model, path, strict=True, filter_fn=self.module.checkpoint_filter_fn)
+        return self.eval()
+
+    def forward(self, image: Tensor) -> List[Tensor]:
+        """As :meth:`_Ours.forward`."""
+        tokens = self.model.forward_features(image)
+        return [tokens] + ([self.model.forward_head(tokens)] if self.model.num_classes else [])
+
+
+class _MMPretrain(nn.Module):
+    """MMPretrain's classifier with its own XCiT."""
+
+    title = "MMPretrain's XCiT"
+
+    def __init__(self, old: _Checkpoint):
+        super().__init__()
+        _require('mmpretrain.models', 'mmpretrain', 'pip install onedl-mmpretrain (or mmpretrain)')
+        backbone = dict(asdict(old.arch), type='XCiT', out_type='raw')
+        head = dict(type='LinearClsHead', num_classes=old.num_classes, in_channels=old.arch.embed_dims)
+        with DefaultScope.overwrite_default_scope('mmpretrain'), warnings.catch_warnings():
+            warnings.simplefilter('ignore')  # mmcv's, about a bias that XCiT has
+            self.model = import_module('mmpretrain.registry').MODELS.build(
+                dict(type='ImageClassifier', backbone=backbone, head=head if old.num_classes else None)
+            )
+
+    def load(self, path: str) -> nn.Module:
+        # MMEngine's loader would turn the names into ours.
+        self.model.load_state_dict(_read_untranslated(path)['state_dict'], strict=True)
+        return self.eval()
+
+    def forward(self, image: Tensor) -> List[Tensor]:
+        """As :meth:`_Ours.forward`."""
+        (tokens,) = self.model.extract_feat(image)
+        return [tokens] + ([self.model.head.fc(tokens[:, 0])] if self.model.with_head else [])
+
+
+_IMPLEMENTATIONS = {
+    'original classification': _Timm,
+    'original self-supervised': _Timm,
+    'timm': _Timm,
+    'MMPretrain': _MMPretrain,
+}
+
+
+def _require(module: str, name: str, install: str):
+    try:
+        return import_module(module)
+    except (ImportError, AssertionError) as error:  # OpenMMLab asserts the versions of its parts
+        raise UsageError(
+            f"a file is only kept after {name}'s own XCiT computed the same from it, and {name} cannot be imported "
+            f'({" ".join(str(error).split())}). Install it ({install}), or choose --to xcit_mm, which '
+            f'needs no other package'
+        ) from None
