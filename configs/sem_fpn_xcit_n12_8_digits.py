@@ -52,8 +52,8 @@ dataset = dict(
     ),
 )
 train_pipeline = [
-    dict(type='LoadImageFromFile'),
-    dict(type='LoadAnnotations', reduce_zero_label=True),
+    dict(type='xcit_mm.LoadImageFromFile'),
+    dict(type='xcit_mm.LoadSegMap', reduce_zero_label=True),
     dict(type='Resize', scale=size, keep_ratio=True),
     dict(type='PackSegInputs'),
 ]

@@ -1,7 +1,7 @@
 """XCiT-N12/8 classifying the embedded digits at 64x64, from random weights, for two CPU cores.
 
-    python tools/make_digits.py data/digits
-    python tools/train.py configs/xcit_n12_8_digits.py
+python tools/make_digits.py data/digits
+python tools/train.py configs/xcit_n12_8_digits.py
 """
 
 _base_ = './xcit_n12_8_in1k.py'
@@ -32,7 +32,7 @@ train_pipeline = [
     dict(type='PackInputs'),
 ]
 test_pipeline = [
-    dict(type='xcit_mm.LoadImageFromFile'),
+    dict(type='LoadImageFromFile'),
     dict(type='ResizeEdge', scale=64, edge='short', backend='pillow', interpolation='bicubic'),
     dict(type='CenterCrop', crop_size=64),
     dict(type='PackInputs'),
@@ -50,6 +50,8 @@ param_scheduler = [
 train_cfg = dict(max_epochs=max_epochs, val_interval=5)
 custom_hooks = [
     dict(type='xcit_mm.IterationSeedHook'),
+    dict(type='xcit_mm.CheckpointFitHook'),
+    dict(type='xcit_mm.BadImagesHook'),
     dict(type='EMAHook', momentum=5e-3, update_buffers=True, priority='ABOVE_NORMAL'),
 ]
 default_hooks = dict(logger=dict(interval=20), checkpoint=dict(interval=5, max_keep_ckpts=2))

@@ -51,7 +51,7 @@ def test_every_config_opens_with_what_it_is_and_its_command(path):
     text = ast.get_docstring(ast.parse(path.read_text()))
     assert f'configs/{path.name}' in text
     if not path.stem.endswith('digits'):
-        assert re.search(r'(box AP \d+\.\d+,? (and )?mask AP|mIoU) \d+\.\d+', ' '.join(text.split()))
+        assert re.search(r'(box AP \d+\.\d+,? (and )?mask AP|mIoU|top-1) \d+\.\d+', ' '.join(text.split()))
 
 
 @pytest.mark.parametrize('name', MASK_RCNN)

@@ -36,7 +36,7 @@ def parse_args() -> argparse.Namespace:
     parser.add_argument(
         '--protocol',
         choices=PROTOCOLS,
-        help='classifiers: the full crop, as the paper tests (what the configs do), or the resize and crop of MMPretrain',
+        help='classifiers: the full crop, as in the paper (default), or the resize and crop of MMPretrain',
     )
     parser.add_argument(
         '--real-labels', metavar='FILE', help='classifiers: also test against several right answers (real.json)'

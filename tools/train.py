@@ -8,12 +8,13 @@ import argparse
 
 from mmengine.config import Config
 
+from xcit_mm.engine.bad_images import check_images
+from xcit_mm.engine.data_checks import check_data
 from xcit_mm.engine.errors import UsageError, clear_errors
 from xcit_mm.engine.setup import (
     adapt_to_device,
     add_common_arguments,
     build_runner,
-    check_data,
     check_model,
     check_work_dir,
     end_processes,
@@ -58,8 +59,10 @@ def main() -> None:
         cfg = load_config(args)
         apply_options(cfg, args)
         check_data(cfg, ('train', 'val'))
-        check_model(cfg, cfg.get('load_from'))
+        check_model(cfg, cfg.get('load_from'), 'resume' if cfg.get('resume') else 'train')
         check_work_dir(cfg)
+        if args.bad_images == 'refuse':
+            check_images(cfg, ('train', 'val'))
         adapt_to_device(cfg)
         runner = build_runner(cfg)
         runner.train()

@@ -1,4 +1,5 @@
-"""MMPretrain's default runtime, with averaged weights, and resumed runs equal to uninterrupted ones."""
+"""MMPretrain's default runtime, with averaged weights, resumed runs equal to uninterrupted ones, and checks of what
+is loaded."""
 
 default_scope = 'mmpretrain'
 default_hooks = dict(
@@ -11,6 +12,8 @@ default_hooks = dict(
 )
 custom_hooks = [
     dict(type='xcit_mm.IterationSeedHook'),
+    dict(type='xcit_mm.CheckpointFitHook'),
+    dict(type='xcit_mm.BadImagesHook'),
     # Of weights and batch-norm statistics. A checkpoint's state_dict, and every test, is of the average.
     dict(type='EMAHook', momentum=4e-5, update_buffers=True, priority='ABOVE_NORMAL'),
 ]

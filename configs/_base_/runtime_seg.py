@@ -1,4 +1,4 @@
-"""MMSegmentation's default runtime, with resumed runs equal to uninterrupted ones."""
+"""MMSegmentation's default runtime, with resumed runs equal to uninterrupted ones, and checks of what is loaded."""
 
 default_scope = 'mmseg'
 default_hooks = dict(
@@ -9,7 +9,11 @@ default_hooks = dict(
     sampler_seed=dict(type='DistSamplerSeedHook'),
     visualization=dict(type='SegVisualizationHook'),
 )
-custom_hooks = [dict(type='xcit_mm.IterationSeedHook')]
+custom_hooks = [
+    dict(type='xcit_mm.IterationSeedHook'),
+    dict(type='xcit_mm.CheckpointFitHook'),
+    dict(type='xcit_mm.BadImagesHook'),
+]
 env_cfg = dict(
     cudnn_benchmark=True,
     mp_cfg=dict(mp_start_method='fork', opencv_num_threads=0),

@@ -17,7 +17,6 @@ from torch import Tensor, nn
 from .errors import CheckpointError
 from .matching import _shorten
 
-PURPOSES = ('train', 'resume', 'test')
 # Segmentors use it for a second loss only; published files often leave it out.
 TRAINING_ONLY = ('auxiliary_head.',)
 

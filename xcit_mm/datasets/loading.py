@@ -70,17 +70,16 @@ def read_image(path: str, flag: str = 'color', backend: str = 'cv2', backend_arg
             Image.open(io.BytesIO(data)).load()
     except MemoryError:
         raise
-    except Exception:  # each decoder has its own errors, some even none of Python's own classes
+    except Exception:  # each decoder has its own errors
         image = None
     if image is None:
-        raise BadImage(
-            f'it cannot be decoded: {len(data)} bytes, beginning with {bytes(data[:12])!r}, cut off or damaged'
-        )
+        size, start = len(data), bytes(data[:12])
+        raise BadImage(f'it is cut off, damaged or no image ({size} bytes, beginning with {start!r})')
     return image
 
 
 def _may_be_cut_off(data: bytes) -> bool:
-    """Whether a JPEG lacks its end; many versions of OpenCV fill the rest of the picture with grey and say nothing."""
+    """Whether a JPEG lacks its end. Many versions of OpenCV fill up the picture with grey and say nothing."""
     return data[:2] == b'\xff\xd8' and b'\xff\xd9' not in data[-4096:]
 
 

@@ -17,6 +17,8 @@ def clear_errors():
     try:
         yield
     except (UsageError, CheckpointError) as error:
+        # From a process that loads data, the message arrives as the last line of a traceback.
+        message = str(error).rpartition(f'.{type(error).__name__}: ')[2]
         rank = f' (process {os.environ["RANK"]})' if int(os.environ.get('WORLD_SIZE', 1)) > 1 else ''
-        print(f'\nerror{rank}: {error}', file=sys.stderr, flush=True)
+        print(f'\nerror{rank}: {message}', file=sys.stderr, flush=True)
         sys.exit(1)

@@ -4,11 +4,12 @@ Everything that can be known to be wrong is found here, before a data set is rea
 """
 
 import argparse
+import copy
 import difflib
 import os
 import tempfile
 from pathlib import Path
-from typing import Iterator, Optional, Sequence
+from typing import Optional
 
 import torch
 from mmengine.config import Config, DictAction
@@ -17,20 +18,11 @@ from mmengine.registry import MODELS, RUNNERS, DefaultScope
 from mmengine.runner import Runner
 
 from ..checkpoint import load_checkpoint_file, match_state_dict
+from ..checkpoint.heads import fit_state_dict
+from .bad_images import guard_loading
+from .data_checks import find_loaders, innermost_datasets
 from .errors import UsageError
-
-# How to get each data set, by the type that reads it.
-SOURCES = {
-    'CocoDataset': (
-        'COCO 2017: download train2017.zip, val2017.zip and annotations_trainval2017.zip from cocodataset.org '
-        'and unpack them side by side'
-    ),
-    'ADE20KDataset': (
-        'ADE20K: download ADEChallengeData2016.zip (scene parsing benchmark, sceneparsing.csail.mit.edu) and unpack it'
-    ),
-    'ImageNet': 'ImageNet-1k: folders train/<class>/ and val/<class>/ of the ILSVRC 2012 images (image-net.org)',
-}
-DIGITS = 'the embedded digits: python tools/make_digits.py data/digits'
+from .hooks import BadImagesHook, CheckpointFitHook
 
 
 def add_common_arguments(parser: argparse.ArgumentParser) -> None:
@@ -44,6 +36,13 @@ def add_common_arguments(parser: argparse.ArgumentParser) -> None:
         action=DictAction,
         metavar='KEY=VALUE',
         help='override settings, for example model.backbone.with_cp=True; lists as key="[a,b]"',
+    )
+    parser.add_argument(
+        '--bad-images',
+        choices=['skip', 'refuse'],
+        default='skip',
+        help='what to do about images that cannot be read: pass over them, naming and counting them (skip), or read '
+        'them all before anything begins, and stop if there are any (refuse)',
     )
     parser.add_argument('--launcher', choices=['none', 'pytorch', 'slurm', 'mpi'], default='none', help='job launcher')
     # torch.distributed.launch passes it; torchrun sets the environment variable.
@@ -83,26 +82,11 @@ def _no_config(path: Path) -> str:
     return f'there is no config file {path}; {hint}'
 
 
-def _datasets(dataset: dict) -> Iterator[dict]:
-    """The data sets inside wrappers such as RepeatDataset and ConcatDataset."""
-    inner = dataset.get('datasets') or ([dataset['dataset']] if 'dataset' in dataset else None)
-    if inner is None:
-        yield dataset
-    for child in inner or ():
-        yield from _datasets(child)
-
-
-def _loaders(cfg: Config) -> dict:
-    """Data loaders of the config by their name, 'train', 'val' and 'test'."""
-    loaders = {split: cfg.get(f'{split}_dataloader') for split in ('train', 'val', 'test')}
-    return {split: loader for split, loader in loaders.items() if loader}
-
-
 def _move_data_root(cfg: Config, root: str) -> None:
     root = os.path.join(root, '')
-    for split, loader in _loaders(cfg).items():
+    for split, loader in find_loaders(cfg).items():
         old = ''
-        for dataset in _datasets(loader['dataset']):
+        for dataset in innermost_datasets(loader['dataset']):
             old, dataset['data_root'] = dataset.get('data_root') or '', root
         evaluators = cfg.get(f'{split}_evaluator') or ()
         for evaluator in [evaluators] if isinstance(evaluators, dict) else evaluators:
@@ -110,40 +94,13 @@ def _move_data_root(cfg: Config, root: str) -> None:
                 evaluator['ann_file'] = root + evaluator['ann_file'][len(old) :]
 
 
-def check_data(cfg: Config, splits: Sequence[str]) -> None:
-    """Make sure that the annotation files and image folders of the splits exist.
-
-    Raises:
-        UsageError: Naming what is missing, how to get it and how to point elsewhere.
-    """
-    for split, loader in _loaders(cfg).items():
-        if split not in splits:
-            continue
-        for dataset in _datasets(loader['dataset']):
-            root = dataset.get('data_root') or ''
-            parts = [dataset.get('ann_file'), *_prefixes(dataset.get('data_prefix'))]
-            paths = [os.path.join(root, part) for part in parts if isinstance(part, str) and part] or [root]
-            missing = [path for path in paths if '://' not in path and not os.path.exists(path)]
-            if missing:
-                kind = dataset['type'] if isinstance(dataset['type'], str) else dataset['type'].__name__
-                how = DIGITS if 'digits' in root else SOURCES.get(kind.split('.')[-1], 'the data set')
-                raise UsageError(
-                    f'the data for {split} ({kind}) is not where the config expects it. Missing: {", ".join(missing)} '
-                    f'(from {os.getcwd()}). To get it: {how}. To use a copy elsewhere: --data-root FOLDER, '
-                    f'or ln -s FOLDER {root.rstrip("/") or "."}'
-                )
-
-
-def _prefixes(data_prefix) -> list:
-    return list(data_prefix.values()) if isinstance(data_prefix, dict) else [data_prefix]
-
-
-def check_model(cfg: Config, checkpoint: Optional[str] = None) -> None:
-    """Build the backbone without memory, and compare it with the local checkpoints it will be given.
+def check_model(cfg: Config, checkpoint: Optional[str] = None, purpose: str = 'train') -> None:
+    """Build the model without memory, and compare it with the local checkpoints it will be given.
 
     Args:
         cfg (Config): The config; models without an XCiT backbone are left to the runner.
         checkpoint (str, optional): File that the whole model will be loaded from.
+        purpose (str): What for: 'train', 'resume' or 'test'; see :func:`~xcit_mm.checkpoint.heads.fit_state_dict`.
 
     Raises:
         UsageError: If the backbone's arguments are wrong, or a file does not exist.
@@ -154,12 +111,12 @@ def check_model(cfg: Config, checkpoint: Optional[str] = None) -> None:
     backbone_cfg = cfg.model.get('backbone') or {}
     if backbone_cfg.get('type') != 'xcit_mm.XCiT':
         return
-    with DefaultScope.overwrite_default_scope(cfg.get('default_scope', 'mmengine')):
-        try:
-            with torch.device('meta'):
-                backbone = MODELS.build(dict(backbone_cfg, init_cfg=None))
-        except (ValueError, TypeError) as error:
-            raise UsageError(f'model.backbone: {error}') from error
+    scope = cfg.get('default_scope', 'mmengine')
+    try:
+        with DefaultScope.overwrite_default_scope(scope), torch.device('meta'):
+            backbone = MODELS.build(dict(backbone_cfg, init_cfg=None))
+    except (ValueError, TypeError) as error:
+        raise UsageError(f'model.backbone: {error}') from error
     # A file for the whole model replaces what the backbone would start from.
     starts = backbone_cfg.get('init_cfg') or []
     starts = [] if checkpoint else [starts] if isinstance(starts, dict) else starts
@@ -171,6 +128,13 @@ def check_model(cfg: Config, checkpoint: Optional[str] = None) -> None:
         state = load_checkpoint_file(path)
         state = state.get('state_dict', state)
         match_state_dict(backbone, dict(state), prefix, state._metadata.get(prefix[:-1]))
+        if path == checkpoint:
+            try:
+                with DefaultScope.overwrite_default_scope(scope), torch.device('meta'):
+                    model = MODELS.build(copy.deepcopy(cfg.model))
+            except Exception:  # a head that needs memory to be built is compared later, by CheckpointFitHook
+                return
+            fit_state_dict(model, state, purpose)
 
 
 def check_work_dir(cfg: Config) -> None:
@@ -219,8 +183,15 @@ def end_processes() -> None:
 
 
 def build_runner(cfg: Config) -> Runner:
-    """MMEngine's runner, or the one that ``runner_type`` names."""
+    """MMEngine's runner, or the one that ``runner_type`` names; with care for what it loads, whatever the config."""
     if cfg.get('default_scope') == 'mmpretrain':
-        for loader in _loaders(cfg).values():
+        for loader in find_loaders(cfg).values():
             loader.setdefault('collate_fn', dict(type='default_collate'))
-    return RUNNERS.build(cfg) if 'runner_type' in cfg else Runner.from_cfg(cfg)
+    runner = RUNNERS.build(cfg) if 'runner_type' in cfg else Runner.from_cfg(cfg)
+    for kind in (CheckpointFitHook, BadImagesHook):
+        if not any(isinstance(hook, kind) for hook in runner.hooks):
+            runner.register_hook(kind())
+    guard_loading(runner)
+    # Some versions of MMEngine start the processes that load data before any hook is called.
+    BadImagesHook.open_report(runner)
+    return runner

@@ -34,7 +34,7 @@ train_pipeline = [
 ]
 # The full crop, as the paper tests; --protocol mmpretrain resizes to 256 and crops 224.
 test_pipeline = [
-    dict(type='xcit_mm.LoadImageFromFile'),
+    dict(type='LoadImageFromFile'),
     dict(type='ResizeEdge', scale=224, edge='short', **bicubic),
     dict(type='CenterCrop', crop_size=224),
     dict(type='PackInputs'),

@@ -1,0 +1,61 @@
+"""The embedded digits for segmentors, with a schedule for two CPU cores; a config takes the parts that it names.
+
+Eleven classes, background and ten digits, in the folders of ADE20K.
+"""
+
+size = (160, 160)
+classes = (
+    'background',
+    'zero',
+    'one',
+    'two',
+    'three',
+    'four',
+    'five',
+    'six',
+    'seven',
+    'eight',
+    'nine',
+)
+palette = [
+    (0, 0, 0),
+    (220, 20, 60),
+    (60, 180, 75),
+    (255, 225, 25),
+    (0, 130, 200),
+    (245, 130, 48),
+    (145, 30, 180),
+    (70, 240, 240),
+    (240, 50, 230),
+    (210, 245, 60),
+    (170, 110, 40),
+]
+digits = dict(
+    type='BaseSegDataset',
+    data_root='data/digits/ade/',
+    reduce_zero_label=True,
+    metainfo=dict(classes=classes, palette=palette),
+)
+digits_train_pipeline = [
+    dict(type='xcit_mm.LoadImageFromFile'),
+    dict(type='xcit_mm.LoadSegMap', reduce_zero_label=True),
+    dict(type='Resize', scale=size, keep_ratio=True),
+    dict(type='PackSegInputs'),
+]
+digits_test_pipeline = [
+    dict(type='LoadImageFromFile'),
+    dict(type='Resize', scale=size, keep_ratio=True),
+    dict(type='LoadAnnotations', reduce_zero_label=True),
+    dict(type='PackSegInputs'),
+]
+digits_train = dict(batch_size=4, num_workers=1, dataset=dict(**digits, pipeline=digits_train_pipeline))
+digits_val = dict(batch_size=8, num_workers=1, dataset=dict(**digits, pipeline=digits_test_pipeline))
+
+# Nine of ten pixels are background.
+digits_loss = dict(class_weight=[0.1] + [1.0] * 10)
+
+digits_iters = 2500
+digits_schedule = [
+    dict(type='LinearLR', start_factor=0.01, by_epoch=False, begin=0, end=100),
+    dict(type='CosineAnnealingLR', by_epoch=False, begin=0, end=digits_iters, T_max=digits_iters),
+]

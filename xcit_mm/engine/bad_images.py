@@ -1,0 +1,131 @@
+"""Images that cannot be read: passed over while the run goes on, or refused before it begins."""
+
+import copy
+import os
+from multiprocessing.pool import ThreadPool
+from typing import Iterator, List, Optional, Sequence, Tuple
+
+from mmengine.config import Config
+from mmengine.registry import DATASETS, TRANSFORMS, DefaultScope
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+
+from ..datasets.loading import BadImage, read_image
+from .data_checks import find_loaders, find_type, innermost_datasets
+from .errors import UsageError
+
+# Transforms of the libraries, and the ones that stand in for them.
+GUARDED = {
+    'mmcv.LoadImageFromFile': 'xcit_mm.LoadImageFromFile',
+    'mmseg.LoadAnnotations': 'xcit_mm.LoadSegMap',
+}
+NAMED = 20
+# Where each launcher tells a process its rank, their number, and how many share the machine.
+PLACES = {
+    'none': (('', 0), ('', 1), ('', 1)),
+    'pytorch': (('RANK', 0), ('WORLD_SIZE', 1), ('LOCAL_WORLD_SIZE', 1)),
+    'slurm': (('SLURM_PROCID', 0), ('SLURM_NTASKS', 1), ('SLURM_NTASKS_PER_NODE', 1)),
+    'mpi': (('OMPI_COMM_WORLD_RANK', 0), ('OMPI_COMM_WORLD_SIZE', 1), ('OMPI_COMM_WORLD_LOCAL_SIZE', 1)),
+}
+
+
+def guard_loading(runner) -> None:
+    """Let every pipeline of a runner pass over images that cannot be read.
+
+    The config keeps the libraries' own types, which their inferencers look for by name; only what the runner is about
+    to build is changed.
+    """
+    scope = runner.cfg.get('default_scope') or 'mmengine'
+    for split in ('train', 'val', 'test'):
+        loader = copy.deepcopy(getattr(runner, f'_{split}_dataloader', None))
+        if not isinstance(loader, dict) or not isinstance(loader['dataset'], dict):
+            continue
+        for dataset in innermost_datasets(loader['dataset']):
+            for transform in _transforms(dataset.get('pipeline') or ()):
+                kind = _full_name(transform, scope)
+                if kind in GUARDED and 'file_client_args' not in transform:
+                    transform.pop('ignore_empty', None)
+                    transform['type'] = kind = GUARDED[kind]
+                if kind in GUARDED.values():
+                    # Testing draws no other image in place of one: that would change what is measured.
+                    transform.setdefault('bad_image', 'resample' if split == 'train' else 'blank')
+        setattr(runner, f'_{split}_dataloader', loader)
+
+
+def _transforms(pipeline: Sequence) -> Iterator[dict]:
+    """The transforms of a pipeline, also those inside of others such as TestTimeAug."""
+    for item in pipeline:
+        if isinstance(item, dict):
+            yield item
+            yield from _transforms(item.get('transforms') or ())
+        elif isinstance(item, (list, tuple)):
+            yield from _transforms(item)
+
+
+def _full_name(transform: dict, scope: str) -> Optional[str]:
+    """Library and name of the class behind a transform of a config."""
+    kind = find_type(TRANSFORMS, transform['type'], scope)
+    return kind and f'{kind.__module__.split(".")[0]}.{kind.__name__}'
+
+
+def check_images(cfg: Config, splits: Sequence[str]) -> None:
+    """Read and decode every image and map that the splits use. Each process of a distributed run takes its share.
+
+    Raises:
+        UsageError: Naming those that cannot be read. More than 20 are listed in a file of the work folder.
+    """
+    rank, world, neighbours = (int(os.environ.get(name, default)) for name, default in PLACES[cfg.launcher])
+    files = _files(cfg, splits)[rank::world]
+    columns = [TextColumn('checking images'), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn()]
+    # Reading and decoding leave Python's lock, so threads are enough to use all cores.
+    threads = max(1, (os.cpu_count() or 1) // neighbours)
+    bad = []
+    with ThreadPool(threads) as pool, Progress(*columns, disable=rank > 0) as progress:
+        task = progress.add_task('', total=len(files))
+        for path, reason in pool.imap_unordered(_try_to_read, files, chunksize=16):
+            progress.advance(task)
+            if reason:
+                bad.append(f'{path}: {reason}')
+    if not bad:
+        return
+    bad.sort()
+    listed = '\n  '.join(['', *bad[:NAMED]])
+    if len(bad) > NAMED:
+        path = os.path.join(cfg.work_dir, 'bad_images.txt' if world == 1 else f'bad_images_{rank}.txt')
+        with open(path, 'w', errors='surrogateescape') as file:
+            file.writelines(f'{line}\n' for line in bad)
+        listed += f'\n  and {len(bad) - NAMED} more, all of them in {path}'
+    share = f' among the share of process {rank} (the others may have found more)' if world > 1 else ''
+    raise UsageError(
+        f'{len(bad)} of {len(files)} images{share} cannot be read, and nothing was started:{listed}\n'
+        f'Repair them or remove them from the data set, or pass over them: --bad-images skip'
+    )
+
+
+def _files(cfg: Config, splits: Sequence[str]) -> List[Tuple[str, str, str, Optional[dict]]]:
+    """The images and maps of the splits, each once, with the arguments of :func:`read_image`."""
+    found = {}
+    scope = cfg.get('default_scope') or 'mmengine'
+    for split, loader in find_loaders(cfg).items():
+        if split not in splits:
+            continue
+        for dataset in innermost_datasets(loader['dataset']):
+            pipeline = list(_transforms(dataset.get('pipeline') or ()))
+            load = next((t for t in pipeline if str(_full_name(t, scope)).endswith('.LoadImageFromFile')), {})
+            decode = load.get('color_type', 'color'), load.get('imdecode_backend', 'cv2'), load.get('backend_args')
+            with DefaultScope.overwrite_default_scope(scope):
+                built = DATASETS.build(dict(dataset, pipeline=[]))
+            for i in range(len(built)):
+                info = built.get_data_info(i)
+                if info.get('img_path'):
+                    found[info['img_path']] = (info['img_path'], *decode)
+                if info.get('seg_map_path') and 'reduce_zero_label' in info:  # MMSegmentation's
+                    found[info['seg_map_path']] = (info['seg_map_path'], 'unchanged', 'pillow', decode[-1])
+    return list(found.values())
+
+
+def _try_to_read(arguments: tuple) -> Tuple[str, Optional[str]]:
+    try:
+        read_image(*arguments)
+    except BadImage as error:
+        return arguments[0], str(error)
+    return arguments[0], None

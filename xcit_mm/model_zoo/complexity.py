@@ -1,0 +1,177 @@
+"""Parameters and multiply-adds, counted without memory and without arithmetic: only shapes are computed."""
+
+import math
+from collections import Counter
+from contextlib import contextmanager, nullcontext
+from functools import lru_cache
+from importlib.util import find_spec
+from pathlib import Path
+from typing import NamedTuple, Optional
+from unittest.mock import patch
+
+import torch
+from mmengine.config import Config
+from mmengine.registry import MODELS, DefaultScope
+from torch import nn
+from torch.utils._python_dispatch import TorchDispatchMode
+
+from ..engine.errors import UsageError
+from ..models import xcit
+
+CONVENTION = (
+    'Multiply-adds as mmengine.analysis.get_model_complexity_info counts them, on the backbone without its head, for '
+    'one image: one for each multiply-add of a matrix product or convolution (bias not counted), 5 for each element '
+    'of a layer norm and 2 of a batch norm; activations, softmax, sums, scalings and the l2 norm are not counted.'
+)
+
+# Parts of the model that this project computes in another way than MMPretrain, by the names of the classes in both.
+XCA, CLASS_ATTENTION, POSITION = 'XCA', 'class attention', 'position encoding'
+PARTS = {
+    'XCA': XCA,
+    'ClassAttention': CLASS_ATTENTION,
+    'ClassAttntion': CLASS_ATTENTION,  # MMPretrain's spelling
+    'PositionEncoding': POSITION,
+    'PositionalEncodingFourier': POSITION,
+}
+REST = 'rest'
+
+
+class MultiplyAdds(TorchDispatchMode):
+    """Count the multiply-adds of everything that runs inside, by part of the model.
+
+    MMEngine's own counter reads a TorchScript trace, which needs a real forward pass (minutes for the large models),
+    and passes over operators that are new to it, such as ``baddbmm``. This one sees every operator that is executed.
+
+    Attributes:
+        counts (Counter): Multiply-adds by part; everything outside of ``PARTS`` is 'rest'.
+    """
+
+    def __init__(self):
+        super().__init__()
+        self.counts = Counter()
+        self._part = REST
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        out = func(*args, **(kwargs or {}))
+        self.counts[self._part] += _multiply_adds(func.overloadpacket.__name__, args, out)
+        return out
+
+    @contextmanager
+    def parts_of(self, model: nn.Module):
+        """Inside, what the modules named in ``PARTS`` run is counted as theirs."""
+
+        def enter(part):
+            self._part = part
+
+        handles = []
+        for module in model.modules():
+            part = PARTS.get(type(module).__name__)
+            if part:
+                handles.append(module.register_forward_pre_hook(lambda *_, part=part: enter(part)))
+                handles.append(module.register_forward_hook(lambda *_: enter(REST)))
+        try:
+            yield
+        finally:
+            for handle in handles:
+                handle.remove()
+
+
+def _multiply_adds(operator: str, args: tuple, out) -> int:
+    if operator in ('mm', 'bmm'):
+        return args[0].numel() * args[1].shape[-1]
+    if operator in ('addmm', 'baddbmm'):
+        return args[1].numel() * args[2].shape[-1]
+    if operator == 'convolution':
+        image, weight, transposed = args[0], args[1], args[6]
+        positions = (image if transposed else out).shape
+        return positions[0] * math.prod(positions[2:]) * weight.numel()
+    if operator == 'native_layer_norm':
+        return 5 * args[0].numel()
+    if 'batch_norm' in operator:
+        return 2 * args[0].numel()
+    return 0
+
+
+def count_multiply_adds(model: nn.Module, height: int, width: int) -> Counter:
+    """Count a model in eval mode on one image.
+
+    Args:
+        model (nn.Module): On the meta device.
+        height, width (int): Pixels.
+
+    Returns:
+        Counter: Multiply-adds by part, see :class:`MultiplyAdds`.
+    """
+    model.train(False)
+    counter = MultiplyAdds()
+    # XCA turns autocast off, and autocast does not know the meta device.
+    with torch.no_grad(), patch.object(torch, 'autocast', lambda *_, **__: nullcontext()):
+        image = torch.empty(1, 3, height, width, device='meta')
+        with counter.parts_of(model), counter:
+            model(image)
+    return counter.counts
+
+
+@contextmanager
+def without_memory():
+    """Inside, models are built on the meta device, without drawing start values, which takes half of the time."""
+    with torch.device('meta'), _NoStartValues():
+        yield
+
+
+class _NoStartValues(TorchDispatchMode):
+    OPERATORS = ('uniform_', 'normal_', 'erfinv_', 'mul_', 'add_', 'clamp_', 'fill_', 'zero_')
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        if func.overloadpacket.__name__ in self.OPERATORS:
+            return args[0]
+        return func(*args, **(kwargs or {}))
+
+
+@lru_cache(maxsize=None)
+def backbone_multiply_adds(arch: str, patch_size: int, out_type: str, height: int, width: int) -> Counter:
+    """Multiply-adds of this project's backbone as it runs; with 'pyramid', those of the adapter too."""
+    with without_memory():
+        model = xcit.XCiT(arch, patch_size, out_type)
+    return count_multiply_adds(model, height, width)
+
+
+@lru_cache(maxsize=None)
+def mmpretrain_multiply_adds(arch: str, patch_size: int, height: int, width: int) -> Optional[Counter]:
+    """Multiply-adds of MMPretrain's backbone, with the attention in its token form; None without MMPretrain."""
+    if not find_spec('mmpretrain'):
+        return None
+    from mmpretrain.models.backbones import XCiT
+
+    settings = {'tokens_norm': True, **xcit.ARCHS[arch], 'patch_size': patch_size, 'img_size': (height, width)}
+    with without_memory():
+        model = XCiT(**settings)
+    return count_multiply_adds(model, height, width)
+
+
+class Parameters(NamedTuple):
+    """Parameters of a whole model, and those of them in the multi-scale adapter (0 for a classifier)."""
+
+    total: int
+    adapter: int
+
+
+def count_parameters(config: Path) -> Optional[Parameters]:
+    """Parameters of the model of a config, without memory; None if its library is not installed.
+
+    Raises:
+        UsageError: If there is no such config.
+    """
+    if not config.is_file():
+        raise UsageError(f'there is no config {config}; the model zoo needs the configs/ folder of the repository')
+    cfg = Config.fromfile(config)
+    if not find_spec(cfg.default_scope):
+        return None
+    with DefaultScope.overwrite_default_scope(cfg.default_scope), without_memory():
+        model = MODELS.build(cfg.model)
+    adapter = getattr(model.backbone, 'pyramid', None)
+    return Parameters(_numel(model), _numel(adapter) if adapter else 0)
+
+
+def _numel(module: nn.Module) -> int:
+    return sum(parameter.numel() for parameter in module.parameters())
