@@ -37,7 +37,7 @@ setup(
         'digits': ['scikit-learn', 'scikit-image', 'pycocotools'],
         'benchmark': ['timm'],
         'tensorboard': ['tensorboard'],
-        'dev': ['pytest', 'ruff', 'timm', 'tensorboard', 'scikit-learn', 'scikit-image', 'pycocotools'],
+        'dev': ['pytest', 'pytest-xdist', 'ruff', 'timm', 'tensorboard', 'scikit-learn', 'scikit-image', 'pycocotools'],
     },
     classifiers=['Programming Language :: Python :: 3', 'Topic :: Scientific/Engineering :: Artificial Intelligence'],
 )

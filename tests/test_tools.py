@@ -29,7 +29,7 @@ def run(tool, *arguments, cwd, launcher=None, ok=True):
         command[1:1] = ['-m', 'torch.distributed.run', '--nproc_per_node', str(launcher), '--master_port', '29517']
         arguments = (*arguments, '--launcher', 'pytorch')
     # Threads of several processes on few cores wait for each other.
-    env = dict(os.environ, OMP_NUM_THREADS='1' if launcher else '2')
+    env = dict(os.environ, OMP_NUM_THREADS='1' if launcher else os.environ.get('OMP_NUM_THREADS', '2'))
     done = subprocess.run(command + [str(a) for a in arguments], cwd=cwd, env=env, capture_output=True, text=True)
     output = done.stdout + done.stderr
     assert (done.returncode == 0) == ok, output[-4000:]
@@ -171,22 +171,36 @@ default_hooks = dict(logger=dict(interval=1), checkpoint=dict(save_optimizer=Fal
     checkpoint.unlink()
 
 
-def test_a_segmentor_trains_and_tests(data, tmp_path):
-    """MMSegmentation through the same tools: Semantic FPN on the maps of the same pictures."""
-    config = ROOT / 'configs' / 'sem_fpn_xcit_n12_8_digits.py'
+def segmentor_options(data, batch_size=4):
+    """A digits config for segmentation cut down to two iterations."""
     loaders = {
         f'{split}_dataloader.{key}': value
         for split in ('train', 'val', 'test')
-        for key, value in (('num_workers', 0), ('persistent_workers', False), ('batch_size', 4))
+        for key, value in (('num_workers', 0), ('persistent_workers', False), ('batch_size', batch_size))
     }
     options = {**loaders, 'train_cfg.max_iters': 2, 'train_cfg.val_interval': 2, 'default_hooks.checkpoint.interval': 2}
-    arguments = ['--data-root', data.parent / 'ade', '--cfg-options', *(f'{k}={v}' for k, v in options.items())]
+    return ['--data-root', data.parent / 'ade', '--cfg-options', *(f'{k}={v}' for k, v in options.items())]
+
+
+@pytest.mark.parametrize('method', ['sem_fpn', 'upernet'])
+def test_a_segmentor_trains_and_tests(method, data, tmp_path):
+    """MMSegmentation through the same tools, on the maps of the same pictures."""
+    config = ROOT / 'configs' / f'{method}_xcit_n12_8_digits.py'
+    arguments = segmentor_options(data)
     assert 'mIoU' in run('train.py', config, '--work-dir', tmp_path / 'run', *arguments, cwd=tmp_path)
     test = [config, tmp_path / 'run' / 'iter_2.pth', '--work-dir', tmp_path / 'test']
     assert 'mIoU' in run('test.py', *test, '--show-dir', tmp_path / 'pictures', *arguments, cwd=tmp_path)
-    arguments += ['test_dataloader.dataset.indices=1', 'test_dataloader.batch_size=1']
-    assert 'mIoU' in run('test.py', *test, '--tta', *arguments, cwd=tmp_path)
     assert len(list((tmp_path / 'pictures').rglob('*.png'))) == 4
+
+
+def test_a_segmentor_in_two_processes_and_with_augmented_testing(data, tmp_path):
+    config = ROOT / 'configs' / 'sem_fpn_xcit_n12_8_digits.py'
+    arguments = segmentor_options(data, batch_size=2)
+    assert 'mIoU' in run('train.py', config, '--work-dir', tmp_path / 'run', *arguments, cwd=tmp_path, launcher=2)
+    test = [config, tmp_path / 'run' / 'iter_2.pth', '--work-dir', tmp_path / 'test', *arguments]
+    assert 'mIoU' in run('test.py', *test, cwd=tmp_path, launcher=2)
+    single = ['test_dataloader.dataset.indices=1', 'test_dataloader.batch_size=1']
+    assert 'mIoU' in run('test.py', *test, *single, '--tta', cwd=tmp_path)
 
 
 def test_a_config_name_with_a_typo(tmp_path):

@@ -542,7 +542,10 @@ def demo(setup, resume, again, lock):
 
 def test(setup, arguments):
     """Run the tests; return pytest's exit code."""
-    code = follow(['-m', 'pytest', *arguments], setup)
+    # One file of tests at a time on each core, up to the number that memory is enough for.
+    workers = min(os.cpu_count() or 1, 4)
+    os.environ.setdefault('OMP_NUM_THREADS', str(max(1, (os.cpu_count() or 1) // workers)))
+    code = follow(['-m', 'pytest', '-n', str(workers), '--dist', 'loadfile', *arguments], setup)
     if code:
         say(f'\nThe tests did not pass (exit code {code}). One alone: python3 tools/quickstart.py test -k NAME')
     else:

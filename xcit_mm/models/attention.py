@@ -1,5 +1,7 @@
 """The two attentions of XCiT: cross-covariance attention (XCA) and class attention."""
 
+from typing import Tuple
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
@@ -74,14 +76,23 @@ class XCA(nn.Module):
         """(B, N, C) -> (B, N, C), through the second moments of the tokens."""
         # A few sums over all tokens: in half precision they would overflow, or lose the small entries of S.
         with torch.autocast(x.device.type, enabled=False):
-            moments, mean = self._second_moments(x.float())
-            attn = self.attn_drop(self._attention_from_moments(moments, mean))
-            weight, bias = self._fold(attn)
+            tokens = x.float()
+            moments = tokens.transpose(1, 2) @ tokens / x.shape[1]
+            weight, bias = self.affine_map(moments, tokens.mean(dim=1, keepdim=True))
         return torch.baddbmm(bias.to(x.dtype), x, weight.to(x.dtype))
 
-    def _second_moments(self, x: Tensor):
-        """(B, N, C) -> S / N without its border (B, C, C), and its border, the mean token (B, 1, C)."""
-        return x.transpose(1, 2) @ x / x.shape[1], x.mean(dim=1, keepdim=True)
+    def affine_map(self, moments: Tensor, mean: Tensor) -> Tuple[Tensor, Tensor]:
+        """What the layer does to every token of an image, from the moments of its tokens.
+
+        Args:
+            moments (Tensor): S / N without its border, (B, C, C), fp32.
+            mean (Tensor): Its border, the mean token, (B, 1, C), fp32.
+
+        Returns:
+            tuple[Tensor, Tensor]: P^T (B, C, C) and p (B, 1, C), fp32, so that the output is x P^T + p.
+        """
+        with torch.autocast(moments.device.type, enabled=False):
+            return self._fold(self.attn_drop(self._attention_from_moments(moments, mean)))
 
     def _attention_from_moments(self, moments: Tensor, mean: Tensor) -> Tensor:
         """S / N -> A (B, heads, d, d). The factor 1 / N cancels in the normalisation."""

@@ -18,6 +18,7 @@ from ..checkpoint import CheckpointError, match_state_dict
 from ..registry import MODELS
 from .adapter import MultiScaleAdapter
 from .attention import XCA, ClassAttention
+from .tokenwise import NormedAffine, NormedMlp, NormedMoments, chunks, compute_dtype, is_traced, moments_of
 
 ARCHS = {
     'n12': dict(embed_dims=128, depth=12, num_heads=4, tokens_norm=False),
@@ -170,16 +171,86 @@ class XCABlock(nn.Module):
 
     def _add(self, x: Tensor, branch: Tensor, gamma: Tensor) -> Tensor:
         """x + drop_path(gamma * branch) in one pass; under autocast in fp32, like the weights."""
-        if self.training and self.drop_path > 0:
-            keep = 1 - self.drop_path
-            gamma = gamma * x.new_empty(len(x), 1, 1).bernoulli_(keep).div_(keep)
-        return torch.addcmul(x, branch, gamma)
+        keep = self._keep(x)
+        return torch.addcmul(x, branch, gamma if keep is None else gamma * keep)
+
+    def _keep(self, x: Tensor) -> Optional[Tensor]:
+        """Stochastic depth: a factor for each image, 0 or 1 / (1 - rate), (B, 1, 1); None where all stay."""
+        if not self.training or self.drop_path == 0:
+            return None
+        keep = 1 - self.drop_path
+        return x.new_empty(len(x), 1, 1).bernoulli_(keep).div_(keep)
 
     def forward(self, x: Tensor, grid: Tuple[int, int]) -> Tensor:
-        """(B, N, C) -> (B, N, C); grid is (rows, columns), N its product."""
-        x = self._add(x, self.attn(self.norm1(x)), self.gamma1)
-        x = self._add(x, self.lpi(self.norm3(x), grid), self.gamma3)
-        return self._add(x, self.mlp(self.norm2(x)), self.gamma2)
+        """(B, N, C) -> (B, N, C); grid is (rows, columns), N its product.
+
+        As the paper writes it, or the same in chunks of tokens, with and without a backward pass.
+        """
+        if not self._can_be_chunked(x):
+            x = self._add(x, self.attn(self.norm1(x)), self.gamma1)
+            x = self._add(x, self.lpi(self.norm3(x), grid), self.gamma3)
+            return self._add(x, self.mlp(self.norm2(x)), self.gamma2)
+        # The stream of tokens has the type of the weights, as autocast leaves it.
+        x = x.to(torch.promote_types(x.dtype, self.gamma1.dtype))
+        return self._with_backward(x, grid) if torch.is_grad_enabled() else self._without_backward(x, grid)
+
+    def _can_be_chunked(self, x: Tensor) -> bool:
+        """Whether the layers are the published ones, and nobody but this block looks at their inputs and outputs."""
+        if is_traced() or x.is_meta:
+            return False
+        layers = (self.norm1, self.norm2, self.mlp.fc1, self.mlp.fc2, self.mlp.act, self.attn.qkv, self.attn.proj)
+        return (
+            tuple(map(type, layers))
+            == (nn.LayerNorm, nn.LayerNorm, nn.Linear, nn.Linear, nn.GELU, nn.Linear, nn.Linear)
+            and self.mlp.act.approximate == 'none'
+            and not (self.training and (self.mlp.drop.p or self.attn.proj_drop.p))
+            and not any(m._forward_hooks or m._forward_pre_hooks for m in self.modules() if m is not self)
+        )
+
+    def _without_backward(self, x: Tensor, grid: Tuple[int, int]) -> Tensor:
+        """The sums are done in place, and nothing but LPI makes further tensors of the size of x."""
+        if self.attn.prefers_covariance(*x.shape[1:]):
+            matrix, offset = self.attn.affine_map(*moments_of(x, self.norm1))
+            matrix, offset = (t.to(compute_dtype(x)) for t in (matrix * self.gamma1, offset * self.gamma1))
+            out = torch.empty_like(x)
+            for b in range(len(x)):
+                for part in chunks(x.shape[1], x.device):
+                    branch = torch.addmm(offset[b], self.norm1(x[b, part]).to(matrix.dtype), matrix[b])
+                    torch.add(x[b, part], branch, out=out[b, part])
+            x = out
+        else:
+            x = torch.addcmul(x, self.attn(self.norm1(x)), self.gamma1)
+        x.addcmul_(self.lpi(self.norm3(x), grid), self.gamma3)
+        tokens = x.flatten(0, 1)
+        for part in chunks(len(tokens), x.device):
+            tokens[part].addcmul_(self.mlp(self.norm2(tokens[part])), self.gamma2)
+        return x
+
+    def _with_backward(self, x: Tensor, grid: Tuple[int, int]) -> Tensor:
+        """LayerScale is folded into the last layer of each branch, so that its output need not be kept."""
+        attn, lpi, mlp = self.attn, self.lpi, self.mlp
+        if attn.prefers_covariance(*x.shape[1:]):
+            norm = (self.norm1.weight, self.norm1.bias, self.norm1.eps)
+            matrix, offset = attn.affine_map(*NormedMoments.apply(x, *norm))
+            keep = self._keep(x)
+            gamma = self.gamma1 if keep is None else self.gamma1 * keep
+            x = NormedAffine.apply(x, *norm, matrix * gamma, offset * gamma)
+        else:
+            x = self._add(x, attn(self.norm1(x)), self.gamma1)
+        x = self._add(x, lpi(self.norm3(x), grid), self.gamma3)
+        keep = self._keep(x)
+        out = NormedMlp.apply(
+            x.flatten(0, 1),
+            self.norm2.weight,
+            self.norm2.bias,
+            self.norm2.eps,
+            mlp.fc1.weight,
+            mlp.fc1.bias,
+            mlp.fc2.weight * self.gamma2[:, None],
+            mlp.fc2.bias * self.gamma2,
+            None if keep is None else keep.expand(-1, x.shape[1], -1).flatten(0, 1),
+        )
+        return out.view_as(x)
 
 
 class ClassAttentionBlock(nn.Module):

@@ -1,0 +1,27 @@
+"""UperNet with XCiT-N12/8 on the embedded digits, from random weights, for two CPU cores.
+
+    python tools/make_digits.py data/digits
+    python tools/train.py configs/upernet_xcit_n12_8_digits.py
+"""
+
+_base_ = ['./upernet_xcit_t12_8_160k_ade20k.py', './_base_/datasets/digits_seg.py']
+
+model = dict(
+    data_preprocessor=dict(size=_base_.size),
+    backbone=dict(arch='n12', init_cfg=None),
+    decode_head=dict(
+        in_channels=[128] * 4, channels=64, num_classes=11, dropout_ratio=0.0, loss_decode=_base_.digits_loss
+    ),
+    auxiliary_head=dict(in_channels=128, channels=64, num_classes=11, dropout_ratio=0.0),
+)
+
+train_dataloader = _base_.digits_train
+val_dataloader = _base_.digits_val
+test_dataloader = _base_.digits_val
+
+optim_wrapper = dict(optimizer=dict(lr=1e-3), clip_grad=dict(max_norm=10.0))
+param_scheduler = _base_.digits_schedule
+train_cfg = dict(max_iters=_base_.digits_iters, val_interval=_base_.digits_iters)
+default_hooks = dict(checkpoint=dict(interval=250, max_keep_ckpts=2))
+auto_scale_lr = dict(base_batch_size=4)
+randomness = dict(seed=0)

@@ -1,0 +1,144 @@
+"""Blocks computed in chunks of tokens: the numbers and gradients of the blocks as the paper writes them."""
+
+import copy
+
+import pytest
+import torch
+from conftest import build, deviation, randomise
+from torch import nn
+
+from xcit_mm.models import tokenwise
+from xcit_mm.models.xcit import XCABlock
+
+
+@pytest.fixture(autouse=True)
+def small_chunks(monkeypatch):
+    """Several chunks for each image, the last one shorter."""
+    monkeypatch.setitem(tokenwise.CHUNK_SIZES, 'cpu', 50)  # the images have 192 tokens, 80 and 25
+
+
+@pytest.fixture
+def as_written(monkeypatch):
+    """Turns the chunks off: blocks run as the paper writes them."""
+
+    def turn_off():
+        monkeypatch.setattr(XCABlock, '_can_be_chunked', lambda self, x: False)
+
+    return turn_off
+
+
+def model(tiny, **kwargs):
+    return randomise(build(arch=tiny, patch_size=8, out_type='featmap', out_indices=(1, 3), **kwargs))
+
+
+IMAGE = torch.randn(2, 3, 96, 128, generator=torch.Generator().manual_seed(0))
+
+
+def gradients(net, image):
+    image = image.clone().requires_grad_()
+    torch.manual_seed(0)  # stochastic depth
+    outs = net(image)
+    sum(out.float().square().mean() for out in outs).backward()
+    return {'image': image.grad, **{name: p.grad for name, p in net.named_parameters()}}
+
+
+@pytest.mark.parametrize('size', [(96, 128), (64, 80)])  # the covariance form, and more images than one in a chunk
+def test_inference(tiny, as_written, size):
+    net, image = model(tiny), IMAGE[..., : size[0], : size[1]]
+    with torch.no_grad():
+        chunked = net(image)
+        as_written()
+        for ours, reference in zip(chunked, net(image)):
+            assert deviation(ours, reference) < 2e-6
+
+
+@pytest.mark.parametrize('training', [False, True])
+@pytest.mark.parametrize('size', [(96, 128), (40, 40)])  # the covariance form and the token form
+def test_gradients(tiny, as_written, training, size):
+    net, image = model(tiny, drop_path_rate=0.3).train(training), IMAGE[..., : size[0], : size[1]]
+    twin = copy.deepcopy(net)
+    chunked = gradients(net, image)
+    as_written()
+    for name, reference in gradients(twin, image).items():
+        assert torch.allclose(chunked[name], reference, rtol=0, atol=2e-4 * reference.abs().max() + 1e-9), name
+
+
+def test_gradients_in_double_precision_are_those_of_finite_differences():
+    def randn(*shape):
+        return torch.randn(*shape, dtype=torch.float64, requires_grad=True)
+
+    torch.manual_seed(0)
+    norm = (randn(6), randn(6))
+    mlp = (randn(8, 6), randn(8), randn(6, 8), randn(6))
+    scale = torch.rand(120, 1, dtype=torch.float64)
+    check = dict(atol=1e-5, rtol=1e-4, fast_mode=True)
+    assert torch.autograd.gradcheck(
+        lambda x, w, b, *p: tokenwise.NormedMlp.apply(x, w, b, 1e-6, *p, scale), (randn(120, 6), *norm, *mlp), **check
+    )
+    affine = (randn(2, 6, 6), randn(2, 1, 6))
+    assert torch.autograd.gradcheck(
+        lambda x, w, b, P, p: tokenwise.NormedAffine.apply(x, w, b, 1e-6, P, p),
+        (randn(2, 60, 6), *norm, *affine),
+        **check,
+    )
+
+
+@pytest.mark.parametrize('kind', ['autocast', 'bfloat16'])
+def test_half_precision_is_as_near_to_fp32_as_the_blocks_as_written(tiny, as_written, kind):
+    net = model(tiny)
+    with torch.no_grad():
+        reference = net(IMAGE)[-1]
+        half = copy.deepcopy(net).bfloat16() if kind == 'bfloat16' else net
+        image = IMAGE.bfloat16() if kind == 'bfloat16' else IMAGE
+        with torch.autocast('cpu', torch.bfloat16, enabled=kind == 'autocast'):
+            chunked = deviation(half(image)[-1].float(), reference)
+            as_written()
+            plain = deviation(half(image)[-1].float(), reference)
+    assert chunked < 1.5 * plain < 0.1
+
+
+def test_second_moments_of_many_large_values_do_not_overflow_half_precision():
+    tokens = torch.full((1, 375_000, 8), 3.0, dtype=torch.float16)
+    moments, mean = tokenwise.moments_of(tokens, nn.Identity())
+    assert torch.equal(moments, torch.full((1, 8, 8), 9.0)) and torch.equal(mean, torch.full((1, 1, 8), 3.0))
+    assert (tokens[0].T @ tokens[0]).isinf().all()  # the naive product
+
+
+def test_the_input_of_a_block_is_left_alone(tiny):
+    net = model(tiny)
+    tokens = torch.randn(2, 192, 32)
+    before = tokens.clone()
+    with torch.no_grad():
+        net.blocks[0](tokens, (12, 16))
+    assert torch.equal(tokens, before)
+
+
+@pytest.mark.parametrize('part', ['norm1', 'attn', 'mlp.act', 'norm2'])
+def test_hooks_on_the_layers_of_a_block_see_all_tokens(tiny, part):
+    net, seen = model(tiny), []
+    net.blocks[1].get_submodule(part).register_forward_hook(lambda m, args, out: seen.append(out.shape[1]))
+    with torch.no_grad():
+        net(IMAGE)
+    assert seen == [192]
+
+
+def test_training_keeps_less(tiny, as_written):
+    """What autograd holds on to between the two passes of a block, in values for each token and channel."""
+    net = model(tiny).train()
+    tokens = torch.randn(2, 192, 32, requires_grad=True)
+    weights = {p.untyped_storage().data_ptr() for p in net.parameters()}
+
+    def kept():
+        sizes = {}
+
+        def note(tensor):
+            sizes[tensor.untyped_storage().data_ptr()] = tensor.numel()
+            return tensor
+
+        with torch.autograd.graph.saved_tensors_hooks(note, lambda tensor: tensor):
+            out = net.blocks[0](tokens, (12, 16))  # alive until counted, so that no memory is counted twice
+        return sum(n for place, n in sizes.items() if place not in weights) / out.numel()
+
+    chunked = kept()
+    as_written()
+    assert chunked < 0.65 * kept()

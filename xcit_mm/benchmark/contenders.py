@@ -1,0 +1,216 @@
+"""The models that are compared: this backbone, the same one by timm and MMPretrain, and well-known others."""
+
+from contextlib import contextmanager, nullcontext
+from functools import partial
+from importlib import import_module
+from typing import Callable, Dict, List, Sequence, Tuple
+from unittest.mock import patch
+
+import torch
+from torch import Tensor, nn
+
+from ..checkpoint.layouts import LAYOUTS
+from ..model_zoo.complexity import count_multiply_adds, without_memory
+from ..models import XCA, XCiT
+from ..models.xcit import ARCHS
+from .settings import DTYPES, Setting
+
+OURS = 'xcit_mm'
+PEERS = ('timm', 'mmpretrain')
+PACKAGES = {
+    'timm': 'timm.models.xcit',
+    'mmpretrain': 'mmpretrain.models',
+    'Swin-T': 'torchvision.models',
+    'ResNet-50': 'torchvision.models',
+    'ConvNeXt-T': 'torchvision.models',
+    'DeiT-S': 'timm.models',
+}
+CONTEXT = tuple(name for name in PACKAGES if name not in PEERS)
+NAMES = (OURS, *PACKAGES)
+
+
+def installed(names: Sequence[str]) -> Tuple[List[str], List[str]]:
+    """Divide names into contenders whose package can be imported, and notes about those left out."""
+    found, notes = [], []
+    for name in names:
+        try:
+            import_module(PACKAGES.get(name, 'xcit_mm'))
+            found.append(name)
+        except (ImportError, AssertionError) as error:  # OpenMMLab asserts the versions of its parts
+            package = PACKAGES[name].split('.')[0]
+            notes.append(f'{name} is left out, {package} cannot be imported ({" ".join(str(error).split())})')
+    return found, notes
+
+
+class Contender(nn.Module):
+    """A model, and how it is run to give one tensor."""
+
+    def __init__(self, model: nn.Module, run: Callable[[nn.Module, Tensor], Tensor]):
+        super().__init__()
+        self.model = model
+        self.run = run
+
+    def forward(self, image: Tensor) -> Tensor:
+        """(B, 3, H, W) -> (B, C, h, w), or (B, C) where the class token is wanted."""
+        return self.run(self.model, image)
+
+
+def build(name: str, setting: Setting, weights: Dict[str, Tensor]) -> Contender:
+    """A contender in fp32 on the CPU; an XCiT with the given weights, others with their start values."""
+    if name in PEERS:
+        with torch.device('meta'):
+            contender = _make(name, setting)
+        contender.to_empty(device='cpu')
+        layout = next(layout for layout in LAYOUTS if layout.name.lower() == name)
+        renamed = layout.from_native({f'backbone.{key}': value for key, value in weights.items()})
+        contender.model.load_state_dict({_without_prefix(key): value for key, value in renamed.items()})
+    else:
+        contender = _make(name, setting)
+    if name == OURS:
+        # A backbone that returns maps has no class attention.
+        contender.model.load_state_dict({key: weights[key] for key in contender.model.state_dict()})
+    return contender
+
+
+def _without_prefix(key: str) -> str:
+    return key[len('backbone.') :] if key.startswith('backbone.') else key
+
+
+def random_weights(arch: str, patch_size: int, seed: int = 0) -> Dict[str, Tensor]:
+    """Weights of a whole XCiT by our names. No term is hidden behind a zero or a one, and no branch is negligible."""
+    generator = torch.Generator().manual_seed(seed)
+    weights = XCiT(arch, patch_size, 'raw').state_dict()
+    for key, tensor in weights.items():
+        name = key.rpartition('.')[2]
+        if tensor.is_floating_point() and tensor.dim() < 2:
+            centre = 0.2 if name.startswith('gamma') else float(name in ('weight', 'running_var'))
+            tensor.normal_(centre, 0.1, generator=generator)
+        elif tensor.is_floating_point():
+            tensor.normal_(float(name == 'temperature'), tensor[0].numel() ** -0.5, generator=generator)
+    return weights
+
+
+@contextmanager
+def plain(model: nn.Module):
+    """Inside, our XCiT computes as the paper writes it: attention over tokens, one module after the other.
+
+    Modules with hooks must be called one by one in any implementation, so hooks that do nothing turn all shortcuts off;
+    so does a backward pass that may follow.
+    """
+    handles = [module.register_forward_hook(lambda *_: None) for module in model.modules()]
+    try:
+        with patch.object(XCA, 'forward', lambda self, x: self.proj_drop(self.token_form(x))), torch.enable_grad():
+            yield
+    finally:
+        for handle in handles:
+            handle.remove()
+
+
+def multiply_adds(name: str, setting: Setting) -> int:
+    """Multiply-adds of an XCiT for the whole batch, by the convention of the model zoo."""
+    with without_memory():
+        contender = _make(name, setting)
+    return setting.batch * sum(count_multiply_adds(contender, setting.height, setting.width).values())
+
+
+class Step:
+    """One contender ready to do the work of one setting.
+
+    Args:
+        contender (Contender): On the CPU, in fp32; it is moved, cast and compiled here.
+        setting (Setting): The work.
+    """
+
+    def __init__(self, contender: Contender, setting: Setting):
+        self.setting = setting
+        self.contender = contender.to(setting.device)
+        self.contender.train(setting.training)
+        if not setting.autocast:
+            self.contender.to(DTYPES[setting.dtype])
+        self._run = torch.compile(self.contender) if setting.compiled else self.contender
+
+    def __call__(self, image: Tensor) -> Tensor:
+        """Inference or a training step on an image (B, 3, H, W); the output, detached."""
+        setting = self.setting
+        self.forget()
+        half = setting.autocast and setting.dtype != 'fp32'
+        context = torch.autocast(setting.device, DTYPES[setting.dtype]) if half else nullcontext()
+        with torch.set_grad_enabled(setting.training), context:
+            out = self._run(image)
+        if setting.training:
+            out.backward(upstream(out))
+        return out.detach()
+
+    def forget(self) -> None:
+        """Drop the gradients of the last step."""
+        for parameter in self.contender.parameters():
+            parameter.grad = None
+
+
+def make_image(setting: Setting) -> Tensor:
+    """The same seeded image for everybody, (B, 3, H, W), fp32."""
+    generator = torch.Generator().manual_seed(1)
+    return torch.randn(setting.batch, 3, setting.height, setting.width, generator=generator).to(setting.device)
+
+
+def upstream(out: Tensor) -> Tensor:
+    """A seeded random gradient for an output.
+
+    Not that of a sum: PyTorch's batch norm computes a wrong gradient on the CPU, for batches of 1, from some layouts in
+    memory that a sum leads to (PyTorch 2.10, seen in timm's and MMPretrain's patch embedding).
+    """
+    generator = torch.Generator().manual_seed(2)
+    return torch.randn(out.shape, generator=generator).to(out)
+
+
+def as_input(image: Tensor, setting: Setting) -> Tensor:
+    return image if setting.autocast else image.to(DTYPES[setting.dtype])
+
+
+def _make(name: str, setting: Setting) -> Contender:
+    """A contender on the default device, with start values."""
+    if name == OURS:
+        out_type = 'featmap' if setting.features == 'map' else 'cls_token'
+        return Contender(XCiT(setting.arch, setting.patch_size, out_type), lambda model, image: model(image)[0])
+    if name in PEERS:
+        return _make_peer(name, setting)
+    models = import_module(PACKAGES[name])
+    if name == 'DeiT-S':
+        model = models.create_model('deit_small_patch16_224', num_classes=0, dynamic_img_size=True)
+        return Contender(model, lambda model, image: model.forward_features(image))
+    if name == 'ResNet-50':
+        return Contender(nn.Sequential(*list(models.resnet50().children())[:-2]), nn.Sequential.__call__)
+    model = (models.swin_t if name == 'Swin-T' else models.convnext_tiny)().features
+    for module in model.modules():
+        if type(module).__name__ == 'StochasticDepth':
+            module.p = 0.0  # as in the others
+    return Contender(model, nn.Sequential.__call__)
+
+
+def _make_peer(name: str, setting: Setting) -> Contender:
+    arch = ARCHS[setting.arch]
+    options = {key: arch[key] for key in ('depth', 'num_heads')}
+    options.update(patch_size=setting.patch_size, tokens_norm=arch.get('tokens_norm', True))
+    if name == 'timm':
+        model = import_module(PACKAGES[name]).Xcit(num_classes=0, embed_dim=arch['embed_dims'], **options)
+        blocks = 'blocks'
+    else:
+        model = import_module(PACKAGES[name]).backbones.XCiT(embed_dims=arch['embed_dims'], **options)
+        blocks = 'xca_layers'
+        # As it is, it does not run in half precision: the position features stay fp32 in front of this layer.
+        model.pos_embed.token_projection.register_forward_pre_hook(
+            lambda module, args: (args[0].to(module.conv.weight.dtype),)
+        )
+    if setting.features == 'map':
+        return Contender(model, partial(_map_of, blocks=blocks))
+    return Contender(model, (lambda m, image: m(image)) if name == 'timm' else (lambda m, image: m(image)[0]))
+
+
+def _map_of(model: nn.Module, image: Tensor, blocks: str) -> Tensor:
+    """timm's and MMPretrain's forward pass up to class attention, which MMPretrain runs even if asked for a map."""
+    x, grid = model.patch_embed(image)
+    position = model.pos_embed(len(x), *grid)
+    x = model.pos_drop(x + position.reshape(len(x), -1, x.shape[1]).permute(0, 2, 1))
+    for block in getattr(model, blocks):
+        x = block(x, *grid)
+    return x.reshape(len(x), *grid, -1).permute(0, 3, 1, 2).contiguous()

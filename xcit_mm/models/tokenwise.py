@@ -1,0 +1,206 @@
+"""The parts of a block that treat every token alike, over chunks of tokens, forward and backward.
+
+The MLP's hidden values are four times as large as the tokens, and each pointwise step is a pass over memory. A chunk of
+them stays in a CPU's cache and is then forgotten. For the backward pass only the tokens and the output of the
+MLP's first layer are kept; layer norms and GELU are computed again. All of it is exact: the same sums in chunks.
+"""
+
+from typing import Iterator, Tuple
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+from torch.autograd.function import once_differentiable
+
+# Tokens: few enough for the cache of a CPU, enough to keep another device busy.
+CHUNK_SIZES = {'cpu': 1024, 'other': 65536}
+
+
+def chunks(num_tokens: int, device: torch.device) -> Iterator[slice]:
+    """Cut a range of tokens."""
+    size = CHUNK_SIZES.get(device.type, CHUNK_SIZES['other'])
+    return (slice(start, min(start + size, num_tokens)) for start in range(0, num_tokens, size))
+
+
+def is_traced() -> bool:
+    """Whether torch.compile, torch.export or TorchScript records the model, and better sees it as it is written."""
+    compiler = torch.compiler if hasattr(getattr(torch, 'compiler', None), 'is_compiling') else torch._dynamo
+    return compiler.is_compiling() or torch.jit.is_tracing()
+
+
+def compute_dtype(x: Tensor) -> torch.dtype:
+    """Type of matrix products with x: autocast's where it is on, else that of x."""
+    kind = x.device.type
+    if hasattr(torch, 'get_autocast_dtype'):
+        return torch.get_autocast_dtype(kind) if torch.is_autocast_enabled(kind) else x.dtype
+    if kind == 'cpu':
+        return torch.get_autocast_cpu_dtype() if torch.is_autocast_cpu_enabled() else x.dtype
+    return torch.get_autocast_gpu_dtype() if torch.is_autocast_enabled() else x.dtype
+
+
+def add_gram(total: Tensor, x: Tensor) -> None:
+    """Add x^T x to the upper triangle of blocks of ``total``, in fp32: the rest follows from symmetry.
+
+    Args:
+        total (Tensor): (C, C), fp32; finished by :func:`mirrored`.
+        x (Tensor): (n, C), any floating type.
+    """
+    x = x.float()
+    C = x.shape[1]
+    # Of k x k blocks, k (k + 1) / 2 are computed. Other devices prefer one large product to several small ones.
+    step = -(-C // 4) if x.device.type == 'cpu' and C >= 64 else C
+    for i in range(0, C, step):
+        total[i : i + step, i:].addmm_(x[:, i : i + step].t(), x[:, i:])
+
+
+def mirrored(total: Tensor) -> Tensor:
+    """(..., C, C) with an upper triangle -> symmetric."""
+    return total.triu() + total.triu(1).transpose(-2, -1)
+
+
+def moments_of(x: Tensor, norm) -> Tuple[Tensor, Tensor]:
+    """Tokens (B, N, C), and a layer norm -> their normed second moments (B, C, C) / N and mean (B, 1, C), fp32."""
+    B, N, C = x.shape
+    moments = x.new_zeros(B, C, C, dtype=torch.float32)
+    mean = x.new_zeros(B, 1, C, dtype=torch.float32)
+    with torch.autocast(x.device.type, enabled=False):
+        for image, total, sums in zip(x, moments, mean):
+            for part in chunks(N, x.device):
+                tokens = norm(image[part])
+                add_gram(total, tokens)
+                sums += tokens.sum(0, dtype=torch.float32)
+        return mirrored(moments) / N, mean / N
+
+
+class NormedMoments(torch.autograd.Function):
+    """Second moments and mean of the layer-normed tokens: (B, N, C) -> (B, C, C) / N and (B, 1, C), both fp32."""
+
+    @staticmethod
+    def forward(ctx, x, weight, bias, eps):
+        ctx.save_for_backward(x, weight, bias)
+        ctx.eps, ctx.dtype = eps, compute_dtype(x)
+        return moments_of(x, lambda t: F.layer_norm(t, t.shape[-1:], weight, bias, eps))
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx, grad_moments, grad_mean):
+        x, weight, bias = ctx.saved_tensors
+        B, N, C = x.shape
+        grad_x, grad_weight, grad_bias = _empty_grads(x, weight, bias)
+        with torch.autocast(x.device.type, enabled=False):
+            slope = ((grad_moments + grad_moments.transpose(1, 2)) / N).to(ctx.dtype)
+            shift = (grad_mean / N).to(ctx.dtype)
+            for b in range(B):
+                for part in chunks(N, x.device):
+                    normed, mean, rstd = torch.native_layer_norm(x[b, part], (C,), weight, bias, ctx.eps)
+                    grad = torch.addmm(shift[b], normed.to(ctx.dtype), slope[b]).to(x.dtype)
+                    grads = _norm_backward(grad, x[b, part], mean, rstd, weight, bias)
+                    grad_x[b, part] = grads[0]
+                    grad_weight += grads[1]
+                    grad_bias += grads[2]
+        return grad_x, grad_weight, grad_bias, None
+
+
+class NormedAffine(torch.autograd.Function):
+    """x + LN(x) P + p, with one map for each image: (B, N, C), P (B, C, C), p (B, 1, C) -> (B, N, C)."""
+
+    @staticmethod
+    def forward(ctx, x, weight, bias, eps, matrix, offset):
+        ctx.save_for_backward(x, weight, bias, matrix)
+        ctx.eps, ctx.dtype = eps, compute_dtype(x)
+        out = torch.empty_like(x)
+        matrix, offset = matrix.to(ctx.dtype), offset.to(ctx.dtype)
+        with torch.autocast(x.device.type, enabled=False):
+            for b in range(len(x)):
+                for part in chunks(x.shape[1], x.device):
+                    normed = F.layer_norm(x[b, part], x.shape[-1:], weight, bias, eps)
+                    branch = torch.addmm(offset[b], normed.to(ctx.dtype), matrix[b])
+                    torch.add(x[b, part], branch, out=out[b, part])
+        return out
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx, grad_out):
+        x, weight, bias, matrix = ctx.saved_tensors
+        B, N, C = x.shape
+        grad_x, grad_weight, grad_bias = _empty_grads(x, weight, bias)
+        grad_matrix = torch.zeros_like(matrix, dtype=torch.float32)
+        grad_offset = grad_out.sum(1, keepdim=True, dtype=torch.float32)
+        transposed = matrix.to(ctx.dtype).transpose(1, 2)
+        with torch.autocast(x.device.type, enabled=False):
+            for b in range(B):
+                for part in chunks(N, x.device):
+                    normed, mean, rstd = torch.native_layer_norm(x[b, part], (C,), weight, bias, ctx.eps)
+                    grad = grad_out[b, part].to(ctx.dtype)
+                    _add_product(grad_matrix[b], normed.to(ctx.dtype).t(), grad)
+                    grads = _norm_backward((grad @ transposed[b]).to(x.dtype), x[b, part], mean, rstd, weight, bias)
+                    torch.add(grad_out[b, part], grads[0], out=grad_x[b, part])
+                    grad_weight += grads[1]
+                    grad_bias += grads[2]
+        return grad_x, grad_weight, grad_bias, None, grad_matrix, grad_offset
+
+
+class NormedMlp(torch.autograd.Function):
+    """x + s (GELU(LN(x) W1^T + b1) W2^T + b2): (M, C) -> (M, C), with s None or one factor for each token, (M, 1)."""
+
+    @staticmethod
+    def forward(ctx, x, weight, bias, eps, w1, b1, w2, b2, scale):
+        ctx.eps, ctx.dtype = eps, compute_dtype(x)
+        hidden = x.new_empty(len(x), len(w1), dtype=ctx.dtype)
+        ctx.save_for_backward(x, weight, bias, w1, w2, scale, hidden)
+        out = torch.empty_like(x)
+        w1, b1, w2, b2 = (t.to(ctx.dtype) for t in (w1, b1, w2, b2))
+        with torch.autocast(x.device.type, enabled=False):
+            for part in chunks(len(x), x.device):
+                normed = F.layer_norm(x[part], x.shape[-1:], weight, bias, eps).to(ctx.dtype)
+                torch.addmm(b1, normed, w1.t(), out=hidden[part])
+                branch = torch.addmm(b2, F.gelu(hidden[part]), w2.t())
+                if scale is not None:
+                    branch *= scale[part]
+                torch.add(x[part], branch, out=out[part])
+        return out
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx, grad_out):
+        x, weight, bias, w1, w2, scale, hidden = ctx.saved_tensors
+        grad_x, grad_weight, grad_bias = _empty_grads(x, weight, bias)
+        grad_w1, grad_b1, grad_w2, grad_b2 = (
+            torch.zeros(shape, dtype=torch.float32, device=x.device)
+            for shape in (w1.shape, w1.shape[:1], w2.shape, w2.shape[:1])
+        )
+        v1, v2 = w1.to(ctx.dtype), w2.to(ctx.dtype)
+        with torch.autocast(x.device.type, enabled=False):
+            for part in chunks(len(x), x.device):
+                normed, mean, rstd = torch.native_layer_norm(x[part], x.shape[-1:], weight, bias, ctx.eps)
+                grad = grad_out[part].to(ctx.dtype)
+                if scale is not None:
+                    grad = grad * scale[part]
+                _add_product(grad_w2, grad.t(), F.gelu(hidden[part]))
+                grad_b2 += grad.sum(0, dtype=torch.float32)
+                grad = torch.ops.aten.gelu_backward(grad @ v2, hidden[part])
+                _add_product(grad_w1, grad.t(), normed.to(ctx.dtype))
+                grad_b1 += grad.sum(0, dtype=torch.float32)
+                grads = _norm_backward((grad @ v1).to(x.dtype), x[part], mean, rstd, weight, bias)
+                torch.add(grad_out[part], grads[0], out=grad_x[part])
+                grad_weight += grads[1]
+                grad_bias += grads[2]
+        return grad_x, grad_weight, grad_bias, None, grad_w1, grad_b1, grad_w2, grad_b2, None
+
+
+def _empty_grads(x: Tensor, weight: Tensor, bias: Tensor) -> Tuple[Tensor, Tensor, Tensor]:
+    """Sums over chunks are kept in fp32, whatever the weights are; autograd casts them."""
+    return torch.empty_like(x), *(torch.zeros_like(t, dtype=torch.float32) for t in (weight, bias))
+
+
+def _norm_backward(grad: Tensor, x: Tensor, mean: Tensor, rstd: Tensor, weight: Tensor, bias: Tensor):
+    """Gradients of a layer norm by its input, weight and bias."""
+    return torch.ops.aten.native_layer_norm_backward(grad, x, x.shape[-1:], mean, rstd, weight, bias, [True] * 3)
+
+
+def _add_product(total: Tensor, a: Tensor, b: Tensor) -> None:
+    """total += a b, with an fp32 total whatever the type of the factors."""
+    if a.dtype == torch.float32:
+        total.addmm_(a, b)
+    else:
+        total += a @ b
