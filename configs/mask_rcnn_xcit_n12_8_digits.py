@@ -81,7 +81,7 @@ val_evaluator = dict(ann_file=data_root + 'annotations/instances_val2017.json')
 test_evaluator = val_evaluator
 
 # The schedule.
-max_epochs = 6
+max_epochs = 3
 optim_wrapper = dict(type='OptimWrapper', optimizer=dict(lr=7e-4), clip_grad=dict(max_norm=10.0))
 param_scheduler = [
     dict(type='LinearLR', start_factor=0.01, by_epoch=False, begin=0, end=100),

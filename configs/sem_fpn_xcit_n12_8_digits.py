@@ -1,7 +1,7 @@
 """Semantic FPN with XCiT-N12/8 on the embedded digits, from random weights, for two CPU cores.
 
-    python tools/make_digits.py data/digits
-    python tools/train.py configs/sem_fpn_xcit_n12_8_digits.py
+python tools/make_digits.py data/digits
+python tools/train.py configs/sem_fpn_xcit_n12_8_digits.py
 """
 
 _base_ = ['./sem_fpn_xcit_t12_8_80k_ade20k.py', './_base_/datasets/digits_seg.py']

@@ -1,7 +1,7 @@
 """UperNet with XCiT-N12/8 on the embedded digits, from random weights, for two CPU cores.
 
-    python tools/make_digits.py data/digits
-    python tools/train.py configs/upernet_xcit_n12_8_digits.py
+python tools/make_digits.py data/digits
+python tools/train.py configs/upernet_xcit_n12_8_digits.py
 """
 
 _base_ = ['./upernet_xcit_t12_8_160k_ade20k.py', './_base_/datasets/digits_seg.py']

@@ -21,7 +21,7 @@ def main():
         formatter_class=argparse.ArgumentDefaultsHelpFormatter,
     )
     parser.add_argument('out', help='folder to make')
-    parser.add_argument('--train', type=int, default=1000, help='number of training scenes')
+    parser.add_argument('--train', type=int, default=2000, help='number of training scenes')
     parser.add_argument('--val', type=int, default=100, help='number of validation scenes')
     parser.add_argument('--size', type=int, default=160, help='side of a scene in pixels')
     parser.add_argument('--seed', type=int, default=0, help='the same seed gives the same bytes')

@@ -154,11 +154,7 @@ def make_image(setting: Setting) -> Tensor:
 
 
 def upstream(out: Tensor) -> Tensor:
-    """A seeded random gradient for an output.
-
-    Not that of a sum: PyTorch's batch norm computes a wrong gradient on the CPU, for batches of 1, from some layouts in
-    memory that a sum leads to (PyTorch 2.10, seen in timm's and MMPretrain's patch embedding).
-    """
+    """A seeded random gradient for an output; that of a sum would be all but zero in front of every norm."""
     generator = torch.Generator().manual_seed(2)
     return torch.randn(out.shape, generator=generator).to(out)
 

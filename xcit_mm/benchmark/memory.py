@@ -93,8 +93,9 @@ def main() -> None:
             peak = _measure(request['name'], setting, limit)
         except Exception as error:
             why = reason(error)
-            if why == 'out of memory':
-                why += f': needs more than {limit / 1e9:.1f} GB' if limit else ''
+            # Without memory, oneDNN says no more than that it could not create a primitive.
+            if why == 'out of memory' or limit and 'could not create' in why:
+                why = 'out of memory' + (f': needs more than {limit / 1e9:.3g} GB' if limit else '')
             else:
                 why = f'memory not measured: {why}'
     print('\n' + json.dumps({'peak': peak, 'reason': why}))

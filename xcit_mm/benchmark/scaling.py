@@ -29,7 +29,7 @@ def scaling(
     Args:
         setting (Setting): The work; its size is replaced.
         sizes (Sequence[tuple[int, int]]): Heights and widths.
-        names, rounds, tell: See :func:`~xcit_mm.benchmark.measure`.
+        names, rounds, tell: See :func:`~xcit_mm.benchmark.timing.measure`.
         memory_limit (int): Bytes above the weights.
         time_limit (float): Seconds for one pass. Who is expected to take longer, from the last size and in proportion
             to the tokens, is left out.
@@ -41,20 +41,21 @@ def scaling(
     gone: Dict[str, str] = {}
     for height, width in sorted(sizes, key=lambda size: size[0] * size[1]):
         here = replace(setting, height=height, width=width)
-        memory: Dict[str, int] = {}
+        memory: Dict[str, Tuple[int, str]] = {}
         for name in names:
             expected = _expected(last[name], here) if name in last else 0.0
             if name not in gone and expected > time_limit:
                 gone[name] = f'left out: about {expected:.0f} s expected, more than {time_limit:g} s'
             if name not in gone:
                 tell(f'memory of {name}')
-                memory[name], why = peak_memory(name, here, memory_limit, timeout=10 * time_limit + 300)
-                if why.startswith('out of memory'):
-                    gone[name] = f'left out: {why}'
+                memory[name] = peak_memory(name, here, memory_limit, timeout=10 * time_limit + 300)
+                if memory[name][1].startswith('out of memory'):
+                    gone[name] = f'left out: {memory[name][1]}'
         present = [name for name in names if name not in gone]
         measured = {row.name: row for row in measure(here, present, rounds, tell)} if present else {}
         for name, row in measured.items():
-            row.peak_memory = memory.get(name)
+            row.peak_memory, why = memory[name]
+            row.note = row.note or why
             if row.seconds:
                 last[name] = row
         yield [measured.get(name) or Row(name, here, note=gone[name]) for name in names]

@@ -13,6 +13,8 @@ from .settings import DTYPES, Row, Setting
 
 # Bounds of the deviation of the whole backbone from its plain form in fp32.
 FP32_TOLERANCE = 1e-5
+# Of the gradient of the image.
+GRADIENT_TOLERANCE = 1e-4
 # In half precision all is rounding, which differs by chance from one implementation to the next.
 HALF_MARGIN = 1.25
 # A shorter piece of work is repeated within its turn until it takes this long.
@@ -34,7 +36,7 @@ def measure(
 
     Args:
         setting (Setting): The work.
-        names (Sequence[str]): Of :data:`~xcit_mm.benchmark.NAMES`.
+        names (Sequence[str]): Of :data:`~xcit_mm.benchmark.contenders.NAMES`.
         rounds (int): How often each is timed.
         tell (Callable): Told what is being done.
         shortest_turn (float): Seconds, see :data:`SHORTEST_TURN`.
@@ -182,6 +184,8 @@ def _compare(rows: Dict[str, Row], peak: float) -> None:
         # Written so that a NaN does not pass.
         if row.deviation is not None and row.setting.dtype == 'fp32' and not row.deviation < FP32_TOLERANCE:
             row.note = f'deviates by {row.deviation:.1e}, more than {FP32_TOLERANCE:.0e}'
+    if ours and ours.gradient is not None and ours.setting.dtype == 'fp32' and not ours.gradient < GRADIENT_TOLERANCE:
+        ours.note = f'its gradient deviates by {ours.gradient:.1e}, more than {GRADIENT_TOLERANCE:.0e}'
     if ours and ours.rms is not None and ours.setting.dtype != 'fp32':
         peers = [rows[name].rms for name in PEERS if name in rows and rows[name].rms is not None]
         if not ours.rms < HALF_MARGIN * min(peers, default=float('inf')):

@@ -397,7 +397,7 @@ def _publish(partial, out):
     shutil.rmtree(replaced, ignore_errors=True)
 
 
-def make_digits(out, train=1000, val=100, size=160, seed=0, force=False):
+def make_digits(out, train=2000, val=100, size=160, seed=0, force=False):
     """Make the whole data set, or find it made.
 
     It is written beside ``out`` and renamed at the end, so ``out`` is complete or untouched.

@@ -51,10 +51,13 @@ digits_test_pipeline = [
 digits_train = dict(batch_size=4, num_workers=1, dataset=dict(**digits, pipeline=digits_train_pipeline))
 digits_val = dict(batch_size=8, num_workers=1, dataset=dict(**digits, pipeline=digits_test_pipeline))
 
-# Nine of ten pixels are background.
-digits_loss = dict(class_weight=[0.1] + [1.0] * 10)
+# Nine of ten pixels are background, and most errors lie on the edges of strokes.
+digits_loss = [
+    dict(type='CrossEntropyLoss', loss_weight=1.0, class_weight=[0.3] + [1.0] * 10),
+    dict(type='DiceLoss', use_sigmoid=False, loss_weight=3.0),
+]
 
-digits_iters = 2500
+digits_iters = 2600
 digits_schedule = [
     dict(type='LinearLR', start_factor=0.01, by_epoch=False, begin=0, end=100),
     dict(type='CosineAnnealingLR', by_epoch=False, begin=0, end=digits_iters, T_max=digits_iters),
