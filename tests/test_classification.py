@@ -346,3 +346,29 @@ def test_a_classifier_trains_and_tests_in_every_way(digits, tmp_path):
         return output.split('accuracy/top1:')[-1].split()[0]
 
     assert accuracy(other) == accuracy(plain)  # square pictures of the model's size: both protocols see all of them
+
+
+@pytest.mark.parametrize('launcher', [None, 2])
+def test_a_distilled_classifier_trains_with_its_whole_recipe(launcher, digits, tmp_path):
+    """The published config; another teacher, since its weights are not at hand, and other classes."""
+    (tmp_path / 'own.py').write_text(f"""
+_base_ = {str(ROOT / 'configs' / 'xcit_n12_16_dist_in1k.py')!r}
+model = dict(
+    data_preprocessor=dict(num_classes=10),
+    head=dict(num_classes=10),
+    teacher=dict(model_name='resnet10t.c3_in1k', pretrained=False, num_classes=10))
+loader = dict(num_workers=0, persistent_workers=False, batch_size=4)
+dataset = dict(data_root={str(digits)!r}, metainfo=dict(classes={FOLDERS!r}), indices=16)
+train_dataloader = dict(dataset=dataset, **loader)
+val_dataloader = dict(dataset=dataset, **loader)
+test_dataloader = val_dataloader
+train_cfg = dict(max_epochs=1)
+default_hooks = dict(logger=dict(interval=1))
+""")
+    output = run('train.py', 'own.py', cwd=tmp_path, launcher=launcher)
+    assert 'loss_distill' in output and 'accuracy/top1' in output and 'nan' not in output
+    state = torch.load(tmp_path / 'work_dirs' / 'own' / 'epoch_1.pth', weights_only=False)
+    names = [*state['state_dict'], *state['ema_state_dict']]
+    assert not any('teacher' in name or 'stem' in name or 'layer1' in name for name in names)
+    weights = [n for n in state['state_dict'] if not n.endswith(('running_mean', 'running_var', 'num_batches_tracked'))]
+    assert len(state['optimizer']['state']) == len(weights)  # none of the teacher's

@@ -185,7 +185,7 @@ def segmentor_options(data, batch_size=4):
 @pytest.mark.parametrize('method', ['sem_fpn', 'upernet'])
 def test_a_segmentor_trains_and_tests(method, data, tmp_path):
     """MMSegmentation through the same tools, on the maps of the same pictures."""
-    config = ROOT / 'configs' / f'{method}_xcit_n12_8_digits.py'
+    config = ROOT / 'configs' / f'{method}_xcit_n6_8_digits.py'
     arguments = segmentor_options(data)
     assert 'mIoU' in run('train.py', config, '--work-dir', tmp_path / 'run', *arguments, cwd=tmp_path)
     test = [config, tmp_path / 'run' / 'iter_2.pth', '--work-dir', tmp_path / 'test']
@@ -194,7 +194,7 @@ def test_a_segmentor_trains_and_tests(method, data, tmp_path):
 
 
 def test_a_segmentor_in_two_processes_and_with_augmented_testing(data, tmp_path):
-    config = ROOT / 'configs' / 'sem_fpn_xcit_n12_8_digits.py'
+    config = ROOT / 'configs' / 'sem_fpn_xcit_n6_8_digits.py'
     arguments = segmentor_options(data, batch_size=2)
     assert 'mIoU' in run('train.py', config, '--work-dir', tmp_path / 'run', *arguments, cwd=tmp_path, launcher=2)
     test = [config, tmp_path / 'run' / 'iter_2.pth', '--work-dir', tmp_path / 'test', *arguments]

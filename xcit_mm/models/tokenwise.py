@@ -22,6 +22,16 @@ def chunks(num_tokens: int, device: torch.device) -> Iterator[slice]:
     return (slice(start, min(start + size, num_tokens)) for start in range(0, num_tokens, size))
 
 
+def pieces(x: Tensor) -> Iterator[Tuple[slice, slice]]:
+    """Cut tokens (B, N, C) into parts of an image or several whole ones: slices of images and of tokens."""
+    B, N, _ = x.shape
+    size = CHUNK_SIZES.get(x.device.type, CHUNK_SIZES['other'])
+    together = max(1, size // N)
+    for image in range(0, B, together):
+        for part in chunks(N, x.device):
+            yield slice(image, min(image + together, B)), part
+
+
 def is_traced() -> bool:
     """Whether torch.compile, torch.export or TorchScript records the model, and better sees it as it is written."""
     compiler = torch.compiler if hasattr(getattr(torch, 'compiler', None), 'is_compiling') else torch._dynamo
@@ -42,15 +52,15 @@ def add_gram(total: Tensor, x: Tensor) -> None:
     """Add x^T x to the upper triangle of blocks of ``total``, in fp32: the rest follows from symmetry.
 
     Args:
-        total (Tensor): (C, C), fp32; finished by :func:`mirrored`.
-        x (Tensor): (n, C), any floating type.
+        total (Tensor): (B, C, C), fp32; finished by :func:`mirrored`.
+        x (Tensor): (B, n, C), any floating type.
     """
     x = x.float()
-    C = x.shape[1]
+    C = x.shape[2]
     # Of k x k blocks, k (k + 1) / 2 are computed. Other devices prefer one large product to several small ones.
-    step = -(-C // 4) if x.device.type == 'cpu' and C >= 64 else C
+    step = max(96, -(-C // 4)) if x.device.type == 'cpu' else C
     for i in range(0, C, step):
-        total[i : i + step, i:].addmm_(x[:, i : i + step].t(), x[:, i:])
+        total[:, i : i + step, i:].baddbmm_(x[..., i : i + step].transpose(1, 2), x[..., i:])
 
 
 def mirrored(total: Tensor) -> Tensor:
@@ -64,11 +74,10 @@ def moments_of(x: Tensor, norm) -> Tuple[Tensor, Tensor]:
     moments = x.new_zeros(B, C, C, dtype=torch.float32)
     mean = x.new_zeros(B, 1, C, dtype=torch.float32)
     with torch.autocast(x.device.type, enabled=False):
-        for image, total, sums in zip(x, moments, mean):
-            for part in chunks(N, x.device):
-                tokens = norm(image[part])
-                add_gram(total, tokens)
-                sums += tokens.sum(0, dtype=torch.float32)
+        for piece in pieces(x):
+            tokens = norm(x[piece])
+            add_gram(moments[piece[0]], tokens)
+            mean[piece[0]] += tokens.sum(1, keepdim=True, dtype=torch.float32)
         return mirrored(moments) / N, mean / N
 
 
@@ -85,19 +94,18 @@ class NormedMoments(torch.autograd.Function):
     @once_differentiable
     def backward(ctx, grad_moments, grad_mean):
         x, weight, bias = ctx.saved_tensors
-        B, N, C = x.shape
+        _, N, C = x.shape
         grad_x, grad_weight, grad_bias = _empty_grads(x, weight, bias)
         with torch.autocast(x.device.type, enabled=False):
             slope = ((grad_moments + grad_moments.transpose(1, 2)) / N).to(ctx.dtype)
             shift = (grad_mean / N).to(ctx.dtype)
-            for b in range(B):
-                for part in chunks(N, x.device):
-                    normed, mean, rstd = torch.native_layer_norm(x[b, part], (C,), weight, bias, ctx.eps)
-                    grad = torch.addmm(shift[b], normed.to(ctx.dtype), slope[b]).to(x.dtype)
-                    grads = _norm_backward(grad, x[b, part], mean, rstd, weight, bias)
-                    grad_x[b, part] = grads[0]
-                    grad_weight += grads[1]
-                    grad_bias += grads[2]
+            for piece in pieces(x):
+                normed, mean, rstd = torch.native_layer_norm(x[piece], (C,), weight, bias, ctx.eps)
+                grad = torch.baddbmm(shift[piece[0]], normed.to(ctx.dtype), slope[piece[0]]).to(x.dtype)
+                grads = _norm_backward(grad, x[piece], mean, rstd, weight, bias)
+                grad_x[piece] = grads[0]
+                grad_weight += grads[1]
+                grad_bias += grads[2]
         return grad_x, grad_weight, grad_bias, None
 
 
@@ -111,32 +119,30 @@ class NormedAffine(torch.autograd.Function):
         out = torch.empty_like(x)
         matrix, offset = matrix.to(ctx.dtype), offset.to(ctx.dtype)
         with torch.autocast(x.device.type, enabled=False):
-            for b in range(len(x)):
-                for part in chunks(x.shape[1], x.device):
-                    normed = F.layer_norm(x[b, part], x.shape[-1:], weight, bias, eps)
-                    branch = torch.addmm(offset[b], normed.to(ctx.dtype), matrix[b])
-                    torch.add(x[b, part], branch, out=out[b, part])
+            for piece in pieces(x):
+                normed = F.layer_norm(x[piece], x.shape[-1:], weight, bias, eps)
+                branch = torch.baddbmm(offset[piece[0]], normed.to(ctx.dtype), matrix[piece[0]])
+                torch.add(x[piece], branch, out=out[piece])
         return out
 
     @staticmethod
     @once_differentiable
     def backward(ctx, grad_out):
         x, weight, bias, matrix = ctx.saved_tensors
-        B, N, C = x.shape
         grad_x, grad_weight, grad_bias = _empty_grads(x, weight, bias)
         grad_matrix = torch.zeros_like(matrix, dtype=torch.float32)
         grad_offset = grad_out.sum(1, keepdim=True, dtype=torch.float32)
         transposed = matrix.to(ctx.dtype).transpose(1, 2)
         with torch.autocast(x.device.type, enabled=False):
-            for b in range(B):
-                for part in chunks(N, x.device):
-                    normed, mean, rstd = torch.native_layer_norm(x[b, part], (C,), weight, bias, ctx.eps)
-                    grad = grad_out[b, part].to(ctx.dtype)
-                    _add_product(grad_matrix[b], normed.to(ctx.dtype).t(), grad)
-                    grads = _norm_backward((grad @ transposed[b]).to(x.dtype), x[b, part], mean, rstd, weight, bias)
-                    torch.add(grad_out[b, part], grads[0], out=grad_x[b, part])
-                    grad_weight += grads[1]
-                    grad_bias += grads[2]
+            for piece in pieces(x):
+                normed, mean, rstd = torch.native_layer_norm(x[piece], x.shape[-1:], weight, bias, ctx.eps)
+                grad = grad_out[piece].to(ctx.dtype)
+                _add_product(grad_matrix[piece[0]], normed.to(ctx.dtype).transpose(1, 2), grad)
+                grad = (grad @ transposed[piece[0]]).to(x.dtype)
+                grads = _norm_backward(grad, x[piece], mean, rstd, weight, bias)
+                torch.add(grad_out[piece], grads[0], out=grad_x[piece])
+                grad_weight += grads[1]
+                grad_bias += grads[2]
         return grad_x, grad_weight, grad_bias, None, grad_matrix, grad_offset
 
 
@@ -201,6 +207,6 @@ def _norm_backward(grad: Tensor, x: Tensor, mean: Tensor, rstd: Tensor, weight: 
 def _add_product(total: Tensor, a: Tensor, b: Tensor) -> None:
     """total += a b, with an fp32 total whatever the type of the factors."""
     if a.dtype == torch.float32:
-        total.addmm_(a, b)
+        total.addmm_(a, b) if a.dim() == 2 else total.baddbmm_(a, b)
     else:
         total += a @ b

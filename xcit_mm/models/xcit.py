@@ -18,7 +18,7 @@ from ..checkpoint import CheckpointError, match_state_dict
 from ..registry import MODELS
 from .adapter import MultiScaleAdapter
 from .attention import XCA, ClassAttention
-from .tokenwise import NormedAffine, NormedMlp, NormedMoments, chunks, compute_dtype, is_traced, moments_of
+from .tokenwise import NormedAffine, NormedMlp, NormedMoments, chunks, compute_dtype, is_traced, moments_of, pieces
 
 ARCHS = {
     'n12': dict(embed_dims=128, depth=12, num_heads=4, tokens_norm=False),
@@ -213,10 +213,9 @@ class XCABlock(nn.Module):
             matrix, offset = self.attn.affine_map(*moments_of(x, self.norm1))
             matrix, offset = (t.to(compute_dtype(x)) for t in (matrix * self.gamma1, offset * self.gamma1))
             out = torch.empty_like(x)
-            for b in range(len(x)):
-                for part in chunks(x.shape[1], x.device):
-                    branch = torch.addmm(offset[b], self.norm1(x[b, part]).to(matrix.dtype), matrix[b])
-                    torch.add(x[b, part], branch, out=out[b, part])
+            for piece in pieces(x):
+                branch = torch.baddbmm(offset[piece[0]], self.norm1(x[piece]).to(matrix.dtype), matrix[piece[0]])
+                torch.add(x[piece], branch, out=out[piece])
             x = out
         else:
             x = torch.addcmul(x, self.attn(self.norm1(x)), self.gamma1)

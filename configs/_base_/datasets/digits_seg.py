@@ -57,7 +57,7 @@ digits_loss = [
     dict(type='DiceLoss', use_sigmoid=False, loss_weight=3.0),
 ]
 
-digits_iters = 2600
+digits_iters = 3400
 digits_schedule = [
     dict(type='LinearLR', start_factor=0.01, by_epoch=False, begin=0, end=100),
     dict(type='CosineAnnealingLR', by_epoch=False, begin=0, end=digits_iters, T_max=digits_iters),

@@ -1,14 +1,20 @@
-"""UperNet with XCiT-N12/8 on the embedded digits, from random weights, for two CPU cores.
+"""UperNet with XCiT-N6/8 (half of N12's blocks) on the embedded digits, from random weights, for two CPU cores.
 
-python tools/make_digits.py data/digits
-python tools/train.py configs/upernet_xcit_n12_8_digits.py
+The data and the schedule of the small Semantic FPN.
+
+    python tools/make_digits.py data/digits
+    python tools/train.py configs/upernet_xcit_n6_8_digits.py
 """
 
 _base_ = ['./upernet_xcit_t12_8_160k_ade20k.py', './_base_/datasets/digits_seg.py']
 
 model = dict(
     data_preprocessor=dict(size=_base_.size),
-    backbone=dict(arch='n12', init_cfg=None),
+    backbone=dict(
+        arch=dict(_delete_=True, embed_dims=128, depth=6, num_heads=4, tokens_norm=False),
+        out_indices=(1, 2, 3, 5),
+        init_cfg=None,
+    ),
     decode_head=dict(
         in_channels=[128] * 4, channels=64, num_classes=11, dropout_ratio=0.0, loss_decode=_base_.digits_loss
     ),
