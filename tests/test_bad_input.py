@@ -27,7 +27,7 @@ from xcit_mm.engine.errors import UsageError, clear_errors
 from xcit_mm.engine.setup import build_runner, check_model
 
 CONFIGS = ROOT / 'configs'
-TINY = dict(embed_dims=32, depth=2, num_heads=2)
+TINY = dict(embed_dims=32, depth=6, num_heads=2)  # as deep as the small segmentors
 DETECTOR = 'mask_rcnn_xcit_n12_8_digits'
 SEGMENTOR = 'sem_fpn_xcit_n6_8_digits'
 HEADS = ('model.roi_head.bbox_head.num_classes', 'model.roi_head.mask_head.num_classes')
