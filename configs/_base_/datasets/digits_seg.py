@@ -53,7 +53,7 @@ digits_val = dict(batch_size=8, num_workers=1, dataset=dict(**digits, pipeline=d
 
 # Nine of ten pixels are background, and most errors lie on the edges of strokes.
 digits_loss = [
-    dict(type='CrossEntropyLoss', loss_weight=1.0, class_weight=[0.3] + [1.0] * 10),
+    dict(type='CrossEntropyLoss', loss_weight=1.0, class_weight=[0.6] + [1.0] * 10),
     dict(type='DiceLoss', use_sigmoid=False, loss_weight=3.0),
 ]
 
