@@ -18,6 +18,15 @@ def pytest_configure():
     MMLogger.get_instance('mmengine').setLevel(logging.ERROR)
 
 
+@pytest.fixture(scope='module')
+def one_thread():
+    """For models so small that they lose more by waiting for a second thread than it gives them."""
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(threads)
+
+
 def build(**kwargs):
     """An XCiT backbone built as a config builds it, from its registry name alone."""
     return MODELS.build(dict(type='xcit_mm.XCiT', **kwargs))

@@ -34,13 +34,7 @@ HEADS = ('model.roi_head.bbox_head.num_classes', 'model.roi_head.mask_head.num_c
 PER_CLASS = {'model.roi_head.bbox_head.reg_class_agnostic': False, 'model.roi_head.mask_head.class_agnostic': False}
 
 
-@pytest.fixture(autouse=True, scope='module')
-def one_thread():
-    """The models here are so small that threads only wait for each other."""
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
+pytestmark = pytest.mark.usefixtures('one_thread')
 
 
 @pytest.fixture(scope='module')

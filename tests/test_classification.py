@@ -136,8 +136,6 @@ def test_both_losses_act_on_the_same_logits(distillation):
     data = model.data_preprocessor(dict(inputs=images, data_samples=samples), training=True)
     mixed, targets = data['inputs'], torch.stack([s.gt_score for s in data['data_samples']])
     losses = model.loss(**data)
-    model.eval()  # there is no randomness in this student, but batch norm
-    model.train()
     student, teacher = model(mixed), model.teacher()(mixed).detach()
     smooth = targets * 0.9 + 0.1 / 10
     truth = -(smooth * F.log_softmax(student, 1)).sum(1).mean()

@@ -27,13 +27,7 @@ from xcit_mm.models.xcit import ARCHS
 GOLDEN = ROOT / 'tests' / 'golden'
 
 
-@pytest.fixture(scope='module', autouse=True)
-def one_thread():
-    """Models this small lose more by waiting for a second thread than it gives them."""
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(threads)
+pytestmark = pytest.mark.usefixtures('one_thread')
 
 
 def tiny_timm(num_classes=5, **more):

@@ -22,13 +22,7 @@ SIZE = (57, 44)  # no multiple of a patch
 CLASSES = 1000
 
 
-@pytest.fixture(scope='module', autouse=True)
-def one_thread():
-    """Most of the time goes into files and copies, and images this small gain nothing from a second thread."""
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(threads)
+pytestmark = pytest.mark.usefixtures('one_thread')
 
 
 def classifier(backbone, embed_dims):

@@ -113,6 +113,13 @@ def test_the_input_of_a_block_is_left_alone(tiny):
     assert torch.equal(tokens, before)
 
 
+def test_tokens_of_any_memory_layout(tiny):
+    block = model(tiny).blocks[0]
+    tokens = torch.randn(2, 32, 192).transpose(1, 2)
+    with torch.no_grad():
+        assert torch.equal(block(tokens, (12, 16)), block(tokens.contiguous(), (12, 16)))
+
+
 @pytest.mark.parametrize('part', ['norm1', 'attn', 'mlp.act', 'norm2'])
 def test_hooks_on_the_layers_of_a_block_see_all_tokens(tiny, part):
     net, seen = model(tiny), []
