@@ -190,7 +190,7 @@ class XCABlock(nn.Module):
             x = self._add(x, self.attn(self.norm1(x)), self.gamma1)
             x = self._add(x, self.lpi(self.norm3(x), grid), self.gamma3)
             return self._add(x, self.mlp(self.norm2(x)), self.gamma2)
-        # The stream of tokens has the type of the weights, as autocast leaves it; parts of it are changed through views.
+        # The stream of tokens has the type of the weights, as autocast leaves it, and is changed through views of it.
         x = x.to(torch.promote_types(x.dtype, self.gamma1.dtype)).contiguous()
         return self._with_backward(x, grid) if torch.is_grad_enabled() else self._without_backward(x, grid)
 
