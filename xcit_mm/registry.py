@@ -15,7 +15,7 @@ from mmengine.registry import Registry
 
 
 class _OnDemand(Registry):
-    """A registry that imports the modules of some types when one of them is named, since they need MMPretrain.
+    """A registry that imports the modules of some types when one of them is named: they need MMPretrain or MMSegmentation.
 
     Args:
         modules (dict): Module by name of type.
@@ -37,7 +37,10 @@ MODELS = _OnDemand(
     parent=MMENGINE_MODELS,
     scope='xcit_mm',
     locations=['xcit_mm.models'],
-    modules={'DistilledClassifier': 'xcit_mm.models.distillation'},
+    modules={
+        'DistilledClassifier': 'xcit_mm.models.distillation',
+        'EncoderDecoder': 'xcit_mm.models.segmentor',
+    },
 )
 DATASETS = _OnDemand(
     'dataset',

@@ -2,7 +2,7 @@
 
 norm_cfg = dict(type='xcit_mm.SyncBN', requires_grad=True)
 model = dict(
-    type='EncoderDecoder',
+    type='xcit_mm.EncoderDecoder',
     data_preprocessor=dict(
         type='SegDataPreProcessor',
         mean=[123.675, 116.28, 103.53],
