@@ -5,7 +5,8 @@ python3 tools/quickstart.py demo       set up, then train and test a small detec
 python3 tools/quickstart.py test       set up, then run the tests; further arguments go to pytest (test -m slow)
 python3 tools/quickstart.py install    only set up
 
-Set-up makes .venv in the checkout, installs the pinned libraries in stages and checks that they work. It can be
+Set-up makes .venv in the checkout (with --family openmmlab, .venv-openmmlab with the original releases of OpenMMLab in
+place of their maintained continuation), installs the pinned libraries in stages and checks that they work. It can be
 interrupted and run again: finished stages are not repeated, and when nothing is to be done it takes a moment.
 """
 
@@ -23,7 +24,7 @@ import sys
 import sysconfig
 import time
 from pathlib import Path
-from typing import List, NamedTuple
+from typing import List, NamedTuple, Tuple
 
 try:
     import fcntl
@@ -71,6 +72,27 @@ HINTS = (
     (NO_COMPILER, COMPILER),
     (r'No matching distribution found', 'the package index pip uses has no such version for this Python and system'),
 )
+
+
+class Family(NamedTuple):
+    """One of the two families of distributions that provide mmengine, mmcv, mmpretrain, mmdet and mmseg."""
+
+    name: str  # of the requirements file
+    suffix: str  # of the folders in the checkout
+    pythons: Tuple[Tuple[int, int], Tuple[int, int]]  # oldest and newest
+    mmengine: str
+    mmcv: str
+    build_tools: Tuple[str, ...]
+
+
+FAMILIES = {
+    family.name: family
+    for family in (
+        Family('onedl', '', ((3, 10), (3, 12)), 'onedl-mmengine', 'onedl-mmcv', ('setuptools>=80', 'packaging>=24.2')),
+        # mmcv 2.1 is built and mmengine 0.10 run with pkg_resources, which later setuptools lack.
+        Family('openmmlab', '-openmmlab', ((3, 10), (3, 11)), 'mmengine', 'mmcv', ('setuptools<80', 'packaging')),
+    )
+}
 
 
 class SetupError(Exception):
@@ -122,9 +144,9 @@ def distributions(site):
     return sorted(path.name[: -len('.dist-info')] for path in site.glob('*.dist-info'))
 
 
-def fingerprint(root, site):
+def fingerprint(root, site, family='onedl'):
     """What a verification is valid for: the checkout and its pins, what is installed, and the compiled operators."""
-    texts = [root / 'setup.py', root / 'pyproject.toml', *sorted(root.glob('requirements/onedl*.txt'))]
+    texts = [root / 'setup.py', root / 'pyproject.toml', *sorted(root.glob(f'requirements/{family}*.txt'))]
     files = [site / 'torch/version.py', *sorted((site / 'mmcv').glob('_ext*.so'))]
     return {
         'checkout': str(root),
@@ -145,7 +167,7 @@ def failure(what, log):
     """What to say of a failed command: the end of its output, where all of it is, and what to try."""
     text = log.read_text(errors='replace')
     tail = '\n'.join('    ' + line[:200] for line in text.strip().splitlines()[-15:])
-    again = 'run the same command again; if that fails as well, delete .venv and .setup and start afresh'
+    again = 'run the same command again; if that fails as well, delete .venv* and .setup* and start afresh'
     advice = next((advice for pattern, advice in HINTS if re.search(pattern, text)), again)
     return f'{what}. Its output ended with\n\n{tail}\n\nAll of it: {log}\nWhat to try: {advice}.'
 
@@ -269,8 +291,9 @@ def note(lock, process):
 class Setup:
     """The environment of one checkout, and the record of how far it is."""
 
-    def __init__(self, root=ROOT):
-        self.root, self.venv, self.home = root, root / '.venv', root / '.setup'
+    def __init__(self, root=ROOT, family='onedl'):
+        self.family, suffix = FAMILIES[family], FAMILIES[family].suffix
+        self.root, self.venv, self.home = root, root / f'.venv{suffix}', root / f'.setup{suffix}'
         self.python, self.site = self.venv / 'bin/python', self.venv / f'lib/python{VERSION}/site-packages'
         self.stamp, self.checks = self.home / 'stamp.json', self.home / 'logs/verify.log'
         self.record, self.lock = {}, None
@@ -294,7 +317,11 @@ class Setup:
 
     def ready(self):
         """Whether what is installed is what was verified."""
-        return os.access(str(self.python), os.X_OK) and self.record.get('verified') == fingerprint(self.root, self.site)
+        return os.access(str(self.python), os.X_OK) and self.record.get('verified') == self.fingerprint()
+
+    def fingerprint(self):
+        """What a verification of this environment is valid for."""
+        return fingerprint(self.root, self.site, self.family.name)
 
     def done(self, stage):
         """Whether a stage has finished as it stands now, and what it installed is still there."""
@@ -328,23 +355,26 @@ class Setup:
 
     def stages(self):
         """What is installed, in order."""
-        torch, onedl = pins(self.root, 'onedl-torch'), pins(self.root, 'onedl')
-        engine, mmcv = (next(pin for pin in onedl if pin.startswith(name)) for name in ('onedl-mmengine', 'onedl-mmcv'))
-        rest = [pin for pin in onedl if pin not in (engine, mmcv)]
-        tools = ['setuptools>=80', 'wheel', 'packaging>=24.2', 'ninja', 'psutil']
+        family = self.family.name
+        torch, libraries = pins(self.root, f'{family}-torch'), pins(self.root, family)
+        by_name = dict(zip(names(libraries), libraries))
+        engine, mmcv = by_name[self.family.mmengine], by_name[self.family.mmcv]
+        rest = [pin for pin in libraries if pin not in (engine, mmcv)]
+        tools = [*self.family.build_tools, 'wheel', 'ninja', 'psutil']
         install = [str(self.python), '-m', 'pip', 'install']
         raw = [*install, '--progress-bar', 'raw']
+        pinned = ['-c', f'requirements/{family}-torch.txt', '-c', f'requirements/{family}.txt']
         # Without isolation pip builds with what is installed: mmcv has to be compiled against the torch it will meet.
-        build = [*raw, '--no-build-isolation', '-c', 'requirements/onedl-torch.txt', '-c', 'requirements/onedl.txt']
+        build = [*raw, '--no-build-isolation', *pinned]
         compiled = f'{mmcv}, compiled here (about 7 min on two cores, at once if pip has it in its cache)'
         depends = ''.join((self.root / name).read_text() for name in ('setup.py', 'pyproject.toml')) + str(self.root)
         return [
             Stage('pip', 'pip', [*install, '--upgrade', 'pip'], ['pip']),
             Stage('torch', f'{" ".join(torch)} (some minutes: 3 GB)', [*raw, *torch], names(torch)),
-            Stage('tools', 'build tools', [*raw, '--upgrade', *tools], names(tools)),
+            Stage('tools', 'build tools', [*raw, '--upgrade', *pinned, *tools], names(tools)),
             Stage('mmengine', engine, [*build, engine], names([engine])),
             Stage('mmcv', compiled, [*build, '-v', mmcv], names([mmcv])),
-            Stage('onedl', ' '.join(rest), [*build, *rest], names(rest)),
+            Stage(family, ' '.join(rest), [*build, *rest], names(rest)),
             Stage('project', 'this project and its tools', [*build, '-e', '.[dev]'], ['xcit-mm'], depends),
         ]
 
@@ -381,11 +411,11 @@ class Setup:
             if version == VERSION:
                 return
             trouble = f'holds Python {version}, not {VERSION}' if version else 'is broken'
-            say(f'The .venv here {trouble}: it is made anew.')
+            say(f'The {self.venv.name} here {trouble}: it is made anew.')
             self.venv.unlink() if self.venv.is_symlink() else shutil.rmtree(str(self.venv))
-        say('Making .venv')
+        say(f'Making {self.venv.name}')
         python = getattr(sys, '_base_executable', sys.executable)  # not the one of an environment about to be replaced
-        self.run(Stage('venv', 'virtual environment', [python, '-m', 'venv', '.venv']))
+        self.run(Stage('venv', 'virtual environment', [python, '-m', 'venv', str(self.venv)]))
         self.record = {'venv': (self.venv / 'pyvenv.cfg').stat().st_mtime_ns}
 
     def check_machine(self):
@@ -393,7 +423,7 @@ class Setup:
         free = shutil.disk_usage(str(self.root)).free / 1e9
         if not self.has(['torch']) and free < DISK_GB:
             raise SetupError(f'{free:.1f} GB are free in {self.root}; setting up takes {DISK_GB} GB for a while.')
-        if not self.has(['onedl-mmcv']):
+        if not self.has([self.family.mmcv]):
             if not shutil.which(os.environ.get('CXX', 'c++').split()[0]) and not shutil.which('g++'):
                 raise SetupError(f"mmcv's operators are compiled here: {COMPILER}.")
             if not Path(sysconfig.get_paths()['include'], 'Python.h').exists():
@@ -419,7 +449,8 @@ class Setup:
             say(f'      {failed} does not work: {error[:160]}')
             if failed == 'operators':
                 say('      pip keeps an mmcv it compiled for reuse under any torch. Compiling it anew (about 7 min).')
-                pin = f'onedl-mmcv=={versions["onedl_mmcv"]}'
+                mmcv = self.family.mmcv
+                pin = f'{mmcv}=={versions[mmcv.replace("-", "_")]}'
                 command = [*force, '--no-cache-dir', '--no-build-isolation', '-v', pin]
                 seconds = self.run(Stage('mmcv-again', 'compiling mmcv anew', command))
                 say(f'      done in {clock(seconds)}')
@@ -433,7 +464,7 @@ class Setup:
             failed, error = self.check()
         if failed:
             raise SetupError(failure(f'{failed} does not work, nor after a repair', self.checks))
-        self.save(verified=fingerprint(self.root, self.site))
+        self.save(verified=self.fingerprint())
         say(f'      it does ({clock(time.monotonic() - start)})')
 
     def install(self):
@@ -499,7 +530,7 @@ def demo(setup, resume, again, lock):
     pointer, finished = work / 'last_checkpoint', work / 'finished.json'
 
     def step(number, title, *command):
-        say(f'\n=== {number}/3 {title}\n    .venv/bin/python {" ".join(command)}')
+        say(f'\n=== {number}/3 {title}\n    {setup.venv.name}/bin/python {" ".join(command)}')
         begin, code = time.monotonic(), follow(command, setup, lock)
         if code:
             raise SetupError(f'step {number} ended with exit code {code}. Run again, the demo goes on from here.')
@@ -537,7 +568,7 @@ def demo(setup, resume, again, lock):
     for label, log in (('logs', newest(work.glob('2*/*.log'))), ('', newest(test.glob('*/*.log')))):
         say(f'  {label:11}{log or "none"}')
     say('What next: README.md, on putting the backbone into a config of yours; or train on COCO with')
-    say('  .venv/bin/python tools/train.py configs/mask_rcnn_xcit_s12_8_3x_coco.py')
+    say(f'  {setup.venv.name}/bin/python tools/train.py configs/mask_rcnn_xcit_s12_8_3x_coco.py')
 
 
 def test(setup, arguments):
@@ -560,25 +591,36 @@ def terminate(*_):
 def main():
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     commands = parser.add_subparsers(dest='command', metavar='{install,demo,test}')
-    commands.add_parser('install', help='only set up')
-    options = commands.add_parser('demo', help='set up, then train and test on the embedded data set')
+    family = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
+    family.add_argument(
+        '--family',
+        choices=FAMILIES,
+        default='onedl',
+        help='the maintained OpenMMLab packages with PyTorch 2.10 (onedl, the default), or the original ones with 2.1',
+    )
+    commands.add_parser('install', parents=[family], help='only set up')
+    options = commands.add_parser('demo', parents=[family], help='set up, then train and test on the embedded data set')
     options.add_argument('--resume', action='store_true', help='let the training go on from its last checkpoint')
     options.add_argument('--again', action='store_true', help='train anew even if there is a training already')
-    commands.add_parser('test', help='set up, then run the tests; further arguments go to pytest')
-    passed_on = sys.argv[2:] if sys.argv[1:2] == ['test'] and sys.argv[2:] not in (['-h'], ['--help']) else []
-    given = parser.parse_args(sys.argv[1:2] if passed_on else None)
+    explained = 'set up, then run the tests; further arguments go to pytest'
+    commands.add_parser('test', parents=[family], allow_abbrev=False, help=explained, description=explained)
+    given, passed_on = parser.parse_known_args()
     if not given.command:
         parser.error('say what to do: install, demo or test')
+    if passed_on and given.command != 'test':
+        parser.error(f'unrecognized arguments: {" ".join(passed_on)}')
     if fcntl is None:
         sys.exit('quickstart: this needs Linux; on Windows use WSL')
-    # What torch 2.10, mmcv 2.3 and their dependencies have in common.
-    if not (3, 10) <= sys.version_info[:2] <= (3, 12):
-        other = next((name for name in ('python3.11', 'python3.12', 'python3.10') if shutil.which(name)), '')
-        advice = f': {other} tools/quickstart.py {given.command}' if other else ''
-        sys.exit(f'quickstart: the libraries need Python 3.10 to 3.12, this is {VERSION}{advice}')
+    # What torch, mmcv and their dependencies have in common.
+    oldest, latest = FAMILIES[given.family].pythons
+    if not oldest <= sys.version_info[:2] <= latest:
+        other = next((name for name in ('python3.11', 'python3.10', 'python3.12') if shutil.which(name)), '')
+        advice = f': {other} tools/quickstart.py {" ".join(sys.argv[1:])}' if other else ''
+        between = '{}.{} to {}.{}'.format(*oldest, *latest)
+        sys.exit(f'quickstart: the libraries need Python {between}, this is {VERSION}{advice}')
     for number in (signal.SIGTERM, signal.SIGHUP):
         signal.signal(number, terminate)
-    setup = Setup()
+    setup = Setup(family=given.family)
     try:
         setup.install()
         if given.command == 'test':
