@@ -77,9 +77,13 @@ class MultiScaleAdapter(BaseModule):
         """
         if len(maps) != 4:
             raise ValueError(f'the multi-scale adapter takes four maps, one per output stride; got {len(maps)}')
-        ops = (self.fpn1, self.fpn2, self.fpn3, self.fpn4)
+        return tuple(self.level(i, x) for i, x in enumerate(maps))
+
+    def level(self, index: int, x: Tensor) -> Tensor:
+        """One of the four maps, so that a backbone need not keep those it has passed: 0 gives stride 4, 3 stride 32."""
+        op = (self.fpn1, self.fpn2, self.fpn3, self.fpn4)[index]
         # Contiguous, since mmcv's operators read channels-last maps wrongly.
-        return tuple(op(_at_least(x, op)).contiguous() for op, x in zip(ops, maps))
+        return op(_at_least(x, op)).contiguous()
 
 
 def _at_least(x: Tensor, op: nn.Module) -> Tensor:

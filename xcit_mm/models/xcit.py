@@ -441,15 +441,17 @@ class XCiT(BaseModule):
         outs = []
         for i, block in enumerate(self.blocks):
             x = self._run(block, x, grid)
-            outs.extend(self._format(None, x, grid) for _ in range(self.out_indices.count(i)))
+            for _ in range(self.out_indices.count(i)):
+                outs.append(self._format(None, x, grid, len(outs)))
         if self.with_class_token:
             cls_token = self.cls_token.expand(len(x), -1, -1)
             for i, block in enumerate(self.cls_attn_blocks, start=self.depth):
                 cls_token, x = self._run(block, cls_token, x)
                 if i == self.num_layers - 1:
                     cls_token, x = self.norm(cls_token), self.norm(x)
-                outs.extend(self._format(cls_token, x, grid) for _ in range(self.out_indices.count(i)))
-        return self.pyramid(outs) if self.out_type == 'pyramid' else tuple(outs)
+                for _ in range(self.out_indices.count(i)):
+                    outs.append(self._format(cls_token, x, grid, len(outs)))
+        return tuple(outs)
 
     def _run(self, block: nn.Module, *args):
         if self.with_cp and self.training and torch.is_grad_enabled():
@@ -457,7 +459,8 @@ class XCiT(BaseModule):
             return activation_checkpoint(block, *args, use_reentrant=False, context_fn=context)
         return block(*args)
 
-    def _format(self, cls_token: Optional[Tensor], tokens: Tensor, grid: Tuple[int, int]) -> Tensor:
+    def _format(self, cls_token: Optional[Tensor], tokens: Tensor, grid: Tuple[int, int], index: int) -> Tensor:
+        """The tokens after a block -> output number ``index``."""
         if self.out_type == 'raw':
             return tokens if cls_token is None else torch.cat((cls_token, tokens), dim=1)
         if self.out_type == 'cls_token':
@@ -465,8 +468,10 @@ class XCiT(BaseModule):
         if self.out_type == 'avg_featmap':
             return tokens.mean(dim=1)
         channels_last = tokens.transpose(1, 2).unflatten(2, grid)
+        if self.out_type == 'pyramid':
+            return self.pyramid.level(index, channels_last)
         # mmcv's operators (RoIAlign, deformable convolution, ...) read memory as if it were contiguous, without a word.
-        return channels_last if self.out_type == 'pyramid' else channels_last.contiguous()
+        return channels_last.contiguous()
 
     def _stages(self):
         """The parts in the order of the data; ``frozen_stages=k`` freezes the first k + 1."""
