@@ -3,14 +3,22 @@
 The OpenMMLab libraries are not among the requirements: mmengine, mmcv, mmdet, mmsegmentation and mmpretrain exist in
 two families of distributions with the same import names, and naming either would install it on top of the other. The
 extras ``onedl`` and ``openmmlab`` name them for those who have none yet.
+
+As in the OpenMMLab libraries, configs, tools and the model index are installed with the code, in ``xcit_mm/.mim``,
+where mim and MMEngine look for them. In an editable installation they are links into the checkout.
 """
 
+import os
 import re
+import shutil
 from pathlib import Path
 
 from setuptools import find_packages, setup
+from setuptools.command.build_py import build_py
 
-ROOT = Path(__file__).parent
+ROOT = Path(__file__).resolve().parent
+MIM = ('configs', 'tools', 'model-index.yml', 'README.md')
+CHECKOUT_ONLY = ('quickstart.py', '__pycache__')
 VERSION = re.search(r"__version__ = '(.+)'", (ROOT / 'xcit_mm/__init__.py').read_text())[1]
 
 
@@ -18,6 +26,48 @@ def pins(name):
     """The requirements of one family, as the set-up installs them."""
     lines = (ROOT / 'requirements' / f'{name}.txt').read_text().splitlines()
     return [line.split('#')[0].strip() for line in lines if line.split('#')[0].strip()]
+
+
+class BuildWithMim(build_py):
+    """Build the package with ``.mim``, which lies outside of it in the checkout."""
+
+    editable_mode = False
+
+    def run(self):
+        super().run()
+        if self.editable_mode:
+            self.link()
+        else:
+            self.copy()
+
+    def link(self):
+        target = ROOT / 'xcit_mm/.mim'
+        target.mkdir(exist_ok=True)
+        for name in MIM:
+            link = target / name
+            if link.is_symlink() or link.is_file():
+                link.unlink()
+            elif link.exists():
+                shutil.rmtree(link)
+            try:
+                link.symlink_to(os.path.join('..', '..', name))
+            except OSError:  # Windows without the right to make links
+                copy(ROOT / name, link)
+
+    def copy(self):
+        target = Path(self.build_lib) / 'xcit_mm/.mim'
+        shutil.rmtree(target, ignore_errors=True)
+        target.mkdir(parents=True)
+        for name in MIM:
+            copy(ROOT / name, target / name)
+
+
+def copy(source, target):
+    """A file, or a folder without what serves the checkout alone."""
+    if source.is_dir():
+        shutil.copytree(source, target, ignore=shutil.ignore_patterns(*CHECKOUT_ONLY))
+    else:
+        shutil.copy2(source, target)
 
 
 setup(
@@ -29,15 +79,30 @@ setup(
     license='Apache-2.0',
     python_requires='>=3.8',
     packages=find_packages(include=['xcit_mm', 'xcit_mm.*']),
-    include_package_data=True,
+    package_data={'xcit_mm.model_zoo': ['data/*']},
+    include_package_data=False,
+    cmdclass={'build_py': BuildWithMim},
     install_requires=['torch>=2.0', 'numpy', 'safetensors'],
     extras_require={
         'onedl': pins('onedl'),
         'openmmlab': pins('openmmlab'),
         'digits': ['scikit-learn', 'scikit-image', 'pycocotools'],
         'benchmark': ['timm'],
+        'export': ['onnx', 'onnxruntime'],
         'tensorboard': ['tensorboard'],
-        'dev': ['pytest', 'pytest-xdist', 'ruff', 'timm', 'tensorboard', 'scikit-learn', 'scikit-image', 'pycocotools'],
+        'dev': [
+            'pytest',
+            'pytest-xdist',
+            'ruff',
+            'timm',
+            'tensorboard',
+            'scikit-learn',
+            'scikit-image',
+            'pycocotools',
+            'onnx',
+            'onnxruntime',
+            'grad-cam',
+        ],
     },
     classifiers=['Programming Language :: Python :: 3', 'Topic :: Scientific/Engineering :: Artificial Intelligence'],
 )

@@ -1,0 +1,1 @@
+"""What each library's models are asked, and how their answers are put into words and pictures."""

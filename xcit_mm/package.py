@@ -1,0 +1,63 @@
+"""Where an installed or checked-out xcit_mm keeps its configs, and what its models are called."""
+
+import difflib
+from pathlib import Path
+from typing import Dict, List
+
+PACKAGE = Path(__file__).resolve().parent
+
+
+def mim_dir() -> Path:
+    """The folder of ``configs``, ``tools`` and ``model-index.yml``: ``.mim`` in an installation, else the checkout.
+
+    Raises:
+        FileNotFoundError: If neither has them.
+    """
+    for folder in (PACKAGE / '.mim', PACKAGE.parent):
+        if (folder / 'model-index.yml').is_file() and (folder / 'configs').is_dir():
+            return folder
+    raise FileNotFoundError(f'xcit_mm: there are no configs in {PACKAGE / ".mim"}; install xcit_mm again')
+
+
+def config_path(name: str) -> str:
+    """The file of a config of this package, for ``_base_`` of a config elsewhere.
+
+    ``_base_ = __import__('xcit_mm').config_path('mask_rcnn_xcit_s12_8_3x_coco')``
+
+    Args:
+        name (str): Name of a config, or its path in ``configs``, with or without ``.py``.
+
+    Returns:
+        str: An absolute path.
+
+    Raises:
+        FileNotFoundError: If there is none of that name; the message names similar ones.
+    """
+    configs = mim_dir() / 'configs'
+    relative = name if name.endswith('.py') else f'{name}.py'
+    path = configs / relative
+    if path.is_file() and configs in path.parents:
+        return str(path)
+    known = [str(p.relative_to(configs))[: -len('.py')] for p in sorted(configs.rglob('*.py'))]
+    close = difflib.get_close_matches(relative[: -len('.py')], known, n=3, cutoff=0.5)
+    hint = f'did you mean {" or ".join(close)}?' if close else f'see the files in {configs}'
+    raise FileNotFoundError(f'xcit_mm has no config {name!r}; {hint}')
+
+
+def model_index() -> Dict[str, dict]:
+    """Entries of the metafile by model name, with ``Config`` and ``Weights`` among the keys."""
+    import yaml
+
+    folder = mim_dir()
+    entries: Dict[str, dict] = {}
+    for metafile in yaml.safe_load((folder / 'model-index.yml').read_text(encoding='utf-8'))['Import']:
+        models = yaml.safe_load((folder / metafile).read_text(encoding='utf-8'))['Models']
+        entries.update((model['Name'], model) for model in models)
+    return entries
+
+
+def list_models(pattern: str = '*') -> List[str]:
+    """Names of the published models, such as ``'xcit_s12_8_in1k'``, that match a shell-style pattern."""
+    import fnmatch
+
+    return sorted(fnmatch.filter(model_index(), pattern))
