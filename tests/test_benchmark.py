@@ -244,3 +244,39 @@ def test_what_is_not_possible_is_said_at_once(monkeypatch, capsys):
     with pytest.raises(SystemExit):
         planned(monkeypatch, '--preset', 'goals', '--sizes', '64')
     assert '--preset decides about --sizes' in capsys.readouterr().err
+
+
+def run_profile(*arguments, out):
+    command = [sys.executable, ROOT / 'tools/profile_model.py', *arguments, '--rounds', '1', '--out', out]
+    return subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
+
+
+@pytest.mark.parametrize(
+    ('config', 'head'), [('mask_rcnn_xcit_n12_8_digits', 'mask head'), ('sem_fpn_xcit_n6_8_digits', 'decode head')]
+)
+def test_profile_of_a_whole_model(config, head, tmp_path):
+    """Every part that a model has takes time, forward and in training backward too; the shares add up."""
+    done = run_profile(f'configs/{config}.py', '--size', '96x64', out=tmp_path)
+    assert done.returncode == 0, done.stderr
+    text = (tmp_path / f'{config}.md').read_text()
+    assert text.count('Peak memory above the weights: ') == 2
+    for section, columns in zip(text.split('\n## ')[1:], (1, 2)):
+        rows = [line.strip('| ').split(' | ') for line in section.splitlines() if line.startswith('| ')][2:]
+        shares = {row[0].strip(): float(row[-1].split()[0]) for row in rows}
+        assert {'blocks: XCA and MLP', 'blocks: LPI', 'neck', head} <= set(shares)
+        assert shares.pop('all') == 100
+        assert sum(shares.values()) == pytest.approx(100, abs=1)
+        blocks = next(row for row in rows if row[0].strip() == 'blocks: XCA and MLP')
+        assert len(blocks) == columns + 2
+        assert all(float(cell) > 0 for cell in blocks[1:-1])
+
+
+def test_profile_says_what_it_needs(tmp_path):
+    done = run_profile('configs/xcit_n12_8_digits.py', out=tmp_path)
+    assert done.returncode == 2
+    assert 'use tools/benchmark.py' in done.stderr
+    done = run_profile(
+        'configs/upernet_xcit_n6_8_digits.py', '--modes', 'training', '--size', '64x64', out=tmp_path / 'upernet'
+    )
+    assert done.returncode == 2
+    assert '--batch 2' in done.stderr

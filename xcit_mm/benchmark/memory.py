@@ -9,7 +9,7 @@ import sys
 import warnings
 from dataclasses import asdict
 from pathlib import Path
-from typing import Optional, Tuple
+from typing import Callable, Optional, Tuple
 
 import torch
 
@@ -40,8 +40,22 @@ def peak_memory(
     Returns:
         tuple[int or None, str]: Bytes; or None and the reason why there is no number.
     """
-    request = json.dumps({'name': name, 'setting': asdict(setting), 'limit': limit})
-    command = [sys.executable, '-m', 'xcit_mm.benchmark.memory', request]
+    request = {'name': name, 'setting': asdict(setting), 'limit': limit}
+    return ask_process('xcit_mm.benchmark.memory', request, timeout)
+
+
+def ask_process(module: str, request: dict, timeout: Optional[float] = None) -> Tuple[Optional[int], str]:
+    """Run a module that calls :func:`answer` in a fresh process.
+
+    Args:
+        module (str): Its name.
+        request (dict): What to do, given to it as JSON; with 'limit', in bytes or None.
+        timeout (float, optional): Seconds.
+
+    Returns:
+        tuple[int or None, str]: See :func:`peak_memory`.
+    """
+    command = [sys.executable, '-m', module, json.dumps(request)]
     try:
         done = subprocess.run(command, capture_output=True, text=True, timeout=timeout)
     except subprocess.TimeoutExpired:
@@ -49,57 +63,67 @@ def peak_memory(
     if done.returncode == -9:
         return None, 'out of memory: the system ended the process'
     try:
-        answer = json.loads(done.stdout.splitlines()[-1])
-        return answer['peak'], answer['reason']
+        found = json.loads(done.stdout.splitlines()[-1])
+        return found['peak'], found['reason']
     except (IndexError, KeyError, ValueError):
         last = (done.stderr.strip().splitlines() or ['no message'])[-1]
         return None, f'memory not measured: the process ended with code {done.returncode}, {last[:150]}'
 
 
-def _measure(name: str, setting: Setting, limit: Optional[int]) -> int:
-    step = Step(build(name, setting, random_weights(setting.arch, setting.patch_size)), setting)
-    image = as_input(make_image(setting), setting)
-    # Compiled code is made for one size, and making it takes memory that is not the work's.
-    step(image if setting.compiled else image[..., :WARM_UP_PIXELS, :WARM_UP_PIXELS])
-    step.forget()
+def answer(measure: Callable[[dict], int]) -> None:
+    """In the fresh process: print the bytes that were measured for the request, or why there are none."""
+    warnings.filterwarnings('ignore')
+    request = json.loads(sys.argv[1])
+    limit = request['limit']
+    peak, why = None, ''
+    try:
+        peak = measure(request)
+    except Exception as error:
+        why = reason(error)
+        # Without memory, oneDNN says no more than that it could not create a primitive.
+        if why == 'out of memory' or limit and 'could not create' in why:
+            why = 'out of memory' + (f': needs more than {limit / 1e9:.3g} GB' if limit else '')
+        else:
+            why = f'memory not measured: {why}'
+    print('\n' + json.dumps({'peak': peak, 'reason': why}))
+
+
+def rise(work: Callable[[], object], device: str, limit: Optional[int] = None) -> int:
+    """Bytes by which this process rises above the present while it does a piece of work.
+
+    Raises:
+        RuntimeError: If the system does not say; or if more than ``limit`` is needed.
+    """
     gc.collect()
-    if setting.device == 'cuda':
+    if device == 'cuda':
         torch.cuda.empty_cache()
         torch.cuda.reset_peak_memory_stats()
         before = torch.cuda.memory_allocated()
         with memory_limit(limit, 'cuda'):
-            step(image)
+            work()
             torch.cuda.synchronize()
         return torch.cuda.max_memory_allocated() - before
+    if not STATUS.exists():
+        raise RuntimeError('on the CPU only on Linux')
     with contextlib.suppress(OSError, AttributeError):  # another C library than GNU's
         # It keeps what the warm-up freed, and the work would take that again unseen.
         ctypes.CDLL('libc.so.6').malloc_trim(0)
     Path('/proc/self/clear_refs').write_text('5')  # sets the high-water mark to the present
     before = process_memory('VmRSS')
     with memory_limit(limit, 'cpu'):
-        step(image)
+        work()
     return process_memory('VmHWM') - before
 
 
-def main() -> None:
-    warnings.filterwarnings('ignore')
-    request = json.loads(sys.argv[1])
-    setting, limit = Setting(**request['setting']), request['limit']
-    peak, why = None, ''
-    if setting.device == 'cpu' and not STATUS.exists():
-        why = 'memory not measured: on the CPU only on Linux'
-    else:
-        try:
-            peak = _measure(request['name'], setting, limit)
-        except Exception as error:
-            why = reason(error)
-            # Without memory, oneDNN says no more than that it could not create a primitive.
-            if why == 'out of memory' or limit and 'could not create' in why:
-                why = 'out of memory' + (f': needs more than {limit / 1e9:.3g} GB' if limit else '')
-            else:
-                why = f'memory not measured: {why}'
-    print('\n' + json.dumps({'peak': peak, 'reason': why}))
+def _measure(request: dict) -> int:
+    setting = Setting(**request['setting'])
+    step = Step(build(request['name'], setting, random_weights(setting.arch, setting.patch_size)), setting)
+    image = as_input(make_image(setting), setting)
+    # Compiled code is made for one size, and making it takes memory that is not the work's.
+    step(image if setting.compiled else image[..., :WARM_UP_PIXELS, :WARM_UP_PIXELS])
+    step.forget()
+    return rise(lambda: step(image), setting.device, request['limit'])
 
 
 if __name__ == '__main__':
-    main()
+    answer(_measure)

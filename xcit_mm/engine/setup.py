@@ -53,12 +53,7 @@ def load_config(args: argparse.Namespace) -> Config:
     """Read the config and apply the shared options to it."""
     os.environ.setdefault('LOCAL_RANK', str(args.local_rank))
     path = Path(args.config)
-    if not path.is_file():
-        raise UsageError(_no_config(path))
-    try:
-        cfg = Config.fromfile(path)
-    except Exception as error:
-        raise UsageError(f'the config {path} cannot be read: {type(error).__name__}: {error}') from error
+    cfg = read_config(path)
     if args.cfg_options:
         try:
             cfg.merge_from_dict(args.cfg_options)
@@ -72,6 +67,16 @@ def load_config(args: argparse.Namespace) -> Config:
     elif not cfg.get('work_dir'):
         cfg.work_dir = os.path.join('work_dirs', path.stem)
     return cfg
+
+
+def read_config(path: Path) -> Config:
+    """The config as its file says it."""
+    if not path.is_file():
+        raise UsageError(_no_config(path))
+    try:
+        return Config.fromfile(path)
+    except Exception as error:
+        raise UsageError(f'the config {path} cannot be read: {type(error).__name__}: {error}') from error
 
 
 def _no_config(path: Path) -> str:
