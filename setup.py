@@ -5,7 +5,8 @@ two families of distributions with the same import names, and naming either woul
 extras ``onedl`` and ``openmmlab`` name them for those who have none yet.
 
 As in the OpenMMLab libraries, configs, tools and the model index are installed with the code, in ``xcit_mm/.mim``,
-where mim and MMEngine look for them. In an editable installation they are links into the checkout.
+where mim and MMEngine look for them; in an editable installation as links into the checkout. ``xcit_mm/configs`` has
+the same configs for pure-Python configs to inherit from.
 """
 
 import os
@@ -37,8 +38,10 @@ class BuildWithMim(build_py):
         super().run()
         if self.editable_mode:
             self.link()
+            write_modules(ROOT / 'xcit_mm/configs')
         else:
             self.copy()
+            write_modules(Path(self.build_lib) / 'xcit_mm/configs')
 
     def link(self):
         target = ROOT / 'xcit_mm/.mim'
@@ -60,6 +63,15 @@ class BuildWithMim(build_py):
         target.mkdir(parents=True)
         for name in MIM:
             copy(ROOT / name, target / name)
+
+
+def write_modules(target):
+    """The configs as modules, for ``with read_base(): from xcit_mm.configs.NAME import *``."""
+    shutil.rmtree(target, ignore_errors=True)
+    target.mkdir(parents=True)
+    for config in sorted((ROOT / 'configs').glob('*.py')):
+        text = f"globals().update(__import__('xcit_mm').load_config('{config.stem}'))\n"
+        (target / config.name).write_text(text)
 
 
 def copy(source, target):

@@ -1,6 +1,7 @@
 """Where an installed or checked-out xcit_mm keeps its configs, and what its models are called."""
 
 import difflib
+import importlib.util
 from pathlib import Path
 from typing import Dict, List
 
@@ -20,12 +21,14 @@ def mim_dir() -> Path:
 
 
 def config_path(name: str) -> str:
-    """The file of a config of this package, for ``_base_`` of a config elsewhere.
+    """The file of an installed config, for ``_base_`` of a config elsewhere.
 
     ``_base_ = __import__('xcit_mm').config_path('mask_rcnn_xcit_s12_8_3x_coco')``
 
     Args:
-        name (str): Name of a config, or its path in ``configs``, with or without ``.py``.
+        name (str): Name of a config of this package, or its path in ``configs``, with or without ``.py``. With
+            ``package::`` before it, a config of another package, such as 'mmseg::_base_/models/upernet_r50.py', which
+            MMEngine itself does not find where the package is installed as onedl-mmsegmentation.
 
     Returns:
         str: An absolute path.
@@ -33,15 +36,34 @@ def config_path(name: str) -> str:
     Raises:
         FileNotFoundError: If there is none of that name; the message names similar ones.
     """
-    configs = mim_dir() / 'configs'
-    relative = name if name.endswith('.py') else f'{name}.py'
+    package, _, relative = name.rpartition('::')
+    configs = (_mim_dir_of(package) if package else mim_dir()) / 'configs'
+    relative = relative if relative.endswith('.py') else f'{relative}.py'
     path = configs / relative
-    if path.is_file() and configs in path.parents:
+    if path.is_file():
         return str(path)
     known = [str(p.relative_to(configs))[: -len('.py')] for p in sorted(configs.rglob('*.py'))]
     close = difflib.get_close_matches(relative[: -len('.py')], known, n=3, cutoff=0.5)
     hint = f'did you mean {" or ".join(close)}?' if close else f'see the files in {configs}'
-    raise FileNotFoundError(f'xcit_mm has no config {name!r}; {hint}')
+    raise FileNotFoundError(f'{package or "xcit_mm"} has no config {name!r}; {hint}')
+
+
+def _mim_dir_of(package: str) -> Path:
+    """The folder of another package's configs, found without importing it."""
+    spec = importlib.util.find_spec(package)
+    if spec is None or not spec.submodule_search_locations:
+        raise FileNotFoundError(f'{package} is not installed, so there are no configs of it')
+    return Path(spec.submodule_search_locations[0]) / '.mim'
+
+
+def load_config(name: str) -> dict:
+    """The variables of a config of this package, all its bases merged, for pure-Python configs.
+
+    ``with read_base(): from xcit_mm.configs.mask_rcnn_xcit_s12_8_3x_coco import *`` is the way to inherit from them.
+    """
+    from mmengine.config import Config
+
+    return Config.fromfile(config_path(name)).to_dict()
 
 
 def model_index() -> Dict[str, dict]:
