@@ -15,7 +15,7 @@ from mmengine.registry import Registry
 
 
 class _OnDemand(Registry):
-    """A registry that imports the modules of some types when one of them is named: they need MMPretrain or MMSegmentation.
+    """A registry that imports the modules of some types when one of them is named, since they need further libraries.
 
     Args:
         modules (dict): Module by name of type.
@@ -38,6 +38,9 @@ MODELS = _OnDemand(
     scope='xcit_mm',
     locations=['xcit_mm.models'],
     modules={
+        'DINO': 'xcit_mm.selfsup.dino',
+        'DINOHead': 'xcit_mm.selfsup.dino',
+        'DINONeck': 'xcit_mm.selfsup.dino',
         'DistilledClassifier': 'xcit_mm.models.distillation',
         'EncoderDecoder': 'xcit_mm.models.segmentor',
     },
@@ -51,4 +54,6 @@ DATASETS = _OnDemand(
 )
 TRANSFORMS = Registry('transform', parent=MMENGINE_TRANSFORMS, scope='xcit_mm', locations=['xcit_mm.datasets.loading'])
 METRICS = Registry('metric', parent=MMENGINE_METRICS, scope='xcit_mm', locations=['xcit_mm.evaluation'])
-HOOKS = Registry('hook', parent=MMENGINE_HOOKS, scope='xcit_mm', locations=['xcit_mm.engine.hooks'])
+HOOKS = Registry(
+    'hook', parent=MMENGINE_HOOKS, scope='xcit_mm', locations=['xcit_mm.engine.hooks', 'xcit_mm.selfsup.hooks']
+)
