@@ -37,7 +37,8 @@ def _safe_globals() -> Dict[str, Callable]:
 
     The original release's runs hold their Namespace; MMEngine's checkpoints hold HistoryBuffers and numpy values.
     """
-    core = np._core if hasattr(np, '_core') else np.core
+    # numpy 1.26 has a numpy._core too, but an empty one.
+    core = np._core if digit_version(np.__version__) >= digit_version('2.0') else np.core
     dtypes = {type(np.dtype(kind)) for kind in ('bool', 'i4', 'i8', 'u1', 'u4', 'f4', 'f8')}
     numpy_globals = [core.multiarray._reconstruct, core.multiarray.scalar, np.ndarray, np.dtype, *dtypes]
     found = {f'{g.__module__}.{g.__qualname__}': g for g in (argparse.Namespace, HistoryBuffer, *numpy_globals)}
