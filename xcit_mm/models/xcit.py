@@ -467,7 +467,7 @@ class XCiT(BaseModule):
             return cls_token.squeeze(1)
         if self.out_type == 'avg_featmap':
             return tokens.mean(dim=1)
-        channels_last = tokens.transpose(1, 2).unflatten(2, grid)
+        channels_last = tokens.transpose(1, 2).view(tokens.shape[0], tokens.shape[2], *grid)
         if self.out_type == 'pyramid':
             return self.pyramid.level(index, channels_last)
         # mmcv's operators (RoIAlign, deformable convolution, ...) read memory as if it were contiguous, without a word.
