@@ -42,6 +42,7 @@ MODELS = _OnDemand(
         'DINOHead': 'xcit_mm.selfsup.dino',
         'DINONeck': 'xcit_mm.selfsup.dino',
         'DistilledClassifier': 'xcit_mm.models.distillation',
+        'LinearProbe': 'xcit_mm.selfsup.linear',
         'EncoderDecoder': 'xcit_mm.models.segmentor',
     },
 )

@@ -132,14 +132,17 @@ def check_model(cfg: Config, checkpoint: Optional[str] = None, purpose: str = 't
             raise UsageError(f'there is no checkpoint file {path} (model.backbone.init_cfg)')
         state = load_checkpoint_file(path)
         state = state.get('state_dict', state)
-        match_state_dict(backbone, dict(state), prefix, state._metadata.get(prefix[:-1]))
+        model = None
         if path == checkpoint:
             try:
                 with DefaultScope.overwrite_default_scope(scope), torch.device('meta'):
                     model = MODELS.build(copy.deepcopy(cfg.model))
             except Exception:  # a head that needs memory to be built is compared later, by CheckpointFitHook
-                return
-            fit_state_dict(model, state, purpose)
+                pass
+        if model is None:
+            match_state_dict(backbone, dict(state), prefix, state._metadata.get(prefix[:-1]))
+        else:
+            fit_state_dict(model, state, purpose)  # which asks the backbone too
 
 
 def check_work_dir(cfg: Config) -> None:

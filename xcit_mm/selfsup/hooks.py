@@ -1,8 +1,11 @@
-"""What DINO changes from iteration to iteration."""
+"""What DINO changes from iteration to iteration, and what the linear evaluation writes."""
 
 import math
+from pathlib import Path
 from typing import Optional
 
+import torch
+from mmengine.dist import is_main_process
 from mmengine.hooks import Hook
 from mmengine.model import is_model_wrapper
 from torch.nn.utils import clip_grad_norm_
@@ -80,6 +83,19 @@ class DINOHook(Hook):
         momentum = self.momentum_at(runner.iter, runner.max_iters)
         _model(runner).update_teacher(momentum)
         runner.message_hub.update_scalar('train/teacher_momentum', momentum)
+
+
+@HOOKS.register_module()
+class LinearHeadHook(Hook):
+    """Write the head of a LinearProbe alone, to ``linear_head.pth`` of the work folder, after every epoch."""
+
+    priority = 'VERY_LOW'
+
+    def after_train_epoch(self, runner) -> None:
+        if is_main_process():
+            state = {f'head.{name}': value.cpu() for name, value in _model(runner).head.state_dict().items()}
+            meta = dict(epoch=runner.epoch + 1, config=runner.cfg.filename)
+            torch.save(dict(state_dict=state, meta=meta), Path(runner.work_dir) / 'linear_head.pth')
 
 
 def _model(runner):

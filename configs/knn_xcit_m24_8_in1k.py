@@ -1,0 +1,9 @@
+"""k-NN test of DINO's XCiT-M24/8 on ImageNet-1k. Published: k-NN top-1 77.9 % (k = 20).
+
+    tools/knn.py configs/knn_xcit_m24_8_in1k.py \\
+        https://dl.fbaipublicfiles.com/dino/dino_xcit_medium_24_p8_pretrain/dino_xcit_medium_24_p8_pretrain.pth
+"""
+
+_base_ = './_base_/knn_xcit_in1k.py'
+
+model = dict(backbone=dict(arch='m24', patch_size=8))

@@ -1,0 +1,9 @@
+"""k-NN test of DINO's XCiT-S12/16 on ImageNet-1k. Published: k-NN top-1 76.0 % (k = 20).
+
+    tools/knn.py configs/knn_xcit_s12_16_in1k.py \\
+        https://dl.fbaipublicfiles.com/dino/dino_xcit_small_12_p16_pretrain/dino_xcit_small_12_p16_pretrain.pth
+"""
+
+_base_ = './_base_/knn_xcit_in1k.py'
+
+model = dict(backbone=dict(arch='s12', patch_size=16))

@@ -1,0 +1,19 @@
+"""Linear evaluation of DINO's XCiT-S12/8 on ImageNet-1k, 100 epochs. Published: linear top-1 79.2 %.
+
+8 GPUs x 128 images; another backbone: --cfg-options model.backbone.init_cfg.checkpoint=FILE
+
+    tools/dist_train.sh configs/linear_xcit_s12_8_in1k.py 8
+    tools/test.py configs/linear_xcit_s12_8_in1k.py work_dirs/linear_xcit_s12_8_in1k/linear_head.pth
+"""
+
+_base_ = './_base_/linear_xcit_in1k.py'
+
+dino = 'https://dl.fbaipublicfiles.com/dino/dino_xcit_small_12_p8_pretrain'
+model = dict(
+    backbone=dict(
+        arch='s12',
+        patch_size=8,
+        init_cfg=dict(type='Pretrained', checkpoint=f'{dino}/dino_xcit_small_12_p8_pretrain.pth'),
+    ),
+    head=dict(in_channels=384),
+)
