@@ -444,7 +444,7 @@ class XCiT(BaseModule):
             for _ in range(self.out_indices.count(i)):
                 outs.append(self._format(None, x, grid, len(outs)))
         if self.with_class_token:
-            cls_token = self.cls_token.expand(len(x), -1, -1)
+            cls_token = self.cls_token.expand(x.shape[0], -1, -1)
             for i, block in enumerate(self.cls_attn_blocks, start=self.depth):
                 cls_token, x = self._run(block, cls_token, x)
                 if i == self.num_layers - 1:
