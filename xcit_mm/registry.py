@@ -10,6 +10,7 @@ from mmengine.registry import DATASETS as MMENGINE_DATASETS
 from mmengine.registry import HOOKS as MMENGINE_HOOKS
 from mmengine.registry import METRICS as MMENGINE_METRICS
 from mmengine.registry import MODELS as MMENGINE_MODELS
+from mmengine.registry import OPTIM_WRAPPER_CONSTRUCTORS as MMENGINE_OPTIM_WRAPPER_CONSTRUCTORS
 from mmengine.registry import TRANSFORMS as MMENGINE_TRANSFORMS
 from mmengine.registry import Registry
 
@@ -57,4 +58,10 @@ TRANSFORMS = Registry('transform', parent=MMENGINE_TRANSFORMS, scope='xcit_mm', 
 METRICS = Registry('metric', parent=MMENGINE_METRICS, scope='xcit_mm', locations=['xcit_mm.evaluation'])
 HOOKS = Registry(
     'hook', parent=MMENGINE_HOOKS, scope='xcit_mm', locations=['xcit_mm.engine.hooks', 'xcit_mm.selfsup.hooks']
+)
+OPTIM_WRAPPER_CONSTRUCTORS = Registry(
+    'optimizer wrapper constructor',
+    parent=MMENGINE_OPTIM_WRAPPER_CONSTRUCTORS,
+    scope='xcit_mm',
+    locations=['xcit_mm.engine.optim'],
 )
