@@ -39,6 +39,7 @@ MODELS = _OnDemand(
     scope='xcit_mm',
     locations=['xcit_mm.models'],
     modules={
+        'AblatedXCiT': 'xcit_mm.models.ablation',
         'DINO': 'xcit_mm.selfsup.dino',
         'DINOHead': 'xcit_mm.selfsup.dino',
         'DINONeck': 'xcit_mm.selfsup.dino',
