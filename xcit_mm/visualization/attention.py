@@ -1,0 +1,142 @@
+"""The two attentions of a trained XCiT as tensors.
+
+Both are computed from what goes into the layers while the model runs as it always does, so they cost little beside it
+and hold at any size of image: class attention has one query, and XCA's matrix has the size of its channels.
+"""
+
+from contextlib import contextmanager
+from dataclasses import asdict
+from typing import Callable, List
+
+import torch
+from torch import Tensor, nn
+
+from ..checkpoint import CheckpointError, find_layout, load_checkpoint_file
+from ..checkpoint.convert import infer_arch
+from ..checkpoint.loading import load_from_http
+from ..models import XCiT
+
+TOKENS_AT_A_TIME = 8192
+
+
+def load_backbone(checkpoint: str, device: str = 'cpu') -> XCiT:
+    """The classification or self-supervised backbone of a checkpoint, its arch told by its tensors.
+
+    Args:
+        checkpoint (str): File or web address in any layout; of a DINO run, the teacher is taken.
+        device (str): Where the backbone goes.
+
+    Returns:
+        XCiT: In eval mode, with ``out_type='cls_token'``.
+
+    Raises:
+        CheckpointError: If it cannot be read, holds no XCiT, or one without a class token.
+    """
+    try:
+        loaded = (load_from_http if '://' in checkpoint else load_checkpoint_file)(checkpoint, 'cpu')
+    except FileNotFoundError as error:
+        raise CheckpointError(str(error)) from None
+    layout, tensors = find_layout(loaded)
+    if layout is None:
+        raise CheckpointError(f'{checkpoint} holds no XCiT; expected a classifier or a self-supervised backbone')
+    prefix = 'backbone.'
+    state = {k[len(prefix) :]: v for k, v in layout.to_native(tensors).items() if k.startswith(prefix)}
+    if 'cls_token' not in state:
+        raise CheckpointError(
+            f'{checkpoint} holds an XCiT without a class token, as detectors and segmentors have; attention maps need '
+            f'the checkpoint of a classifier or of self-supervised training'
+        )
+    try:
+        arch = asdict(infer_arch(state))
+    except CheckpointError as error:
+        raise error.naming(checkpoint) from None
+    patch_size, in_channels = arch.pop('patch_size'), arch.pop('in_channels')
+    backbone = XCiT(arch=arch, patch_size=patch_size, in_channels=in_channels, out_type='cls_token')
+    backbone.load_state_dict({key: value for key, value in state.items() if not key.startswith('pyramid.')})
+    return backbone.eval().to(device)
+
+
+@contextmanager
+def _inputs_of(layers: List[nn.Module], read: Callable):
+    """In here, the results of ``read(layer, *inputs)`` are collected, in the order in which the layers run."""
+    found = []
+    handles = [layer.register_forward_pre_hook(lambda m, args: found.append(read(m, *args))) for layer in layers]
+    try:
+        yield found
+    finally:
+        for handle in handles:
+            handle.remove()
+
+
+@torch.no_grad()
+def class_attention(backbone: XCiT, images: Tensor, block: int = -1) -> Tensor:
+    """What the class token attends to (figure 5 of the paper).
+
+    Args:
+        backbone (XCiT): With class attention, in eval mode.
+        images (Tensor): (B, 3, H, W) of any size, normalised.
+        block (int): Which of the class-attention blocks.
+
+    Returns:
+        Tensor: (B, heads, ceil(H / p), ceil(W / p)): the weights of the patches. Together with the weight of the class
+        token on itself, which is left out, those of a head sum to 1.
+    """
+    rows, columns = (-(-side // backbone.patch_size) for side in images.shape[-2:])
+    layer = backbone.cls_attn_blocks[block].attn
+    with _inputs_of([layer], lambda attn, cls_token, tokens: attn.attention(cls_token, tokens)) as found:
+        backbone(images)
+    return found[0][..., 1:].float().unflatten(-1, (rows, columns))
+
+
+@torch.no_grad()
+def channel_attention(backbone: XCiT, images: Tensor) -> Tensor:
+    """XCA's attention between channels (paper, section 3.2), of every block.
+
+    Args:
+        backbone (XCiT): In eval mode.
+        images (Tensor): (B, 3, H, W) of any size, normalised.
+
+    Returns:
+        Tensor: (B, depth, heads, d, d) with d = C / heads; rows are queries and sum to 1.
+    """
+    with _inputs_of(list(backbone.blocks), lambda block, tokens, grid: _xca_matrix(block, tokens)) as found:
+        backbone(images)
+    return torch.stack(found, dim=1)
+
+
+def _xca_matrix(block: nn.Module, x: Tensor) -> Tensor:
+    """softmax(temperature * q k^T / (|q| |k|)) from the moments of the tokens: (B, N, C) -> (B, heads, d, d)."""
+    attn = block.attn
+    C, heads = x.shape[2], attn.num_heads
+    moments = 0
+    for part in x.split(TOKENS_AT_A_TIME, dim=1):
+        tokens = nn.functional.pad(block.norm1(part).double(), (0, 1), value=1.0)  # the bias sees a channel of ones
+        moments = moments + tokens.transpose(1, 2) @ tokens
+    weight = torch.cat((attn.qkv.weight, attn.qkv.bias[:, None]), dim=1)[: 2 * C].double()
+    q, k = weight.view(2, 1, heads, C // heads, C + 1)
+    moments = moments[:, None]
+    norm_q, norm_k = ((w @ moments * w).sum(-1).clamp_min(1e-24).sqrt() for w in (q, k))
+    cosine = q @ moments @ k.transpose(-2, -1) / (norm_q[..., :, None] * norm_k[..., None, :])
+    return (cosine * attn.temperature.double()).softmax(dim=-1).float()
+
+
+def keep_mass(attention: Tensor, mass: float = 0.6) -> Tensor:
+    """The fewest patches that hold a share of the attention.
+
+    Args:
+        attention (Tensor): (..., rows, columns), not negative.
+        mass (float): Share to keep, above 0 and at most 1.
+
+    Returns:
+        Tensor: Bool, of the same shape.
+
+    Raises:
+        ValueError: If ``mass`` is out of its range.
+    """
+    if not 0 < mass <= 1:
+        raise ValueError(f'the share of attention to keep must be above 0 and at most 1, got {mass}')
+    weights, order = attention.flatten(-2).double().sort(dim=-1, descending=True)
+    weights = weights / weights.sum(dim=-1, keepdim=True)
+    before = weights.cumsum(dim=-1) - weights  # held by the larger ones
+    kept = torch.zeros_like(weights, dtype=torch.bool).scatter(-1, order, before < mass - 1e-9)
+    return kept.view_as(attention)
