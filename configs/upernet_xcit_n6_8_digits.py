@@ -25,7 +25,7 @@ train_dataloader = _base_.digits_train
 val_dataloader = _base_.digits_val
 test_dataloader = _base_.digits_val
 
-optim_wrapper = dict(optimizer=dict(lr=1e-3), clip_grad=dict(max_norm=10.0))
+optim_wrapper = dict(optimizer=dict(lr=1.5e-3), clip_grad=dict(max_norm=10.0))
 param_scheduler = _base_.digits_schedule
 train_cfg = dict(max_iters=_base_.digits_iters, val_interval=_base_.digits_iters)
 default_hooks = dict(checkpoint=dict(interval=250, max_keep_ckpts=2))
