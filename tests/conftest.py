@@ -2,12 +2,16 @@
 
 import logging
 import os
+import shutil
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
 import torch
+from mmengine.config import Config
 from mmengine.logging import MMLogger
-from mmengine.registry import MODELS
+from mmengine.registry import MODELS, init_default_scope
 
 ROOT = Path(__file__).resolve().parents[1]
 
@@ -74,3 +78,55 @@ def official_names(state):
             key = key.replace(ours, theirs)
         renamed[key] = value
     return renamed
+
+
+@pytest.fixture(scope='session')
+def wheel(tmp_path_factory):
+    """The wheel of this checkout."""
+    source, out = (tmp_path_factory.mktemp(name) for name in ('source', 'wheel'))
+    for name in ('xcit_mm', 'configs', 'tools', 'requirements'):
+        shutil.copytree(ROOT / name, source / name, ignore=shutil.ignore_patterns('__pycache__', '.mim'))
+    for name in ('setup.py', 'pyproject.toml', 'MANIFEST.in', 'README.md', 'LICENSE', 'model-index.yml'):
+        shutil.copy(ROOT / name, source)
+    command = [sys.executable, '-m', 'pip', 'wheel', '-q', '--no-deps', '--no-build-isolation', '-w', out, source]
+    done = subprocess.run(command, cwd=out, capture_output=True, text=True)
+    assert done.returncode == 0, done.stdout + done.stderr
+    return next(out.glob('*.whl'))
+
+
+@pytest.fixture(scope='session')
+def installed(wheel, tmp_path_factory):
+    """A folder with xcit_mm installed from its wheel; for PYTHONPATH, where it comes before the checkout."""
+    site = tmp_path_factory.mktemp('site')
+    command = [sys.executable, '-m', 'pip', 'install', '-q', '--no-deps', '--target', site, wheel]
+    done = subprocess.run(command, cwd=site, capture_output=True, text=True)
+    assert done.returncode == 0, done.stdout + done.stderr
+    return site
+
+
+@pytest.fixture(scope='session')
+def small_models(tmp_path_factory):
+    """For each kind of model a config and a checkpoint of random weights: the digits configs with a small arch."""
+    folder, found = tmp_path_factory.mktemp('small_models'), {}
+    maps = [32] * 4
+    changes = {
+        'classifier': ('xcit_n12_8_digits', dict(head=dict(in_channels=32))),
+        'detector': ('mask_rcnn_xcit_n12_8_digits', dict(neck=dict(in_channels=maps))),
+        'semantic_fpn': ('sem_fpn_xcit_n6_8_digits', dict(neck=dict(in_channels=maps))),
+        'upernet': (
+            'upernet_xcit_n6_8_digits',
+            dict(decode_head=dict(in_channels=maps), auxiliary_head=dict(in_channels=32)),
+        ),
+    }
+    for name, (base, model) in changes.items():
+        cfg = Config.fromfile(ROOT / 'configs' / f'{base}.py')
+        cfg.model.backbone.arch = dict(embed_dims=32, depth=4, num_heads=4)
+        if name != 'classifier':
+            cfg.model.backbone.out_indices = (0, 1, 2, 3)
+        cfg.merge_from_dict(dict(model=model))
+        cfg.dump(folder / f'{name}.py')
+        init_default_scope(cfg.default_scope)
+        built = randomise(MODELS.build(cfg.model))
+        torch.save({'state_dict': built.state_dict(), 'meta': {}}, folder / f'{name}.pth')
+        found[name] = (str(folder / f'{name}.py'), str(folder / f'{name}.pth'))
+    return found

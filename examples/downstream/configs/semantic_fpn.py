@@ -7,7 +7,7 @@ _base_ = [
 ]
 
 xcit = 'https://dl.fbaipublicfiles.com/xcit/xcit_nano_12_p16_384_dist.pth'
-norm_cfg = dict(type='BN', requires_grad=True)  # with several GPUs SyncBN
+norm_cfg = dict(type='xcit_mm.SyncBN', requires_grad=True)  # batch norm in one process, on a CPU too
 model = dict(
     data_preprocessor=_base_.digits_preprocessor,
     pretrained=None,
