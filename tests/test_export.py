@@ -1,0 +1,89 @@
+"""Export as a user runs it: small models, real files, ONNX Runtime."""
+
+import json
+import subprocess
+import sys
+
+import pytest
+import torch
+from conftest import ROOT
+
+from xcit_mm.apis import export
+from xcit_mm.engine.errors import UsageError
+
+TOOL = str(ROOT / 'tools/export.py')
+PARTS = {'classifier': 'model', 'detector': 'backbone', 'semantic_fpn': 'model', 'upernet': 'model'}
+pytest.importorskip('onnxruntime')
+HAS_TORCH_EXPORT = tuple(map(int, torch.__version__.split('.')[:2])) >= (2, 5)
+
+
+@pytest.mark.parametrize('name', PARTS)
+def test_onnx_runtime_computes_the_same(name, small_models, tmp_path):
+    """In sizes and batches other than the recorded one; the file is written after the comparison."""
+    import onnx
+    import onnxruntime
+
+    target = tmp_path / 'model.onnx'
+    deviations = export.export_model(*small_models[name], str(target), part=PARTS[name], size=(96, 64))
+    assert max(d.relative for d in deviations) < 1e-4
+    assert {d.shape[0] for d in deviations} == {1, 2, 3} and len({d.shape[2:] for d in deviations}) == 3
+    module, metadata = export.load_module(*small_models[name], PARTS[name])
+    images = torch.randn(2, 3, 71, 130)
+    found = onnxruntime.InferenceSession(str(target)).run(None, {'images': images.numpy()})
+    with torch.no_grad():
+        for ours, theirs in zip(found, module(images)):
+            torch.testing.assert_close(torch.from_numpy(ours), theirs, rtol=1e-3, atol=1e-4 * theirs.abs().max().item())
+    properties = {p.key: json.loads(p.value) for p in onnx.load(str(target)).metadata_props}
+    assert properties['mean'] == [123.675, 116.28, 103.53] and len(properties['classes']) in (10, 11)
+
+
+@pytest.mark.skipif(not HAS_TORCH_EXPORT, reason='torch.export takes no free sizes before PyTorch 2.5')
+@pytest.mark.parametrize('name', ['classifier', 'upernet'])
+def test_torch_export_computes_the_same(name, small_models, tmp_path):
+    target = str(tmp_path / 'model.pt2')
+    deviations = export.export_model(*small_models[name], target, 'torch', PARTS[name], (96, 64))
+    assert max(d.relative for d in deviations) < 1e-4
+    module, _ = export.load_module(*small_models[name], PARTS[name])
+    images = torch.randn(1, 3, 50, 45)
+    with torch.no_grad():
+        torch.testing.assert_close(torch.export.load(target).module()(images), module(images), rtol=1e-3, atol=1e-4)
+
+
+@pytest.mark.skipif(HAS_TORCH_EXPORT, reason='this PyTorch has it')
+def test_torch_export_says_which_pytorch_it_needs(small_models, tmp_path):
+    with pytest.raises(UsageError, match='needs PyTorch 2.5'):
+        export.export_model(*small_models['classifier'], str(tmp_path / 'model.pt2'), 'torch')
+
+
+def test_a_model_that_deviates_is_not_written(small_models, tmp_path, monkeypatch):
+    monkeypatch.setattr(export, 'TOLERANCE', 1e-12)
+    with pytest.raises(UsageError, match='deviates by .* more than 1e-12'):
+        export.export_model(*small_models['classifier'], str(tmp_path / 'model.onnx'), size=(64, 64))
+    assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize('sizes', [(1, 2, 3, 6), (4, (2, 5))])
+def test_pooling_by_products_is_adaptive_pooling(sizes):
+    for size in sizes:
+        for height, width in ((7, 12), (1, 5), (6, 6)):
+            x = torch.randn(2, 3, height, width)
+            pooled = torch.nn.functional.adaptive_avg_pool2d(x, size)
+            torch.testing.assert_close(export._AdaptivePool(size)(x), pooled)
+
+
+def test_the_command(small_models, tmp_path):
+    config, checkpoint = small_models['detector']
+    for arguments, text in (
+        ((config, checkpoint, 'x.onnx'), 'of models of mmdet the backbone alone can be exported'),
+        ((config, 'missing.pth', 'x.onnx', '--part', 'backbone'), 'there is no checkpoint file missing.pth'),
+        (('xcit_s12_9_in1k', checkpoint, 'x.onnx'), 'did you mean xcit_s12_8_in1k'),
+        ((config, checkpoint, 'x.pt', '--part', 'backbone'), 'must end with .onnx'),
+    ):
+        with pytest.raises(UsageError, match=text):
+            part = 'backbone' if '--part' in arguments else 'model'
+            export.export_model(*arguments[:3], part=part)
+    command = [sys.executable, TOOL, config, checkpoint, 'pyramid.onnx', '--part', 'backbone', '--size', '64', '96']
+    done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr[-2000:]
+    assert '2x3x64x96' in done.stdout and 'pyramid.onnx' in done.stdout
+    assert [path.name for path in tmp_path.iterdir()] == ['pyramid.onnx']
