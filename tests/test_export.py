@@ -14,7 +14,7 @@ from xcit_mm.engine.errors import UsageError
 TOOL = str(ROOT / 'tools/export.py')
 PARTS = {'classifier': 'model', 'detector': 'backbone', 'semantic_fpn': 'model', 'upernet': 'model'}
 pytest.importorskip('onnxruntime')
-HAS_TORCH_EXPORT = tuple(map(int, torch.__version__.split('.')[:2])) >= (2, 5)
+HAS_TORCH_EXPORT = tuple(map(int, torch.__version__.split('.')[:2])) >= (2, 6)
 
 
 @pytest.mark.parametrize('name', PARTS)
@@ -37,7 +37,7 @@ def test_onnx_runtime_computes_the_same(name, small_models, tmp_path):
     assert properties['mean'] == [123.675, 116.28, 103.53] and len(properties['classes']) in (10, 11)
 
 
-@pytest.mark.skipif(not HAS_TORCH_EXPORT, reason='torch.export takes no free sizes before PyTorch 2.5')
+@pytest.mark.skipif(not HAS_TORCH_EXPORT, reason='torch.export takes no free sizes before PyTorch 2.6')
 @pytest.mark.parametrize('name', ['classifier', 'upernet'])
 def test_torch_export_computes_the_same(name, small_models, tmp_path):
     target = str(tmp_path / 'model.pt2')
@@ -51,7 +51,7 @@ def test_torch_export_computes_the_same(name, small_models, tmp_path):
 
 @pytest.mark.skipif(HAS_TORCH_EXPORT, reason='this PyTorch has it')
 def test_torch_export_says_which_pytorch_it_needs(small_models, tmp_path):
-    with pytest.raises(UsageError, match='needs PyTorch 2.5'):
+    with pytest.raises(UsageError, match='needs PyTorch 2.6'):
         export.export_model(*small_models['classifier'], str(tmp_path / 'model.pt2'), 'torch')
 
 

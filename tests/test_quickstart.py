@@ -288,7 +288,31 @@ def test_interruption_ends_what_was_started(tmp_path):
     assert not running(pid.read_text())
 
 
-@pytest.mark.parametrize('arguments, code, text', [((), 2, 'say what to do'), (('demo', '--help'), 0, '--again')])
+def test_each_family_has_an_environment_of_its_own():
+    """Other folders, other packages, and build tools of their time."""
+    default, original = (quickstart.Setup(ROOT, family) for family in ('onedl', 'openmmlab'))
+    assert (default.venv.name, default.home.name) == ('.venv', '.setup')
+    assert (original.venv.name, original.home.name) == ('.venv-openmmlab', '.setup-openmmlab')
+    for setup, torch, mmcv, tool in (
+        (default, 'torch==2.10.0', 'onedl-mmcv==2.3.6', 'setuptools>=80'),
+        (original, 'torch==2.1.2', 'mmcv==2.1.0', 'setuptools<80'),
+    ):
+        stages = {stage.name: stage for stage in setup.stages()}
+        assert list(stages) == ['pip', 'torch', 'tools', 'mmengine', 'mmcv', setup.family.name, 'project']
+        assert torch in stages['torch'].command and mmcv in stages['mmcv'].command and tool in stages['tools'].command
+        assert all(str(setup.python) == stage.command[0] for stage in stages.values())
+
+
+@pytest.mark.parametrize(
+    'arguments, code, text',
+    [
+        ((), 2, 'say what to do'),
+        (('demo', '--help'), 0, '--again'),
+        (('test', '--help'), 0, '--family {onedl,openmmlab}'),
+        (('install', '--family', 'mm'), 2, "invalid choice: 'mm'"),
+        (('demo', '-x'), 2, 'unrecognized arguments: -x'),
+    ],
+)
 def test_usage(arguments, code, text):
     result = subprocess.run([sys.executable, SCRIPT, *arguments], capture_output=True, text=True)
     assert result.returncode == code and text in result.stdout + result.stderr

@@ -1,6 +1,7 @@
 """Export to ONNX and to torch.export for any batch and image size, compared with the model before it counts as done."""
 
 import copy
+import inspect
 import json
 import os
 import warnings
@@ -106,9 +107,9 @@ def export_model(
 
 def _require(format: str) -> None:
     if format == 'torch':
-        if digit_version(torch.__version__) < digit_version('2.5'):
+        if digit_version(torch.__version__) < digit_version('2.6'):
             raise UsageError(
-                f'torch.export of models for any image size needs PyTorch 2.5 or later, this is {torch.__version__}; '
+                f'torch.export of models for any image size needs PyTorch 2.6 or later, this is {torch.__version__}; '
                 f'export to ONNX instead'
             )
         return
@@ -286,7 +287,7 @@ def _write_onnx(module: nn.Module, names: Sequence[str], path: str, size, metada
         axes[name] = {0: 'batch', **({2: f'{name}_height', 3: f'{name}_width'} if output.dim() == 4 else {})}
         if output.dim() == 3:
             axes[name][1] = 'tokens'
-    legacy = {'dynamo': False} if digit_version(torch.__version__) >= digit_version('2.5') else {}
+    legacy = {'dynamo': False} if 'dynamo' in inspect.signature(torch.onnx.export).parameters else {}
     try:
         torch.onnx.export(
             module,
