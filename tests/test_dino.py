@@ -198,6 +198,12 @@ def test_only_the_student_learns_and_has_stochastic_depth():
         assert torch.equal(value, model.student['backbone'].state_dict()[key])
 
 
+def test_batch_norm_in_the_head_has_the_published_names():
+    neck = MODELS.build(dict(MODEL['neck'], batch_norm=True))
+    assert [type(layer).__name__ for layer in neck.mlp] == ['Linear', 'SyncBN', 'GELU'] * 2 + ['Linear']
+    assert neck(torch.randn(4, 32)).shape == (4, OUTPUTS)
+
+
 def test_fewer_than_two_large_views_are_refused():
     with pytest.raises(ValueError, match='num_global_crops must be at least 2, got 1'):
         MODELS.build(dict(MODEL, num_global_crops=1))

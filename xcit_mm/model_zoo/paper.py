@@ -203,7 +203,14 @@ def _draw_points(axis, groups: Dict[str, List[Tuple[float, float, str]]]) -> Non
         xs, ys, labels = zip(*members)
         axis.plot(xs, ys, marker='o' if ours else 's', linewidth=2.2 if ours else 1, color=colour, label=group)
         for x, y, label in members:
-            axis.annotate(label, (x, y), fontsize=6, xytext=(3, 3), textcoords='offset points', color=colour)
+            axis.annotate(
+                label.replace(group.split(' /')[0] + '-', ''),
+                (x, y),
+                fontsize=6,
+                xytext=(3, 3),
+                textcoords='offset points',
+                color=colour,
+            )
     axis.set_xscale('log')
     ticks = [t for t in (4, 8, 16, 32, 64, 128, 256, 512) if axis.get_xlim()[0] <= t <= axis.get_xlim()[1]]
     axis.set_xticks(ticks, [str(t) for t in ticks])

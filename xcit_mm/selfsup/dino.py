@@ -12,6 +12,7 @@ from mmpretrain.structures import DataSample
 from torch import Tensor, nn
 from torch.nn.init import trunc_normal_
 
+from ..models.sync_bn import SyncBN
 from ..registry import MODELS
 
 
@@ -106,6 +107,8 @@ class DINONeck(BaseModule):
         hidden_channels, bottleneck_channels (int): Channels inside of the MLP, and at its end.
         num_layers (int): Linear layers of the MLP, GELU between.
         norm_last_layer (bool): Keep the norm of the last layer's rows at 1 instead of learning it.
+        batch_norm (bool): Batch norm after all linear layers of the MLP but the last. The published runs have none; it
+            shortens the beginning, in which all images look alike.
         init_cfg (dict, optional): Start values.
     """
 
@@ -117,16 +120,18 @@ class DINONeck(BaseModule):
         bottleneck_channels: int = 256,
         num_layers: int = 3,
         norm_last_layer: bool = True,
+        batch_norm: bool = False,
         init_cfg: Optional[dict] = None,
     ):
         super().__init__(init_cfg)
         widths = [in_channels, *[hidden_channels] * (num_layers - 1), bottleneck_channels]
         layers = []
         for c_in, c_out in zip(widths, widths[1:]):
-            layers += [nn.Linear(c_in, c_out), nn.GELU()]
-            trunc_normal_(layers[-2].weight, std=0.02)
-            nn.init.zeros_(layers[-2].bias)
-        self.mlp = nn.Sequential(*layers[:-1])
+            linear = nn.Linear(c_in, c_out)
+            trunc_normal_(linear.weight, std=0.02)
+            nn.init.zeros_(linear.bias)
+            layers += [linear, SyncBN(c_out), nn.GELU()] if batch_norm else [linear, nn.GELU()]
+        self.mlp = nn.Sequential(*layers[: -2 if batch_norm else -1])
         self.last_layer = WeightNormedLinear(bottleneck_channels, out_channels)
         self.last_layer.weight_g.requires_grad_(not norm_last_layer)
 
