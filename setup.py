@@ -102,6 +102,7 @@ setup(
         'benchmark': ['timm'],
         'export': ['onnx', 'onnxruntime'],
         'tensorboard': ['tensorboard'],
+        'page': ['gradio'],
         'dev': [
             'pytest',
             'pytest-xdist',
