@@ -17,7 +17,7 @@ from mmengine.device import is_cuda_available, is_mlu_available, is_musa_availab
 from mmengine.registry import MODELS, RUNNERS, DefaultScope
 from mmengine.runner import Runner
 
-from ..checkpoint import load_checkpoint_file, match_state_dict
+from ..checkpoint import CheckpointError, load_checkpoint_file, match_state_dict
 from ..checkpoint.heads import fit_state_dict
 from .bad_images import guard_loading
 from .data_checks import find_loaders, innermost_datasets
@@ -139,10 +139,13 @@ def check_model(cfg: Config, checkpoint: Optional[str] = None, purpose: str = 't
                     model = MODELS.build(copy.deepcopy(cfg.model))
             except Exception:  # a head that needs memory to be built is compared later, by CheckpointFitHook
                 pass
-        if model is None:
-            match_state_dict(backbone, dict(state), prefix, state._metadata.get(prefix[:-1]))
-        else:
-            fit_state_dict(model, state, purpose)  # which asks the backbone too
+        try:
+            if model is None:
+                match_state_dict(backbone, dict(state), prefix, state._metadata.get(prefix[:-1]))
+            else:
+                fit_state_dict(model, state, purpose)  # which asks the backbone too
+        except CheckpointError as error:
+            raise error.naming(path) from None
 
 
 def check_work_dir(cfg: Config) -> None:

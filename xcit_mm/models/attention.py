@@ -6,6 +6,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from .tokenwise import gram
+
 
 class XCA(nn.Module):
     r"""Cross-covariance attention (paper, section 3.2).
@@ -77,7 +79,7 @@ class XCA(nn.Module):
         # A few sums over all tokens: in half precision they would overflow, or lose the small entries of S.
         with torch.autocast(x.device.type, enabled=False):
             tokens = x.float()
-            moments = tokens.transpose(1, 2) @ tokens / x.shape[1]
+            moments = gram(tokens) / x.shape[1]
             weight, bias = self.affine_map(moments, tokens.mean(dim=1, keepdim=True))
         return torch.baddbmm(bias.to(x.dtype), x, weight.to(x.dtype))
 

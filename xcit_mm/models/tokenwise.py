@@ -48,6 +48,14 @@ def compute_dtype(x: Tensor) -> torch.dtype:
     return torch.get_autocast_gpu_dtype() if torch.is_autocast_enabled() else x.dtype
 
 
+def gram_step(dim: int, device: torch.device) -> int:
+    """Width of the blocks of x^T x. By symmetry k (k + 1) / 2 of k x k blocks are enough.
+
+    Other devices than CPUs prefer one large product to several small ones.
+    """
+    return max(96, -(-dim // 4)) if device.type == 'cpu' else dim
+
+
 def add_gram(total: Tensor, x: Tensor) -> None:
     """Add x^T x to the upper triangle of blocks of ``total``, in fp32: the rest follows from symmetry.
 
@@ -57,10 +65,17 @@ def add_gram(total: Tensor, x: Tensor) -> None:
     """
     x = x.float()
     C = x.shape[2]
-    # Of k x k blocks, k (k + 1) / 2 are computed. Other devices prefer one large product to several small ones.
-    step = max(96, -(-C // 4)) if x.device.type == 'cpu' else C
+    step = gram_step(C, x.device)
     for i in range(0, C, step):
         total[:, i : i + step, i:].baddbmm_(x[..., i : i + step].transpose(1, 2), x[..., i:])
+
+
+def gram(x: Tensor) -> Tensor:
+    """x^T x of tokens (B, N, C), fp32, (B, C, C): differentiable, and fit to be traced."""
+    C = x.shape[2]
+    step = gram_step(C, x.device)
+    rows = [x[..., i : i + step].transpose(1, 2) @ x[..., i:] for i in range(0, C, step)]
+    return mirrored(torch.cat([F.pad(row, (C - row.shape[2], 0)) for row in rows], dim=1))
 
 
 def mirrored(total: Tensor) -> Tensor:
