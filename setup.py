@@ -66,12 +66,16 @@ class BuildWithMim(build_py):
 
 
 def write_modules(target):
-    """The configs as modules, for ``with read_base(): from xcit_mm.configs.NAME import *``."""
+    """The configs as modules, for ``with read_base(): from xcit_mm.configs.NAME.config import *``.
+
+    Each in a folder of its own, since mim looks for configs by the names of files and takes none that it finds twice.
+    """
     shutil.rmtree(target, ignore_errors=True)
-    target.mkdir(parents=True)
     for config in sorted((ROOT / 'configs').glob('*.py')):
         text = f"globals().update(__import__('xcit_mm').load_config('{config.stem}'))\n"
-        (target / config.name).write_text(text)
+        module = target / config.stem / 'config.py'
+        module.parent.mkdir(parents=True)
+        module.write_text(text)
 
 
 def copy(source, target):

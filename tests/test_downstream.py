@@ -63,6 +63,11 @@ def run(command, project, installed):
     return done.stdout + done.stderr
 
 
+def last_json(output):
+    """What code printed, among the messages of the libraries."""
+    return json.loads([line for line in output.splitlines() if line.startswith('{')][-1])
+
+
 def own_tools(name, project, installed):
     """Train for a step and test, with the library's own tools; the output of both."""
     tools, config, work = mim(LIBRARY[name]) / 'tools', f'configs/{name}.py', f'work_dirs/{name}'
@@ -101,7 +106,7 @@ for name, options in {options!r}.items():
     found[name] = [type(backbone).__module__, bool((backbone.blocks[0].attn.qkv.weight != before).any())]
 print(json.dumps(found))
 """
-    found = json.loads(run(['-c', code], project, installed).strip().splitlines()[-1])
+    found = last_json(run(['-c', code], project, installed))
     assert found == {name: ['xcit_mm.models.xcit', True] for name in CONFIGS[library]}
 
 
@@ -133,7 +138,7 @@ groups = build_optim_wrapper(model, cfg.optim_wrapper).optimizer.param_groups
 names = {id(p): n for n, p in model.named_parameters()}
 print(json.dumps({names[id(p)]: (g['lr'], g['weight_decay']) for g in groups for p in g['params']}))
 """
-    rates = json.loads(run(['-c', code], project, installed).strip().splitlines()[-1])
+    rates = last_json(run(['-c', code], project, installed))
     base, decay = 5e-4, 0.8
     # Depths: embeddings 0, blocks 1 ... 12, class-attention blocks 13 and 14, norm and head 15.
     expected = {

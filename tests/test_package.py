@@ -36,7 +36,7 @@ def test_the_wheel_holds_what_users_need_and_nothing_else(wheel):
     tools = checkout('tools/*.py', 'tools/*.sh') - {'tools/quickstart.py'}
     assert mim == configs | tools | {'model-index.yml', 'README.md'}
     generated = {name for name in names if name.startswith('xcit_mm/configs/')}
-    assert generated == {f'xcit_mm/{name}' for name in checkout('configs/*.py')}
+    assert generated == {f'xcit_mm/{name[: -len(".py")]}/config.py' for name in checkout('configs/*.py')}
     code = {f'{name}' for name in checkout('xcit_mm/**/*.py') if '.mim' not in name and 'xcit_mm/configs/' not in name}
     assert code <= names
     rest = names - generated - code - {f'xcit_mm/.mim/{name}' for name in mim}
@@ -155,4 +155,4 @@ def test_an_editable_installation_has_links(tmp_path):
     assert done.returncode == 0, done.stdout + done.stderr
     for name in ('configs', 'tools', 'model-index.yml'):
         assert (tmp_path / 'xcit_mm/.mim' / name).resolve() == tmp_path / name
-    assert (tmp_path / 'xcit_mm/configs/xcit_s12_8_in1k.py').is_file()
+    assert (tmp_path / 'xcit_mm/configs/xcit_s12_8_in1k/config.py').is_file()

@@ -59,7 +59,7 @@ def _mim_dir_of(package: str) -> Path:
 def load_config(name: str) -> dict:
     """The variables of a config of this package, all its bases merged, for pure-Python configs.
 
-    ``with read_base(): from xcit_mm.configs.mask_rcnn_xcit_s12_8_3x_coco import *`` is the way to inherit from them.
+    ``with read_base(): from xcit_mm.configs.NAME.config import *`` is the way to inherit from them.
     """
     from mmengine.config import Config
 

@@ -4,7 +4,7 @@
 from mmengine.config import read_base
 
 with read_base():
-    from xcit_mm.configs.mask_rcnn_xcit_t12_16_3x_coco import *
+    from xcit_mm.configs.mask_rcnn_xcit_t12_16_3x_coco.config import *
 
 from mmdet.datasets.transforms import PackDetInputs
 from mmengine.optim import OptimWrapper
