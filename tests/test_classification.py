@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
-from conftest import ROOT, official_names, randomise
+from conftest import ROOT, build, official_names, randomise
 from mmengine.config import Config
 from mmengine.optim import build_optim_wrapper
 from mmengine.registry import DATASETS, METRICS, MODELS, DefaultScope
@@ -346,11 +346,20 @@ def test_a_classifier_trains_and_tests_in_every_way(digits, tmp_path):
     assert accuracy(other) == accuracy(plain)  # square pictures of the model's size: both protocols see all of them
 
 
-@pytest.mark.parametrize('launcher', [None, 2])
-def test_a_distilled_classifier_trains_with_its_whole_recipe(launcher, digits, tmp_path):
+@pytest.mark.parametrize(
+    ('config', 'launcher'),
+    [('xcit_n12_16_dist_in1k', None), ('xcit_n12_16_dist_in1k', 2), ('xcit_n12_16_dist_384_in1k', None)],
+)
+def test_a_distilled_classifier_trains_with_its_whole_recipe(config, launcher, digits, tmp_path):
     """The published config; another teacher, since its weights are not at hand, and other classes."""
+    start = None
+    if '384' in config:  # goes on from the 224-pixel model, here in the layout of its published file
+        start = str(tmp_path / '224.pth')
+        weights = official_names(build(arch='n12', patch_size=16).state_dict())
+        torch.save({'model': {**weights, 'head.weight': torch.zeros(10, 128), 'head.bias': torch.zeros(10)}}, start)
     (tmp_path / 'own.py').write_text(f"""
-_base_ = {str(ROOT / 'configs' / 'xcit_n12_16_dist_in1k.py')!r}
+_base_ = {str(ROOT / 'configs' / f'{config}.py')!r}
+load_from = {start!r}
 model = dict(
     data_preprocessor=dict(num_classes=10),
     head=dict(num_classes=10),
@@ -364,6 +373,7 @@ train_cfg = dict(max_epochs=1)
 default_hooks = dict(logger=dict(interval=1))
 """)
     output = run('train.py', 'own.py', cwd=tmp_path, launcher=launcher)
+    assert not start or f'Load checkpoint from {start}' in output
     assert 'loss_distill' in output and 'accuracy/top1' in output and 'nan' not in output
     state = torch.load(tmp_path / 'work_dirs' / 'own' / 'epoch_1.pth', weights_only=False)
     names = [*state['state_dict'], *state['ema_state_dict']]
