@@ -53,9 +53,17 @@ DATASETS = _OnDemand(
     parent=MMENGINE_DATASETS,
     scope='xcit_mm',
     locations=['xcit_mm.datasets'],
-    modules={'ImageNetV2': 'xcit_mm.datasets.imagenet'},
+    modules={
+        'ImageNetV2': 'xcit_mm.datasets.imagenet',
+        'PlainDigits': 'xcit_mm.datasets.plain_digits',
+    },
 )
-TRANSFORMS = Registry('transform', parent=MMENGINE_TRANSFORMS, scope='xcit_mm', locations=['xcit_mm.datasets.loading'])
+TRANSFORMS = Registry(
+    'transform',
+    parent=MMENGINE_TRANSFORMS,
+    scope='xcit_mm',
+    locations=['xcit_mm.datasets.loading', 'xcit_mm.datasets.plain_digits'],
+)
 METRICS = Registry('metric', parent=MMENGINE_METRICS, scope='xcit_mm', locations=['xcit_mm.evaluation'])
 HOOKS = Registry(
     'hook', parent=MMENGINE_HOOKS, scope='xcit_mm', locations=['xcit_mm.engine.hooks', 'xcit_mm.selfsup.hooks']
