@@ -331,6 +331,7 @@ class XCiT(BaseModule):
 
     OUT_TYPES = ('cls_token', 'featmap', 'avg_featmap', 'raw', 'pyramid')
     num_class_attention_blocks = 2
+    num_extra_tokens = 0  # among the tokens of a block; MMPretrain's class activation maps ask for it
 
     def __init__(
         self,
