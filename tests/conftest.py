@@ -120,9 +120,9 @@ def small_models(tmp_path_factory):
     }
     for name, (base, model) in changes.items():
         cfg = Config.fromfile(ROOT / 'configs' / f'{base}.py')
-        cfg.model.backbone.arch = dict(embed_dims=32, depth=4, num_heads=4)
+        cfg.model.backbone.arch = dict(embed_dims=32, depth=2, num_heads=4)
         if name != 'classifier':
-            cfg.model.backbone.out_indices = (0, 1, 2, 3)
+            cfg.model.backbone.out_indices = (0, 0, 1, 1)
         cfg.merge_from_dict(dict(model=model))
         cfg.dump(folder / f'{name}.py')
         init_default_scope(cfg.default_scope)

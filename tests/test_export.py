@@ -38,7 +38,7 @@ def test_onnx_runtime_computes_the_same(name, small_models, tmp_path):
 
 
 @pytest.mark.skipif(not HAS_TORCH_EXPORT, reason='torch.export takes no free sizes before PyTorch 2.6')
-@pytest.mark.parametrize('name', ['classifier', 'upernet'])
+@pytest.mark.parametrize('name', ['classifier', pytest.param('upernet', marks=pytest.mark.slow)])
 def test_torch_export_computes_the_same(name, small_models, tmp_path):
     target = str(tmp_path / 'model.pt2')
     deviations = export.export_model(*small_models[name], target, 'torch', PARTS[name], (96, 64))

@@ -5,6 +5,7 @@ from typing import Union
 import mmpretrain.apis
 import torch
 from mmengine.config import Config
+from mmengine.registry import init_default_scope
 from mmengine.runner.checkpoint import CheckpointLoader, _load_checkpoint_to_model
 from mmpretrain.apis.model import ModelHub
 
@@ -40,6 +41,7 @@ class ImageClassificationInferencer(mmpretrain.apis.ImageClassificationInference
         self, model, pretrained: Union[bool, str] = True, device: Union[str, torch.device, None] = None, **kwargs
     ):
         register_models()
+        init_default_scope('mmpretrain')  # its own leaves the one that was used last
         if isinstance(model, str) and not model.endswith('.py'):
             try:
                 info = ModelHub.get(model)

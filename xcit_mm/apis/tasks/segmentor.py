@@ -19,9 +19,10 @@ class Segmentor:
 
     def predict(self, images: Sequence[np.ndarray]) -> list:
         """BGR images -> data samples."""
-        # The inferencer's own call unpacks a list of one.
+        # MMSegmentation takes images of one size at a time; its inferencer's own call unpacks a list of one.
+        batch_size = len(images) if len({image.shape for image in images}) == 1 else 1
         samples = []
-        for data in self.inferencer.preprocess(list(images), batch_size=len(images)):
+        for data in self.inferencer.preprocess(list(images), batch_size=batch_size):
             samples.extend(self.inferencer.forward(data))
         return samples
 
