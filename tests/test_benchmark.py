@@ -275,8 +275,11 @@ def test_profile_says_what_it_needs(tmp_path):
     done = run_profile('configs/xcit_n12_8_digits.py', out=tmp_path)
     assert done.returncode == 1
     assert 'use tools/benchmark.py' in done.stderr
-    done = run_profile(
-        'configs/upernet_xcit_n6_8_digits.py', '--modes', 'training', '--size', '64x64', out=tmp_path / 'upernet'
+    config = tmp_path / 'upernet.py'
+    config.write_text(
+        f'_base_ = {str(ROOT / "configs/upernet_xcit_n6_8_digits.py")!r}\n'
+        "model = dict(decode_head=dict(norm_cfg=dict(_delete_=True, type='BN')))\n"
     )
+    done = run_profile(config, '--modes', 'training', '--size', '64x64', out=tmp_path / 'upernet')
     assert done.returncode == 1
     assert '--batch 2' in done.stderr

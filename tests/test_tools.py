@@ -3,6 +3,7 @@
 import json
 import os
 import pickle
+import socket
 import subprocess
 import sys
 
@@ -23,10 +24,17 @@ def data(tmp_path_factory):
     return out / 'coco'
 
 
+def free_port():
+    with socket.socket() as probe:
+        probe.bind(('127.0.0.1', 0))
+        return str(probe.getsockname()[1])
+
+
 def run(tool, *arguments, cwd, launcher=None, ok=True):
     command = [sys.executable, str(ROOT / 'tools' / tool)]
     if launcher:
-        command[1:1] = ['-m', 'torch.distributed.run', '--nproc_per_node', str(launcher), '--master_port', '29517']
+        # Of its own, since another file's test may run at the same time.
+        command[1:1] = ['-m', 'torch.distributed.run', '--nproc_per_node', str(launcher), '--master_port', free_port()]
         arguments = (*arguments, '--launcher', 'pytorch')
     # Threads of several processes on few cores wait for each other.
     env = dict(os.environ, OMP_NUM_THREADS='1' if launcher else os.environ.get('OMP_NUM_THREADS', '2'))

@@ -159,5 +159,5 @@ def main() -> None:
 
 if __name__ == '__main__':
     os.environ.setdefault('OPENCV_LOG_LEVEL', 'ERROR')
-    torch.set_grad_enabled(False)
-    main()
+    with torch.no_grad():
+        main()
