@@ -118,7 +118,7 @@ setup(
             'pycocotools',
             'onnx',
             'onnxruntime',
-            'grad-cam',
+            'grad-cam<1.5',
         ],
     },
     classifiers=['Programming Language :: Python :: 3', 'Topic :: Scientific/Engineering :: Artificial Intelligence'],

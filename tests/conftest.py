@@ -2,6 +2,7 @@
 
 import logging
 import os
+import runpy
 import shutil
 import subprocess
 import sys
@@ -11,7 +12,7 @@ import pytest
 import torch
 from mmengine.config import Config
 from mmengine.logging import MMLogger
-from mmengine.registry import MODELS, init_default_scope
+from mmengine.registry import MODELS, DefaultScope
 
 ROOT = Path(__file__).resolve().parents[1]
 
@@ -20,6 +21,15 @@ def pytest_configure():
     torch.set_num_threads(int(os.environ.get('OMP_NUM_THREADS', 2)))
     # MMEngine lists the start value of every single parameter at level INFO.
     MMLogger.get_instance('mmengine').setLevel(logging.ERROR)
+
+
+@pytest.fixture(autouse=True)
+def no_default_scope():
+    """Tests that choose a library leave the choice behind, as MMEngine's programs do; the next must not see it."""
+    before = dict(DefaultScope._instance_dict)
+    yield
+    DefaultScope._instance_dict.clear()
+    DefaultScope._instance_dict.update(before)
 
 
 @pytest.fixture(scope='module')
@@ -125,8 +135,21 @@ def small_models(tmp_path_factory):
             cfg.model.backbone.out_indices = (0, 0, 1, 1)
         cfg.merge_from_dict(dict(model=model))
         cfg.dump(folder / f'{name}.py')
-        init_default_scope(cfg.default_scope)
-        built = randomise(MODELS.build(cfg.model))
+        with DefaultScope.overwrite_default_scope(cfg.default_scope):
+            built = randomise(MODELS.build(cfg.model))
         torch.save({'state_dict': built.state_dict(), 'meta': {}}, folder / f'{name}.pth')
         found[name] = (str(folder / f'{name}.py'), str(folder / f'{name}.pth'))
     return found
+
+
+@pytest.fixture
+def run_tool(monkeypatch, tmp_path, capsys):
+    """Run a script as the main program, in an empty folder, without the seconds that a new process takes to import."""
+
+    def run(path, *arguments):
+        monkeypatch.chdir(tmp_path)
+        monkeypatch.setattr(sys, 'argv', [str(path), *map(str, arguments)])
+        runpy.run_path(str(path), run_name='__main__')
+        return capsys.readouterr().out
+
+    return run

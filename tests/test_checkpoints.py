@@ -3,6 +3,7 @@
 import argparse
 import os
 import pickle
+from collections import Counter
 
 import numpy as np
 import pytest
@@ -243,12 +244,14 @@ def test_plain_data_of_training_runs_is_read(torch_version, tmp_path):
     content = {
         'message_hub': {'log_scalars': {'loss': history}, 'runtime_info': {'iter': 3}},
         'meta': {'time': np.float64(1.5), 'sizes': np.arange(3), 'args': argparse.Namespace(a=[1])},
+        'param_schedulers': [{'milestones': Counter({27: 1, 33: 1})}],
     }
     torch.save(content, tmp_path / 'run.pth')
     read = load_checkpoint_file(str(tmp_path / 'run.pth'))
     assert read['message_hub']['log_scalars']['loss'].mean() == 1.5
     assert read['meta']['sizes'].tolist() == [0, 1, 2]
     assert read['meta']['args'].a == [1]
+    assert read['param_schedulers'][0]['milestones'][33] == 1
 
 
 @pytest.mark.parametrize(

@@ -32,6 +32,8 @@ CONFIGS = {
     'mmpretrain': ['classifier'],
 }
 LIBRARY = {name: library for library, names in CONFIGS.items() for name in names}
+# Much like others; their turn is with the slow tests.
+LONG = ('cascade_mask_rcnn', 'mask_rcnn', 'mask_rcnn_published', 'retinanet', 'semantic_fpn')
 # One process, no download, one step.
 QUICK = {'model.backbone.init_cfg': None}
 for loader in ('train_dataloader', 'val_dataloader', 'test_dataloader'):
@@ -87,8 +89,8 @@ def test_all_configs_of_the_example_are_tested():
 
 @pytest.mark.parametrize('library', CONFIGS)
 def test_configs_build_and_train(library, project, installed):
-    """A step of every config that the other tests do not train, in one process for each library."""
-    names = [name for name in CONFIGS[library] if name not in ('mask_rcnn', 'mask_rcnn_published')]
+    """A step of training, in one process for each library."""
+    names = [name for name in CONFIGS[library] if name not in LONG]
     options = {name: limits(name) for name in names}
     code = f"""
 import json, torch, xcit_mm

@@ -1,8 +1,6 @@
 """Export as a user runs it: small models, real files, ONNX Runtime."""
 
 import json
-import subprocess
-import sys
 
 import pytest
 import torch
@@ -11,7 +9,6 @@ from conftest import ROOT
 from xcit_mm.apis import export
 from xcit_mm.engine.errors import UsageError
 
-TOOL = str(ROOT / 'tools/export.py')
 PARTS = {'classifier': 'model', 'detector': 'backbone', 'semantic_fpn': 'model', 'upernet': 'model'}
 pytest.importorskip('onnxruntime')
 HAS_TORCH_EXPORT = tuple(map(int, torch.__version__.split('.')[:2])) >= (2, 6)
@@ -71,7 +68,7 @@ def test_pooling_by_products_is_adaptive_pooling(sizes):
             torch.testing.assert_close(export._AdaptivePool(size)(x), pooled)
 
 
-def test_the_command(small_models, tmp_path):
+def test_the_command(small_models, tmp_path, run_tool):
     config, checkpoint = small_models['detector']
     for arguments, text in (
         ((config, checkpoint, 'x.onnx'), 'of models of mmdet the backbone alone can be exported'),
@@ -82,8 +79,8 @@ def test_the_command(small_models, tmp_path):
         with pytest.raises(UsageError, match=text):
             part = 'backbone' if '--part' in arguments else 'model'
             export.export_model(*arguments[:3], part=part)
-    command = [sys.executable, TOOL, config, checkpoint, 'pyramid.onnx', '--part', 'backbone', '--size', '64', '96']
-    done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True)
-    assert done.returncode == 0, done.stderr[-2000:]
-    assert '2x3x64x96' in done.stdout and 'pyramid.onnx' in done.stdout
+    told = run_tool(
+        ROOT / 'tools/export.py', config, checkpoint, 'pyramid.onnx', '--part', 'backbone', '--size', 64, 96
+    )
+    assert '2x3x64x96' in told and 'pyramid.onnx' in told
     assert [path.name for path in tmp_path.iterdir()] == ['pyramid.onnx']

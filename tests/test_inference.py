@@ -1,8 +1,6 @@
 """Use without configs: inference on images, inferencers and backbones by name."""
 
 import json
-import subprocess
-import sys
 from importlib.util import find_spec
 from pathlib import Path
 
@@ -161,21 +159,17 @@ def test_no_backbone_of_that_name(name, checkpoint, text):
         create_backbone(name, checkpoint)
 
 
-def test_class_activation_maps(small_models, images, tmp_path):
+def test_class_activation_maps(small_models, images, tmp_path, run_tool):
     """With MMPretrain's own tool."""
     pytest.importorskip('pytorch_grad_cam')
     tool = Path(find_spec('mmpretrain').submodule_search_locations[0]) / '.mim/tools/visualization/vis_cam.py'
-    command = [sys.executable, tool, images / 'a.png', *small_models['classifier'], '--save-path', 'cam.jpg']
-    layer = 'backbone.blocks.1.norm3'
-    options = ['--vit-like', '--target-layers', layer, '--target-category', '3']
-    done = subprocess.run([*map(str, command), *options], cwd=tmp_path, capture_output=True, text=True)
-    assert done.returncode == 0, done.stderr[-3000:]
+    options = ['--vit-like', '--target-layers', 'backbone.blocks.1.norm3', '--target-category', '3']
+    run_tool(tool, images / 'a.png', *small_models['classifier'], '--save-path', 'cam.jpg', *options)
     assert np.asarray(Image.open(tmp_path / 'cam.jpg')).std() > 1
 
 
-def test_the_command(small_models, images, tmp_path):
-    command = [sys.executable, ROOT / 'tools/infer.py', *small_models['detector'], images, '--out-dir', 'out']
-    done = subprocess.run([*map(str, command), '--score-thr', '0'], cwd=tmp_path, capture_output=True, text=True)
-    assert done.returncode == 0, done.stderr[-2000:]
-    assert '4 images' in done.stdout and 'not read: ' in done.stdout
+def test_the_command(small_models, images, tmp_path, run_tool):
+    arguments = [*small_models['detector'], images, '--out-dir', 'out', '--score-thr', 0]
+    told = run_tool(ROOT / 'tools/infer.py', *arguments)
+    assert '4 images' in told and 'not read: ' in told
     assert 'results.json' in written(tmp_path / 'out')

@@ -67,7 +67,7 @@ class _RestrictedPickle:
         'torch._utils': ('_rebuild_tensor', '_rebuild_tensor_v2', '_rebuild_parameter'),
         'torch': (*(name for name in dir(torch) if name.endswith('Storage')), 'Size', 'device'),
         'torch.storage': ('TypedStorage', 'UntypedStorage'),
-        'collections': ('OrderedDict',),
+        'collections': ('OrderedDict', 'Counter'),
         'builtins': ('set', 'frozenset', 'complex', 'slice', 'bytearray'),
         '_codecs': ('encode',),
     }

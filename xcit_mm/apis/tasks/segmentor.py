@@ -12,7 +12,7 @@ class Segmentor:
     """A segmentor with its weights."""
 
     def __init__(self, cfg, checkpoint: str, device: str):
-        self.inferencer = MMSegInferencer(cfg, checkpoint, device=device, show_progress=False)
+        self.inferencer = MMSegInferencer(cfg, checkpoint, device=device)
         self.inferencer.visualizer.set_dataset_meta(**self.inferencer.model.dataset_meta)
         self.inferencer.visualizer.alpha = 0.6
         self.classes = self.inferencer.model.dataset_meta['classes']
