@@ -4,17 +4,14 @@ import logging
 import os
 import runpy
 import shutil
-import subprocess
 import sys
-from pathlib import Path
 
 import pytest
 import torch
 from mmengine.config import Config
 from mmengine.logging import MMLogger
 from mmengine.registry import MODELS, DefaultScope
-
-ROOT = Path(__file__).resolve().parents[1]
+from processes import ROOT, call
 
 
 def pytest_configure():
@@ -99,7 +96,7 @@ def wheel(tmp_path_factory):
     for name in ('setup.py', 'pyproject.toml', 'MANIFEST.in', 'README.md', 'LICENSE', 'model-index.yml'):
         shutil.copy(ROOT / name, source)
     command = [sys.executable, '-m', 'pip', 'wheel', '-q', '--no-deps', '--no-build-isolation', '-w', out, source]
-    done = subprocess.run(command, cwd=out, capture_output=True, text=True)
+    done = call(command, cwd=out)
     assert done.returncode == 0, done.stdout + done.stderr
     return next(out.glob('*.whl'))
 
@@ -109,7 +106,7 @@ def installed(wheel, tmp_path_factory):
     """A folder with xcit_mm installed from its wheel; for PYTHONPATH, where it comes before the checkout."""
     site = tmp_path_factory.mktemp('site')
     command = [sys.executable, '-m', 'pip', 'install', '-q', '--no-deps', '--target', site, wheel]
-    done = subprocess.run(command, cwd=site, capture_output=True, text=True)
+    done = call(command, cwd=site)
     assert done.returncode == 0, done.stdout + done.stderr
     return site
 

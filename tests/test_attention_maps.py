@@ -6,7 +6,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 from conftest import build, official_names, randomise
-from test_tools import run
+from processes import run
 
 from xcit_mm.checkpoint import CheckpointError
 from xcit_mm.visualization import channel_attention, class_attention, keep_mass, load_backbone

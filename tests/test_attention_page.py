@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 import torch
 from conftest import ROOT, build, official_names, randomise
-from test_tools import run
+from processes import run
 
 from xcit_mm.visualization import load_backbone
 from xcit_mm.visualization.page import attention_pictures

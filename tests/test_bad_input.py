@@ -14,7 +14,7 @@ from mmengine.logging import MMLogger
 from mmengine.registry import DATASETS, MODELS, DefaultScope
 from mmengine.runner import Runner
 from PIL import Image
-from test_tools import run
+from processes import run
 from torch import nn
 
 from xcit_mm.checkpoint import CheckpointError

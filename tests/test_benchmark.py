@@ -2,12 +2,12 @@
 
 import csv
 import importlib.util
-import subprocess
 import sys
 
 import pytest
 import torch
 from conftest import ROOT, deviation
+from processes import call
 
 from xcit_mm.benchmark import contenders, timing
 from xcit_mm.benchmark.contenders import OURS, PEERS, build, make_image, plain, random_weights
@@ -228,7 +228,7 @@ def test_sizes():
 
 def test_the_command(tmp_path):
     command = [sys.executable, str(TOOL), '--arch', 'n12', '--patch', '16', '--sizes', '64', '96', '--rounds', '1']
-    done = subprocess.run([*command, '--peers', 'timm', '--out', str(tmp_path)], capture_output=True, text=True)
+    done = call([*command, '--peers', 'timm', '--out', tmp_path])
     assert done.returncode == 0, done.stderr
     assert 'times as fast as the better peer, timm' in done.stdout
     assert sorted(path.suffix for path in tmp_path.iterdir()) == ['.csv', '.md', '.png', '.png']
@@ -248,7 +248,7 @@ def test_what_is_not_possible_is_said_at_once(monkeypatch, capsys):
 
 def run_profile(*arguments, out):
     command = [sys.executable, ROOT / 'tools/profile_model.py', *arguments, '--rounds', '1', '--out', out]
-    return subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
+    return call(command, cwd=ROOT)
 
 
 @pytest.mark.parametrize(

@@ -14,7 +14,7 @@ from mmengine.registry import DATASETS, METRICS, MODELS, DefaultScope
 from mmengine.runner import load_checkpoint
 from mmpretrain.structures import DataSample
 from PIL import Image
-from test_tools import run
+from processes import run
 
 from xcit_mm.checkpoint import CheckpointError
 from xcit_mm.datasets.digits import FOLDERS, make_digits

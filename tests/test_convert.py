@@ -3,7 +3,6 @@
 import argparse
 import os
 import resource
-import subprocess
 import sys
 import threading
 from dataclasses import replace
@@ -15,6 +14,7 @@ import timm
 import torch
 from conftest import ROOT, build, deviation, official_names, randomise
 from mmengine.registry import MODELS, DefaultScope
+from processes import call
 from safetensors.torch import load_file
 from timm.models.xcit import Xcit
 
@@ -371,7 +371,7 @@ def test_the_tool_tells_what_it_did(classifiers, tmp_path):
     def run(*arguments):
         command = [sys.executable, ROOT / 'tools' / 'convert_checkpoint.py', *arguments]
         env = dict(os.environ, OMP_NUM_THREADS='1')
-        return subprocess.run([str(c) for c in command], cwd=tmp_path, env=env, capture_output=True, text=True)
+        return call(command, cwd=tmp_path, env=env)
 
     done = run(classifiers['official'], 'new.safetensors', '--to', 'timm')
     assert done.returncode == 0, done.stderr

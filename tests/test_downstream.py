@@ -5,7 +5,6 @@ import json
 import os
 import re
 import shutil
-import subprocess
 import sys
 from importlib.util import find_spec
 from pathlib import Path
@@ -15,6 +14,7 @@ from conftest import ROOT
 from mmengine.config import Config
 from mmengine.optim import build_optim_wrapper
 from mmengine.registry import MODELS, init_default_scope
+from processes import call
 
 from xcit_mm.datasets.digits import make_digits
 from xcit_mm.engine.errors import UsageError
@@ -64,7 +64,7 @@ def project(tmp_path_factory):
 
 def run(command, project, installed):
     env = dict(os.environ, PYTHONPATH=str(installed))
-    done = subprocess.run([sys.executable, *map(str, command)], cwd=project, env=env, capture_output=True, text=True)
+    done = call([sys.executable, *command], cwd=project, env=env)
     assert done.returncode == 0, done.stdout[-1500:] + done.stderr[-3000:]
     return done.stdout + done.stderr
 

@@ -12,6 +12,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 from PIL import Image
+from processes import call
 
 pytest.importorskip('sklearn')
 pytest.importorskip('skimage')
@@ -25,7 +26,7 @@ OPTIONS = [f'--{name}={value}' for name, value in SMALL.items()]
 
 
 def run_tool(*arguments):
-    return subprocess.run([sys.executable, str(TOOL), *map(str, arguments)], capture_output=True, text=True)
+    return call([sys.executable, TOOL, *arguments])
 
 
 def contents(root):

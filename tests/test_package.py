@@ -2,13 +2,13 @@
 
 import os
 import shutil
-import subprocess
 import sys
 import sysconfig
 import zipfile
 
 import pytest
 from conftest import ROOT
+from processes import call
 
 LIBRARIES = ('mmdet', 'mmseg', 'mmpretrain')
 DISTRIBUTIONS = {
@@ -21,7 +21,7 @@ DISTRIBUTIONS = {
 def run_python(code, site, cwd, *options):
     """Run code with the installed package, away from the checkout; its last line of output."""
     env = dict(os.environ, PYTHONPATH=str(site))
-    done = subprocess.run([sys.executable, *options, '-c', code], cwd=cwd, env=env, capture_output=True, text=True)
+    done = call([sys.executable, *options, '-c', code], cwd=cwd, env=env)
     assert done.returncode == 0, done.stdout[-1000:] + done.stderr[-3000:]
     return done.stdout.strip().splitlines()[-1]
 
@@ -151,7 +151,7 @@ def test_an_editable_installation_has_links(tmp_path):
     shutil.copy(ROOT / 'xcit_mm/__init__.py', tmp_path / 'xcit_mm')
     site = tmp_path / 'site'
     command = [sys.executable, '-m', 'pip', 'install', '-q', '--no-deps', '--no-build-isolation', '--target', site]
-    done = subprocess.run([*command, '-e', tmp_path], capture_output=True, text=True)
+    done = call([*command, '-e', tmp_path])
     assert done.returncode == 0, done.stdout + done.stderr
     for name in ('configs', 'tools', 'model-index.yml'):
         assert (tmp_path / 'xcit_mm/.mim' / name).resolve() == tmp_path / name

@@ -1,10 +1,10 @@
 """The plugin in the three libraries, as a stranger's script sees it: nothing of it is imported by hand."""
 
-import subprocess
 import sys
 
 import pytest
 from conftest import ROOT
+from processes import call
 
 BACKBONE = "dict(type='xcit_mm.XCiT', arch='n12', patch_size=16, out_type='{}')"
 MODELS = {
@@ -37,7 +37,7 @@ SHAPES = {
 
 
 def run_python(code, cwd):
-    done = subprocess.run([sys.executable, '-c', code], cwd=cwd, capture_output=True, text=True)
+    done = call([sys.executable, '-c', code], cwd=cwd)
     assert done.returncode == 0, done.stderr[-3000:]
     return done.stdout.strip().splitlines()[-1]
 
@@ -66,5 +66,5 @@ def test_importing_the_package_imports_none_of_the_libraries(tmp_path):
 
 def test_the_code_is_linted_and_formatted():
     for command in (['check'], ['format', '--check']):
-        done = subprocess.run([sys.executable, '-m', 'ruff', *command, str(ROOT)], capture_output=True, text=True)
+        done = call([sys.executable, '-m', 'ruff', *command, ROOT])
         assert done.returncode == 0, done.stdout[-3000:]

@@ -7,7 +7,7 @@ import pytest
 import torch
 from conftest import ROOT, build, randomise
 from PIL import Image
-from test_tools import run
+from processes import run
 
 from xcit_mm.datasets.digits import FOLDERS
 

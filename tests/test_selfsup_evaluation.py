@@ -5,15 +5,13 @@ import json
 import numpy as np
 import pytest
 import torch
-import torch.distributed as dist
-import torch.multiprocessing as mp
 import torch.nn.functional as F
 from conftest import ROOT, build, randomise
 from mmengine.config import Config
 from mmengine.registry import MODELS, DefaultScope
 from mmengine.runner import load_checkpoint
 from PIL import Image
-from test_tools import run
+from processes import run, run_group
 
 from xcit_mm.datasets.digits import FOLDERS
 from xcit_mm.selfsup.knn import gather_in_order, knn_accuracy
@@ -50,7 +48,6 @@ def test_knn_is_the_plain_vote():
 
 
 def _process(rank, world, folder):
-    dist.init_process_group('gloo', init_method=f'file://{folder}/group', rank=rank, world_size=world)
     train, train_labels, test, test_labels = features(train=61)
     # As the sampler deals them out: in turn, the last share filled up with the first image, which does not count.
     rows = torch.arange(62)[rank::world]
@@ -60,12 +57,10 @@ def _process(rank, world, folder):
     found = knn_accuracy(train[rows % 61], labels, test, test_labels, ks=(5, 20, 200), chunk_size=10)
     if rank == 0:
         torch.save(found, f'{folder}/found.pth')
-    dist.barrier()
-    dist.destroy_process_group()
 
 
 def test_knn_on_two_processes_is_that_of_one(tmp_path):
-    mp.spawn(_process, (2, str(tmp_path)), nprocs=2)
+    run_group(_process, tmp_path)
     assert torch.load(tmp_path / 'found.pth') == knn_accuracy(*features(train=61), ks=(5, 20, 200))
 
 

@@ -1,16 +1,14 @@
 """Batch norm over several CPU processes equals batch norm over the whole batch."""
 
 import torch
-import torch.distributed as dist
-import torch.multiprocessing as mp
 from conftest import build
+from processes import run_group
 from torch import nn
 
 from xcit_mm.models import SyncBN
 
 
 def _process(rank, world, folder):
-    dist.init_process_group('gloo', init_method=f'file://{folder}/group', rank=rank, world_size=world)
     norm = SyncBN(6)
     norm.load_state_dict(torch.load(f'{folder}/norm.pth', weights_only=True))
     # Unequal shares: the last process has the larger part.
@@ -21,8 +19,6 @@ def _process(rank, world, folder):
     content = dict(out=out.detach(), grad=x.grad, weight=norm.weight.grad, bias=norm.bias.grad, state=norm.state_dict())
     torch.save(content, f'{folder}/{rank}.pth')
     norm.eval()(x)  # evaluation needs no other process
-    dist.barrier()
-    dist.destroy_process_group()
 
 
 def test_two_processes_equal_one(tmp_path):
@@ -33,7 +29,7 @@ def test_two_processes_equal_one(tmp_path):
     torch.save(reference.state_dict(), tmp_path / 'norm.pth')
     x = 3 * torch.randn(5, 6, 4, 7) + 20
     torch.save(x, tmp_path / 'x.pth')
-    mp.spawn(_process, (2, str(tmp_path)), nprocs=2)
+    run_group(_process, tmp_path)
     parts = [torch.load(tmp_path / f'{rank}.pth', weights_only=True) for rank in (0, 1)]
 
     x.requires_grad_()

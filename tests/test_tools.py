@@ -3,13 +3,12 @@
 import json
 import os
 import pickle
-import socket
-import subprocess
 import sys
 
 import pytest
 import torch
 from conftest import ROOT, build, official_names
+from processes import call, free_port, run
 
 from xcit_mm.datasets.digits import CLASSES, make_digits
 
@@ -22,26 +21,6 @@ def data(tmp_path_factory):
     out = tmp_path_factory.mktemp('data') / 'digits'
     make_digits(out, train=8, val=4, size=96, seed=0)
     return out / 'coco'
-
-
-def free_port():
-    with socket.socket() as probe:
-        probe.bind(('127.0.0.1', 0))
-        return str(probe.getsockname()[1])
-
-
-def run(tool, *arguments, cwd, launcher=None, ok=True):
-    command = [sys.executable, str(ROOT / 'tools' / tool)]
-    if launcher:
-        # Of its own, since another file's test may run at the same time.
-        command[1:1] = ['-m', 'torch.distributed.run', '--nproc_per_node', str(launcher), '--master_port', free_port()]
-        arguments = (*arguments, '--launcher', 'pytorch')
-    # Threads of several processes on few cores wait for each other.
-    env = dict(os.environ, OMP_NUM_THREADS='1' if launcher else os.environ.get('OMP_NUM_THREADS', '2'))
-    done = subprocess.run(command + [str(a) for a in arguments], cwd=cwd, env=env, capture_output=True, text=True)
-    output = done.stdout + done.stderr
-    assert (done.returncode == 0) == ok, output[-4000:]
-    return output
 
 
 def small_options(data, **more):
@@ -266,16 +245,16 @@ def test_resuming_from_nothing_is_explained(data, tmp_path):
 
 def test_scripts_explain_their_arguments():
     for name in ('dist_train.sh', 'dist_test.sh', 'slurm_train.sh', 'slurm_test.sh'):
-        done = subprocess.run(['bash', str(ROOT / 'tools' / name)], capture_output=True, text=True)
+        done = call(['bash', ROOT / 'tools' / name])
         assert done.returncode == 2 and name in done.stderr
 
 
 def test_dist_train_starts_torchrun(data, tmp_path):
     """The shell script, as a user calls it; one process is enough to see that the arguments arrive."""
     options = small_options(data, **{'train_cfg.max_epochs': 1})
-    env = dict(os.environ, PYTHON=sys.executable, PORT='29518')
+    env = dict(os.environ, PYTHON=sys.executable, PORT=free_port())
     command = ['bash', ROOT / 'tools' / 'dist_train.sh', DIGITS, '1', '--work-dir', tmp_path / 'run', *options]
-    done = subprocess.run([str(c) for c in command], cwd=tmp_path, env=env, capture_output=True, text=True)
+    done = call(command, cwd=tmp_path, env=env)
     assert done.returncode == 0, done.stderr[-3000:]
     assert (tmp_path / 'run' / 'epoch_1.pth').is_file()
 
@@ -288,7 +267,7 @@ def test_slurm_train_asks_srun_for_what_the_environment_says(tmp_path):
         os.environ, PATH=f'{tmp_path}:{os.environ["PATH"]}', GPUS='4', CPUS_PER_TASK='3', SRUN_ARGS='--time 5 --qos x'
     )
     command = ['bash', ROOT / 'tools' / 'slurm_train.sh', 'part', 'job', 'cfg.py', 'work', '--resume']
-    words = subprocess.run([str(c) for c in command], env=env, capture_output=True, text=True).stdout.split('\n')
+    words = call(command, env=env).stdout.split('\n')
     for option, value in (
         ('--partition', 'part'),
         ('--ntasks', '4'),

@@ -1,0 +1,86 @@
+"""Other processes for tests: each with a time limit, and with nothing left of it afterwards."""
+
+import faulthandler
+import os
+import signal
+import socket
+import subprocess
+import sys
+import time
+from contextlib import suppress
+from pathlib import Path
+
+import pytest
+import torch
+import torch.distributed as dist
+import torch.multiprocessing as mp
+
+ROOT = Path(__file__).resolve().parents[1]
+
+
+def free_port():
+    """Of its own, since another file's test may run at the same time."""
+    with socket.socket() as probe:
+        probe.bind(('127.0.0.1', 0))
+        return str(probe.getsockname()[1])
+
+
+def end_group(process):
+    """Kill a process that leads a session, and all that it started."""
+    with suppress(ProcessLookupError):
+        os.killpg(process.pid, signal.SIGKILL)
+    process.wait()
+
+
+def call(command, limit=600, **options):
+    """``subprocess.run`` with all output as text; past the limit (s) the test fails and shows what there was."""
+    options = {'stdout': subprocess.PIPE, 'stderr': subprocess.PIPE, 'text': True, **options}
+    process = subprocess.Popen([str(word) for word in command], start_new_session=True, **options)
+    try:
+        stdout, stderr = process.communicate(timeout=limit)
+    except subprocess.TimeoutExpired:
+        end_group(process)
+        stdout, stderr = process.communicate()
+        pytest.fail(f'{command} did not end within {limit} s:\n{(stdout or "")[-4000:]}\n{(stderr or "")[-8000:]}')
+    except BaseException:
+        end_group(process)
+        raise
+    return subprocess.CompletedProcess(process.args, process.returncode, stdout, stderr)
+
+
+def run(tool, *arguments, cwd, launcher=None, ok=True, limit=600):
+    """A script of tools/ as a user starts it; with ``launcher`` processes by torchrun. Returns all its output."""
+    command = [sys.executable, ROOT / 'tools' / tool]
+    if launcher:
+        command[1:1] = ['-m', 'torch.distributed.run', '--nproc_per_node', launcher, '--master_port', free_port()]
+        arguments = (*arguments, '--launcher', 'pytorch')
+    # Threads of several processes on few cores wait for each other.
+    env = dict(os.environ, OMP_NUM_THREADS='1' if launcher else os.environ.get('OMP_NUM_THREADS', '2'))
+    done = call([*command, *arguments], limit, cwd=cwd, env=env)
+    output = done.stdout + done.stderr
+    assert (done.returncode == 0) == ok, output[-4000:]
+    return output
+
+
+def _member(rank, function, world, folder, arguments, limit):
+    # What each process was doing when time ran out is all there is to find the cause by.
+    faulthandler.dump_traceback_later(max(limit - 10, 1))
+    torch.set_num_threads(1)
+    dist.init_process_group('gloo', init_method=f'file://{folder}/group', rank=rank, world_size=world)
+    function(rank, world, folder, *arguments)
+    dist.barrier()
+    dist.destroy_process_group()
+
+
+def run_group(function, folder, *arguments, world=2, limit=300):
+    """Run ``function(rank, world, folder, *arguments)`` in a gloo process group of ``world`` new processes."""
+    context = mp.start_processes(
+        _member, (function, world, str(folder), arguments, limit), world, join=False, start_method='spawn'
+    )
+    end = time.monotonic() + limit
+    try:
+        while not context.join(timeout=1):
+            assert time.monotonic() < end, f'{world} processes did not end within {limit} s'
+    finally:
+        for process in context.processes:
+            process.kill()
