@@ -33,12 +33,15 @@ def end_group(process):
 
 
 def call(command, limit=600, **options):
-    """``subprocess.run`` with all output as text; past the limit (s) the test fails and shows what there was."""
-    options = {'stdout': subprocess.PIPE, 'stderr': subprocess.PIPE, 'text': True, **options}
+    """``subprocess.run`` with all output as text; past the limit (s) the test fails and shows where everything stood."""
+    env = {**(options.pop('env', None) or os.environ), 'PYTHONFAULTHANDLER': '1'}
+    options = {'stdout': subprocess.PIPE, 'stderr': subprocess.PIPE, 'text': True, 'env': env, **options}
     process = subprocess.Popen([str(word) for word in command], start_new_session=True, **options)
     try:
         stdout, stderr = process.communicate(timeout=limit)
     except subprocess.TimeoutExpired:
+        os.killpg(process.pid, signal.SIGABRT)  # Python prints what each thread was doing
+        time.sleep(2)
         end_group(process)
         stdout, stderr = process.communicate()
         pytest.fail(f'{command} did not end within {limit} s:\n{(stdout or "")[-4000:]}\n{(stderr or "")[-8000:]}')
