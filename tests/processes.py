@@ -33,7 +33,7 @@ def end_group(process):
 
 
 def call(command, limit=600, **options):
-    """``subprocess.run`` with all output as text; past the limit (s) the test fails and shows where everything stood."""
+    """``subprocess.run`` with all output as text; past the limit (s) the test fails and tells where all stood."""
     env = {**(options.pop('env', None) or os.environ), 'PYTHONFAULTHANDLER': '1'}
     options = {'stdout': subprocess.PIPE, 'stderr': subprocess.PIPE, 'text': True, 'env': env, **options}
     process = subprocess.Popen([str(word) for word in command], start_new_session=True, **options)
