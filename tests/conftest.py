@@ -13,6 +13,8 @@ from mmengine.logging import MMLogger
 from mmengine.registry import MODELS, DefaultScope
 from processes import ROOT, call
 
+from xcit_mm.datasets.digits import make_digits
+
 
 def pytest_configure():
     torch.set_num_threads(int(os.environ.get('OMP_NUM_THREADS', 2)))
@@ -137,6 +139,14 @@ def small_models(tmp_path_factory):
         torch.save({'state_dict': built.state_dict(), 'meta': {}}, folder / f'{name}.pth')
         found[name] = (str(folder / f'{name}.py'), str(folder / f'{name}.pth'))
     return found
+
+
+@pytest.fixture(scope='session')
+def small_digits(tmp_path_factory):
+    """The embedded data set with 12 training and 4 validation scenes of 64 pixels."""
+    out = tmp_path_factory.mktemp('small_digits') / 'digits'
+    make_digits(out, train=12, val=4, size=64, seed=0)
+    return out
 
 
 @pytest.fixture

@@ -9,6 +9,7 @@ import argparse
 from mmengine.config import Config
 
 from xcit_mm.engine.bad_images import check_images
+from xcit_mm.engine.checkpointing import has_checkpoint
 from xcit_mm.engine.data_checks import check_data
 from xcit_mm.engine.errors import UsageError, clear_errors
 from xcit_mm.engine.setup import (
@@ -30,7 +31,8 @@ def parse_args() -> argparse.Namespace:
         nargs='?',
         const='auto',
         metavar='CHECKPOINT',
-        help="go on from a checkpoint; 'auto', or nothing, takes the newest of the work folder",
+        help="go on from a checkpoint; 'auto', or nothing, takes the newest intact one of the work folder, and begins "
+        'anew if there is none',
     )
     parser.add_argument('--amp', action='store_true', help='mixed precision')
     parser.add_argument('--auto-scale-lr', action='store_true', help='scale the learning rate to the actual batch size')
@@ -46,9 +48,14 @@ def apply_options(cfg: Config, args: argparse.Namespace) -> None:
         if 'base_batch_size' not in (cfg.get('auto_scale_lr') or {}):
             raise UsageError('--auto-scale-lr needs auto_scale_lr=dict(base_batch_size=...) in the config')
         cfg.auto_scale_lr.enable = True
-    if args.resume:
-        cfg.resume = True
-        cfg.load_from = None if args.resume == 'auto' else args.resume
+    if args.resume == 'auto':
+        cfg.resume = has_checkpoint(cfg.work_dir)
+        if cfg.resume:
+            cfg.load_from = None
+        else:
+            print(f'There is no checkpoint in {cfg.work_dir} to go on from: the run begins.', flush=True)
+    elif args.resume:
+        cfg.resume, cfg.load_from = True, args.resume
     if args.tensorboard:
         cfg.visualizer.vis_backends = [*cfg.visualizer.get('vis_backends', []), dict(type='TensorboardVisBackend')]
 

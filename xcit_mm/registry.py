@@ -66,7 +66,18 @@ TRANSFORMS = Registry(
 )
 METRICS = Registry('metric', parent=MMENGINE_METRICS, scope='xcit_mm', locations=['xcit_mm.evaluation'])
 HOOKS = Registry(
-    'hook', parent=MMENGINE_HOOKS, scope='xcit_mm', locations=['xcit_mm.engine.hooks', 'xcit_mm.selfsup.hooks']
+    'hook',
+    parent=MMENGINE_HOOKS,
+    scope='xcit_mm',
+    locations=[
+        'xcit_mm.engine.hooks',
+        'xcit_mm.engine.checkpointing',
+        'xcit_mm.engine.positions',
+        'xcit_mm.engine.resuming',
+        'xcit_mm.engine.non_finite',
+        'xcit_mm.engine.interruption',
+        'xcit_mm.selfsup.hooks',
+    ],
 )
 OPTIM_WRAPPER_CONSTRUCTORS = Registry(
     'optimizer wrapper constructor',

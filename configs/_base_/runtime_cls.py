@@ -6,9 +6,13 @@ default_hooks = dict(
     timer=dict(type='IterTimerHook'),
     logger=dict(type='LoggerHook', interval=100),
     param_scheduler=dict(type='ParamSchedulerHook'),
-    checkpoint=dict(type='CheckpointHook', interval=1, max_keep_ckpts=3, save_best='auto'),
+    checkpoint=dict(type='xcit_mm.CheckpointHook', interval=1, max_keep_ckpts=3, save_best='auto'),
     sampler_seed=dict(type='DistSamplerSeedHook'),
     visualization=dict(type='VisualizationHook', enable=False),
+    position=dict(type='xcit_mm.DataPositionHook'),
+    resume=dict(type='xcit_mm.ResumeHook'),
+    non_finite=dict(type='xcit_mm.NonFiniteHook', action='stop'),
+    interruption=dict(type='xcit_mm.InterruptionHook'),
 )
 custom_hooks = [
     dict(type='xcit_mm.IterationSeedHook'),

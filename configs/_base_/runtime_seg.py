@@ -5,9 +5,13 @@ default_hooks = dict(
     timer=dict(type='IterTimerHook'),
     logger=dict(type='LoggerHook', interval=50, log_metric_by_epoch=False),
     param_scheduler=dict(type='ParamSchedulerHook'),
-    checkpoint=dict(type='CheckpointHook', by_epoch=False, interval=8000),
+    checkpoint=dict(type='xcit_mm.CheckpointHook', by_epoch=False, interval=8000),
     sampler_seed=dict(type='DistSamplerSeedHook'),
     visualization=dict(type='SegVisualizationHook'),
+    position=dict(type='xcit_mm.DataPositionHook'),
+    resume=dict(type='xcit_mm.ResumeHook'),
+    non_finite=dict(type='xcit_mm.NonFiniteHook', action='stop'),
+    interruption=dict(type='xcit_mm.InterruptionHook'),
 )
 custom_hooks = [
     dict(type='xcit_mm.IterationSeedHook'),

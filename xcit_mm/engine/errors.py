@@ -1,10 +1,16 @@
 """One clear message instead of a traceback, for what a user can mend."""
 
+import errno
 import os
 import sys
 from contextlib import contextmanager
 
 from ..checkpoint import CheckpointError
+
+# Errors of the disk that are not the program's.
+DISK = {errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EIO, errno.ESTALE}
+# How PyTorch's backends say that another process is gone.
+GONE = ('Connection closed by peer', 'Connection reset by peer', 'NCCL', 'Broken pipe', 'Socket Timeout', 'Timed out')
 
 
 class UsageError(Exception):
@@ -13,12 +19,31 @@ class UsageError(Exception):
 
 @contextmanager
 def clear_errors():
-    """End the program with exit code 1 and one message on :class:`UsageError` and :class:`CheckpointError`."""
+    """End the program with exit code 1 and one message.
+
+    On :class:`UsageError` and :class:`CheckpointError`, when the disk is full or cannot be written to, and when another
+    process of the run is gone.
+    """
     try:
         yield
     except (UsageError, CheckpointError) as error:
         # From a process that loads data, the message arrives as the last line of a traceback.
-        message = str(error).rpartition(f'.{type(error).__name__}: ')[2]
-        rank = f' (process {os.environ["RANK"]})' if int(os.environ.get('WORLD_SIZE', 1)) > 1 else ''
-        print(f'\nerror{rank}: {message}', file=sys.stderr, flush=True)
-        sys.exit(1)
+        _end(str(error).rpartition(f'.{type(error).__name__}: ')[2])
+    except OSError as error:
+        if error.errno not in DISK:
+            raise
+        file = f' ({error.filename})' if error.filename else ''
+        _end(f'{os.strerror(error.errno)}{file}; checkpoints that were saved before are as they were')
+    except RuntimeError as error:
+        if int(os.environ.get('WORLD_SIZE', 1)) == 1 or not any(text in str(error) for text in GONE):
+            raise
+        _end(
+            f'another process of the run has ended, and this one ends too ({str(error).splitlines()[0][:300]}). '
+            f'The output of the other says why; --resume goes on from the last checkpoint'
+        )
+
+
+def _end(message: str) -> None:
+    rank = f' (process {os.environ["RANK"]})' if int(os.environ.get('WORLD_SIZE', 1)) > 1 else ''
+    print(f'\nerror{rank}: {message}', file=sys.stderr, flush=True)
+    sys.exit(1)

@@ -5,6 +5,7 @@ Everything that can be known to be wrong is found here, before a data set is rea
 
 import argparse
 import copy
+import datetime
 import difflib
 import os
 import tempfile
@@ -22,7 +23,22 @@ from ..checkpoint.heads import fit_state_dict
 from .bad_images import guard_loading
 from .data_checks import find_loaders, innermost_datasets
 from .errors import UsageError
-from .hooks import BadImagesHook, CheckpointFitHook
+from .hooks import BadImagesHook, CheckpointFitHook, IterationSeedHook
+from .interruption import InterruptionHook
+from .non_finite import NonFiniteHook
+from .positions import DataPositionHook
+from .resuming import ResumeHook
+
+# What every run of the tools has, whether its config names it or not.
+HOOKS_OF_ALL = (
+    CheckpointFitHook,
+    BadImagesHook,
+    IterationSeedHook,
+    DataPositionHook,
+    ResumeHook,
+    NonFiniteHook,
+    InterruptionHook,
+)
 
 
 def add_common_arguments(parser: argparse.ArgumentParser) -> None:
@@ -176,7 +192,9 @@ def adapt_to_device(cfg: Config) -> None:
         raise UsageError(f'--launcher {cfg.launcher} needs an accelerator; use torchrun and --launcher pytorch')
     # MMEngine would choose a CUDA device for each process; a process group that exists is left as it is.
     if not torch.distributed.is_initialized():
-        torch.distributed.init_process_group('gloo')
+        seconds = (cfg.get('env_cfg') or {}).get('dist_cfg', {}).get('timeout')
+        options = dict(timeout=datetime.timedelta(seconds=seconds)) if isinstance(seconds, (int, float)) else {}
+        torch.distributed.init_process_group('gloo', **options)
     wrapper = dict(
         type='MMDistributedDataParallel',
         device_ids=None,  # else the runner gives a CUDA device's
@@ -184,6 +202,9 @@ def adapt_to_device(cfg: Config) -> None:
         find_unused_parameters=cfg.get('find_unused_parameters', False),
     )
     cfg.model_wrapper_cfg = {**wrapper, **(cfg.get('model_wrapper_cfg') or {})}
+    strategy = cfg.get('strategy') or {}
+    if 'model_wrapper' in strategy:
+        strategy['model_wrapper'].setdefault('device_id', None)  # else a CUDA device's, as above
 
 
 def end_processes() -> None:
@@ -198,10 +219,16 @@ def build_runner(cfg: Config) -> Runner:
     if cfg.get('default_scope') == 'mmpretrain':
         for loader in find_loaders(cfg).values():
             loader.setdefault('collate_fn', dict(type='default_collate'))
+    checkpoint = (cfg.get('default_hooks') or {}).get('checkpoint')
+    if checkpoint and checkpoint['type'] == 'CheckpointHook':
+        checkpoint['type'] = 'xcit_mm.CheckpointHook'
     runner = RUNNERS.build(cfg) if 'runner_type' in cfg else Runner.from_cfg(cfg)
-    for kind in (CheckpointFitHook, BadImagesHook):
+    for kind in HOOKS_OF_ALL:
         if not any(isinstance(hook, kind) for hook in runner.hooks):
             runner.register_hook(kind())
+    if not isinstance(runner, Runner) and runner._resume:
+        # The runner for divided models resumes before it calls any hook.
+        next(hook for hook in runner.hooks if isinstance(hook, ResumeHook)).choose(runner)
     guard_loading(runner)
     # Some versions of MMEngine start the processes that load data before any hook is called.
     BadImagesHook.open_report(runner)

@@ -1,0 +1,111 @@
+"""Clusters that take a machine back: a signal, a checkpoint, and an exit code that asks to be started again."""
+
+import os
+import signal
+import sys
+import threading
+from functools import partial
+from typing import Sequence
+
+from mmengine.dist import is_distributed
+from mmengine.hooks import EMAHook, Hook
+from mmengine.runner import Runner
+
+from ..registry import HOOKS
+from .agreement import any_process, smallest
+from .checkpointing import save_interrupted
+from .resuming import VALIDATED
+
+REQUEUE = 75  # EX_TEMPFAIL of sysexits.h: try again later
+
+
+@HOOKS.register_module()
+class InterruptionHook(Hook):
+    """Save a checkpoint and exit with code 75 when the training is asked to end.
+
+    The signal takes effect after the iteration, in all processes of the run although one may have got it first; in the
+    midst of a validation, the validation is repeated after ``--resume``. With gradient accumulation the run goes on to
+    the next update. Signals after the first change nothing: schedulers tend to send several.
+
+    Args:
+        signals (Sequence[str]): Names of the signals.
+
+    Raises:
+        SystemExit: With code 75, after the checkpoint is written.
+    """
+
+    priority = 'LOWEST'  # after a regular checkpoint
+
+    def __init__(self, signals: Sequence[str] = ('SIGTERM', 'SIGUSR1')):
+        self.signals = [getattr(signal, name) for name in signals if hasattr(signal, name)]
+        self.received = None
+        self.previous = {}
+        self.common_batches = 0
+
+    def before_train(self, runner) -> None:
+        if threading.current_thread() is not threading.main_thread():
+            return  # Python hands signals to the main thread alone
+        self.received = None
+        self.previous = {number: signal.signal(number, self._receive) for number in self.signals}
+        loops = (runner.train_loop, runner.val_loop)
+        for loader in {id(loop.dataloader): loop.dataloader for loop in loops if loop is not None}.values():
+            loader.worker_init_fn = partial(_init_worker, loader.worker_init_fn, self.signals)
+
+    def _receive(self, number, frame) -> None:
+        if self.received is None:
+            self.received = number
+            name = signal.Signals(number).name
+            os.write(2, f'\n{name}: training ends after this iteration, with a checkpoint\n'.encode())
+
+    def after_train_iter(self, runner, batch_idx: int, data_batch=None, outputs=None) -> None:
+        wrapper = runner.optim_wrapper
+        done = runner.iter + 1
+        if done < runner.max_iters and done % getattr(wrapper, '_accumulative_counts', 1):
+            return
+        if any_process(self.received is not None):
+            self._end(runner, done)
+
+    def before_val_epoch(self, runner) -> None:
+        if self.previous:
+            # Processes may have one batch more than others, after which these do not ask any more.
+            self.common_batches = smallest(len(runner.val_loop.dataloader))
+
+    def after_val_iter(self, runner, batch_idx: int, data_batch=None, outputs=None) -> None:
+        if not self.previous or batch_idx >= self.common_batches or not isinstance(runner, Runner):
+            return
+        if not any_process(self.received is not None):
+            return
+        for hook in runner.hooks:
+            if isinstance(hook, EMAHook):
+                hook.after_val_epoch(runner)  # gives the model its own weights back
+        runner.message_hub.pop_info(VALIDATED, None)
+        self._end(runner, runner.iter)
+
+    def _end(self, runner, iterations: int) -> None:
+        path = save_interrupted(runner, iterations)
+        runner.logger.warning(
+            f'Training was asked to end and did so after iteration {iterations} of {runner.max_iters}, checkpoint '
+            f'{path}. --resume goes on from there. Exit code {REQUEUE}'
+        )
+        # Its handlers stay: srun ends the other processes when the first is done, and they shall end by themselves.
+        if is_distributed():
+            from .setup import end_processes
+
+            end_processes()
+        sys.exit(REQUEUE)
+
+    def after_train(self, runner) -> None:
+        for number, handler in self.previous.items():
+            signal.signal(number, handler or signal.SIG_DFL)
+        self.previous = {}
+
+
+def _init_worker(init, signals: Sequence[int], worker_id: int) -> None:
+    """Let a process that loads data live until the iteration is done: it gets the signal as well.
+
+    The first SIGTERM is passed over and no more, since that is how PyTorch ends such a process in the end.
+    """
+    for number in signals:
+        signal.signal(number, lambda number, frame: signal.signal(number, signal.SIG_DFL))
+    if init is not None:
+        init(worker_id)
