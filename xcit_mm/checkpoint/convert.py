@@ -21,7 +21,8 @@ from torch import Tensor, nn
 
 from ..engine.errors import UsageError
 from ..models.xcit import ARCHS, XCiT
-from .errors import CheckpointError
+from .contents import checked
+from .errors import CheckpointError, printable
 from .layouts import LAYOUTS, Layout, StateDict, arch_numbers, find_layout, locate, tensors_of
 from .loading import _safe_torch_load, load_checkpoint_file, load_from_http
 
@@ -68,12 +69,22 @@ def infer_arch(state: StateDict) -> Arch:
     """
     numbers = arch_numbers(state)
     hidden, conv = state.get('blocks.0.mlp.fc1.bias'), state.get('patch_embed.proj.0.0.weight')
-    if len(numbers) < 4 or hidden is None or conv is None:
+    if len(numbers) < 4 or hidden is None or conv is None or conv.dim() != 4 or not all(numbers.values()):
         raise CheckpointError(
-            'the arch cannot be told, since tensors of the first block or of the patch embedding are missing; '
-            'expected a whole XCiT backbone'
+            'the arch cannot be told, since tensors of the first block or of the patch embedding are missing or '
+            'misshapen; expected a whole XCiT backbone'
         )
-    numbers.update(mlp_ratio=len(hidden) / numbers['embed_dims'], in_channels=conv.shape[1])
+    parts: Dict[str, set] = {}
+    for key in state:
+        if key.startswith('blocks.'):
+            _, number, part = key.split('.', 2)
+            parts.setdefault(number, set()).add(part)
+    unlike = next((number for number, names in parts.items() if names != parts['0']), None)
+    if unlike is not None:
+        raise CheckpointError(
+            f'blocks 0 and {printable(unlike)} have different tensors; expected a whole XCiT backbone'
+        )
+    numbers.update(mlp_ratio=hidden.numel() / numbers['embed_dims'], in_channels=conv.shape[1])
     published = next((arch for arch in ARCHS.values() if _sizes(arch) == _sizes(numbers)), {})
     return Arch(**numbers, tokens_norm=published.get('tokens_norm', True))
 
@@ -125,9 +136,15 @@ def convert(source: str, target: str, to: str, force: bool = False) -> Conversio
     old = _read(source)
     layout = _layout_for(to, old)
     try:
+        # Without memory first: the arch is what the file claims, and need not be as large as its tensors are.
+        with torch.device('meta'), warnings.catch_warnings():
+            warnings.simplefilter('ignore')  # PyTorch's, about every copy to a tensor without memory
+            _Ours(old).load(old.path)
         ours, theirs = _Ours(old), _IMPLEMENTATIONS.get(layout.name, _Ours)(old)
     except ValueError as error:  # XCiT's, about its arguments
         raise CheckpointError(f'{source}: {error}') from None
+    except RuntimeError as error:  # PyTorch's and MMEngine's, about names and shapes
+        raise _not_converted(source, error) from None
     tensors = layout.from_native(old.state)
     safetensors = target.endswith('.safetensors')
     meta = old.meta if layout.container == 'state_dict' and not safetensors else None
@@ -148,7 +165,7 @@ def convert(source: str, target: str, to: str, force: bool = False) -> Conversio
     except CheckpointError:
         raise
     except RuntimeError as error:  # PyTorch's, about names and shapes
-        raise CheckpointError(f'{source} was not converted: {" ".join(str(error).split())}') from None
+        raise _not_converted(source, error) from None
     finally:
         if os.path.exists(temporary):
             os.unlink(temporary)
@@ -166,6 +183,12 @@ def convert(source: str, target: str, to: str, force: bool = False) -> Conversio
         compared=f'{ours.title} with the old file, {theirs.title} with the new one',
         deviations=deviations,
     )
+
+
+def _not_converted(source: str, error: Exception) -> CheckpointError:
+    if isinstance(error, CheckpointError):
+        return error.naming(source)
+    return CheckpointError(f'{source} was not converted: {printable(" ".join(str(error).split()), 400)}')
 
 
 def in_words(deviations: Dict[Tuple[int, int], float]) -> str:
@@ -208,7 +231,8 @@ class _Checkpoint:
 
     @property
     def num_classes(self) -> int:
-        return len(self.state['head.fc.weight']) if 'head.fc.weight' in self.state else 0
+        weight = self.state.get('head.fc.weight')
+        return 0 if weight is None or weight.dim() != 2 else len(weight)
 
     @property
     def out_type(self) -> str:
@@ -237,10 +261,15 @@ def _read(source: str) -> _Checkpoint:
     layout, state = find_layout(loaded)
     if layout is None:
         raise CheckpointError(
-            f'{source} holds no XCiT. Its first tensors: {", ".join(list(state)[:3]) or "none"}; expected the names of '
-            f'one of these layouts: {", ".join(layout.name for layout in LAYOUTS)}'
+            f'{source} holds no XCiT. Its first tensors: {", ".join(map(printable, list(state)[:3])) or "none"}; '
+            f'expected the names of one of these layouts: {", ".join(layout.name for layout in LAYOUTS)}'
         )
     state = layout.to_native(state)
+    for key, tensor in state.items():
+        if key.startswith(('backbone.', 'head.fc.')) and not tensor.is_floating_point() and 'num_batches' not in key:
+            raise CheckpointError(
+                f'{source}: {printable(key)} is of type {tensor.dtype}, expected floating-point numbers'
+            )
     path = loaded.get('state_dict', loaded)._metadata.source['path']
     raw = _read_untranslated(path)
     layout, place, tensors = locate(raw)
@@ -270,7 +299,9 @@ def _read(source: str) -> _Checkpoint:
 
 
 def _read_untranslated(path: str) -> dict:
-    return {'state_dict': load_safetensors(path)} if path.endswith('.safetensors') else _safe_torch_load(path, 'cpu')
+    if path.endswith('.safetensors'):
+        return {'state_dict': load_safetensors(path)}
+    return checked(_safe_torch_load(path, 'cpu'))
 
 
 def _num_bytes(state: StateDict) -> int:
@@ -289,13 +320,19 @@ def _beside(raw: dict, place: Optional[str], dropped: List[str]) -> List[str]:
     for key, value in items.items():
         if tensors_of(value):
             words.append(f'{key} ({len(tensors_of(value))} tensors)')
-        elif isinstance(value, (bool, int, float, str)) and len(str(value)) < 40:
-            words.append(f'{key}={value}')
+        elif _is_short(value):
+            words.append(printable(f'{key}={value}'))
         else:
-            words.append(str(key))
+            words.append(printable(key))
     for part, number in Counter(key.split('.')[0] for key in dropped).items():
         words.append(f'{part} of the {place} ({number} tensors)')
     return words
+
+
+def _is_short(value) -> bool:
+    if isinstance(value, int):
+        return abs(value) < 1 << 64  # Python refuses to print thousands of digits
+    return isinstance(value, float) or (isinstance(value, str) and len(value) < 40)
 
 
 def _layout_for(to: str, old: _Checkpoint) -> Layout:

@@ -15,7 +15,7 @@ from mmengine.model import BaseTTAModel, is_model_wrapper
 from torch import Tensor, nn
 
 from .errors import CheckpointError
-from .matching import _shorten
+from .matching import _shorten, _wrong_types
 
 # Segmentors use it for a second loss only; published files often leave it out.
 TRAINING_ONLY = ('auxiliary_head.',)
@@ -122,6 +122,9 @@ def fit_state_dict(model: nn.Module, state: Dict[str, Tensor], purpose: str) -> 
     for name in [name for name in state if name.startswith('module.')]:
         state[name[len('module.') :]] = state.pop(name)
     fit = compare(model, state)
+    wrong = _wrong_types(state, fit.own)
+    if wrong:
+        raise CheckpointError(f'{who}the checkpoint does not fit the model, and nothing was loaded: {wrong[0]}')
     if fit.own and len(fit.missing) + len(fit.misshapen) >= sum(_is_compared(name) for name in fit.own):
         raise CheckpointError(
             f'{who}none of its tensors fits the model, and nothing was loaded. It holds '
@@ -167,7 +170,7 @@ def compare(model: nn.Module, state: Dict[str, Tensor]) -> Fit:
     Raises:
         CheckpointError: From an XCiT backbone that the file does not fit.
     """
-    metadata = getattr(state, '_metadata', None) or {}
+    metadata = getattr(state, '_metadata', {})  # one that names the file can be empty otherwise
     own: Dict[str, Tensor] = {}
     missing: List[str] = []
     unused: List[str] = []

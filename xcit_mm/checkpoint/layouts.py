@@ -180,7 +180,11 @@ def _join_qkv(state: StateDict) -> StateDict:
         if part is None:
             joined[key] = value
         elif part[2] == 'q' and all(f'{part[1]}{name}.{part[3]}' in state for name in 'kv'):
-            joined[f'{part[1]}qkv.{part[3]}'] = torch.cat([state[f'{part[1]}{name}.{part[3]}'] for name in 'qkv'])
+            parts = [state[f'{part[1]}{name}.{part[3]}'] for name in 'qkv']
+            if parts[0].dim() and all(p.shape == parts[0].shape and p.dtype == parts[0].dtype for p in parts):
+                joined[f'{part[1]}qkv.{part[3]}'] = torch.cat(parts)
+            else:  # they fit no model, and are named as they are
+                joined.update({f'{part[1]}{name}.{part[3]}': p for name, p in zip('qkv', parts)})
     return joined
 
 
@@ -212,12 +216,12 @@ def arch_numbers(state: StateDict) -> Dict[str, int]:
     numbers = {}
     if 'blocks.0.gamma1' in state:
         numbers['embed_dims'] = state['blocks.0.gamma1'].numel()
-    blocks = {int(key.split('.')[1]) for key in state if re.match(r'blocks\.\d+\.', key)}
+    blocks = {key.split('.')[1] for key in state if re.match(r'blocks\.\d+\.', key)}
     if blocks:
-        numbers['depth'] = max(blocks) + 1
+        numbers['depth'] = len(blocks)  # counted, since a name can claim any number
     if 'blocks.0.attn.temperature' in state:
-        numbers['num_heads'] = state['blocks.0.attn.temperature'].shape[0]
-    convs = [key for key in state if re.fullmatch(r'patch_embed\.proj\.\d+\.0\.weight', key)]
+        numbers['num_heads'] = state['blocks.0.attn.temperature'].numel()
+    convs = [key for key in state if re.fullmatch(r'patch_embed\.proj\.\d\.0\.weight', key)]
     if convs:
         numbers['patch_size'] = 2 ** len(convs)
     return numbers

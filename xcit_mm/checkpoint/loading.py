@@ -21,7 +21,9 @@ from mmengine.runner import CheckpointLoader
 from mmengine.utils import digit_version
 from safetensors.torch import load_file as load_safetensors
 
-from .errors import CheckpointError
+from .contents import check_tensors, check_values, checked
+from .errors import CheckpointError, printable
+from .inspection import NotAllowed, inspect_pth
 from .layouts import locate
 
 
@@ -54,6 +56,7 @@ SAFE_GLOBALS = _safe_globals()
 
 def _safe_torch_load(file: str, map_location):
     """:func:`torch.load` that builds nothing but tensors, containers and :data:`SAFE_GLOBALS`."""
+    inspect_pth(file, SAFE_GLOBALS)
     if digit_version(torch.__version__) >= digit_version('2.6'):
         with torch.serialization.safe_globals([(item, name) for name, item in SAFE_GLOBALS.items()]):
             return torch.load(file, map_location=map_location, weights_only=True)
@@ -68,11 +71,11 @@ class _RestrictedPickle:
         'torch': (*(name for name in dir(torch) if name.endswith('Storage')), 'Size', 'device'),
         'torch.storage': ('TypedStorage', 'UntypedStorage'),
         'collections': ('OrderedDict', 'Counter'),
-        'builtins': ('set', 'frozenset', 'complex', 'slice', 'bytearray'),
+        'builtins': ('set', 'frozenset', 'complex', 'slice'),
         '_codecs': ('encode',),
     }
 
-    class Unpickler(pickle.Unpickler):
+    class Unpickler(pickle._Unpickler):  # in Python, for the reason that inspection.py gives
         def find_class(self, module, name):
             module = {'__builtin__': 'builtins', 'copy_reg': 'copyreg'}.get(module, module)
             if f'{module}.{name}' in SAFE_GLOBALS:
@@ -108,27 +111,42 @@ def load_checkpoint_file(path: str, map_location='cpu'):
             checkpoint = {'state_dict': load_safetensors(path, device=str(map_location or 'cpu'))}
         else:
             checkpoint = _safe_torch_load(path, map_location)
+    except NotAllowed as error:
+        raise CheckpointError(_refused(path, str(error))) from None
     except Exception as error:  # a damaged file can make a reader fail in any way
         raise CheckpointError(_reading_failed(path, str(error))) from None
     if not isinstance(checkpoint, dict):
         raise CheckpointError(f'{path} holds a {type(checkpoint).__name__}, expected a dict of tensors')
-    return _translate(checkpoint, path)
+    try:
+        return _translate(checkpoint, path)
+    except CheckpointError as error:
+        raise error.naming(path) from None
+    except Exception as error:  # a file may attach anything to its tensors and dicts
+        reason = printable(f'{type(error).__name__}: {error}', 200)
+        raise CheckpointError(
+            f'{path} was read, but what it holds is not what torch.save writes of a model ({reason}). Expected a dict '
+            f'of tensors by name'
+        ) from None
+
+
+def _refused(path: str, name: str) -> str:
+    return (
+        f'{path} was refused: it asks to run {printable(name)!r} while loading, and only tensors and plain '
+        f'data are read from checkpoints. If you trust its origin, re-save its tensors alone where it was made: '
+        f"torch.save({{'state_dict': model.state_dict()}}, path)"
+    )
 
 
 def _reading_failed(path: str, reason: str) -> str:
     refused = re.search(r'GLOBAL ([\w.]+)', reason)
     if refused:
-        return (
-            f'{path} was refused: it asks to run {refused[1]!r} while loading, and only tensors and plain '
-            f'data are read from checkpoints. If you trust its origin, re-save its tensors alone where it was made: '
-            f"torch.save({{'state_dict': model.state_dict()}}, path)"
-        )
+        return _refused(path, refused[1])
     with open(path, 'rb') as file:
         start = file.read(16)
     return (
         f'{path} is not a checkpoint that can be read: {os.path.getsize(path)} bytes, beginning with {start!r}, '
         f'expected a file of torch.save or safetensors. It may be cut off or a saved web page; download it again. '
-        f'({reason.splitlines()[0][:200] if reason else "unexpected end of file"})'
+        f'({printable(reason.splitlines()[0], 200) if reason else "unexpected end of file"})'
     )
 
 
@@ -138,9 +156,14 @@ def _translate(checkpoint: dict, path: str) -> dict:
     A file of a whole OpenMMLab model keeps its names, since the model may be MMPretrain's own XCiT; this project's
     backbone translates them itself.
     """
+    checkpoint = checked(checkpoint)
     layout, place, tensors = locate(checkpoint)
     metadata = getattr(checkpoint.get('state_dict', checkpoint), '_metadata', {})
     whole_model = place == 'state_dict' and any(key.startswith('backbone.') for key in tensors)
+    if layout is not None:
+        if whole_model:
+            check_values(checkpoint['state_dict'])
+        check_tensors(tensors)
     if layout is not None and not whole_model:
         checkpoint = {'state_dict': OrderedDict(layout.to_native(tensors)), 'meta': checkpoint.get('meta', {})}
     state = checkpoint.get('state_dict')

@@ -5,7 +5,7 @@ from typing import Dict
 from mmengine.logging import print_log
 from torch import Tensor, nn
 
-from .errors import CheckpointError
+from .errors import CheckpointError, printable
 from .layouts import describe, find_layout
 
 # Parts that a backbone may lack, depending on what it is asked to return, while the file has them.
@@ -33,20 +33,20 @@ def match_state_dict(module: nn.Module, state_dict: Dict[str, Tensor], prefix: s
     layout, tensors = find_layout({'state_dict': given})
     who = f'{source["path"]}: ' if source.get('path') else ''
     if layout is None:
-        names = ', '.join(list(given)[:3]) or 'none'
+        names = ', '.join(map(printable, list(given)[:3])) or 'none'
         raise CheckpointError(
             f'{who}no XCiT weights were found for {prefix or "the backbone"!r}; the file fits none of the known '
             f'layouts. Its first tensors there: {names}. Expected: a checkpoint of XCiT, by any of its implementations'
         )
     native = {key[len('backbone.') :]: v for key, v in layout.to_native(tensors).items() if key.startswith('backbone.')}
-    wanted = {key: value.shape for key, value in module.state_dict().items()}
+    own = module.state_dict()
+    wanted = {key: value.shape for key, value in own.items()}
     ignored = sorted({key.split('.')[0] for key in native if key not in wanted and key.startswith(_OPTIONAL)})
-    problems = _problems(native, wanted)
+    problems = _problems(native, wanted) + _wrong_types(native, own)
     if problems:
         raise CheckpointError(
             f'{who}the checkpoint (layout: {source.get("layout") or layout.name}) does not fit the model, and '
-            f'nothing was loaded. It holds {describe(native)}; the model has {describe(module.state_dict())}. '
-            + '; '.join(problems)
+            f'nothing was loaded. It holds {describe(native)}; the model has {describe(own)}. ' + '; '.join(problems)
         )
     if ignored:
         print_log(f'{who}not used by this model: {", ".join(ignored)}', 'current')
@@ -77,5 +77,15 @@ def _problems(native: Dict[str, Tensor], wanted: Dict[str, tuple]) -> list:
     return [f'{label} ({len(keys)}): {_shorten(keys)}' for label, keys in groups if keys]
 
 
+def _wrong_types(native: Dict[str, Tensor], own: Dict[str, Tensor]) -> list:
+    """Weights that are no floating-point numbers; PyTorch would turn them into some without a word."""
+    wrong = [
+        f'{key} {str(native[key].dtype)[len("torch.") :]} instead of {str(value.dtype)[len("torch.") :]}'
+        for key, value in own.items()
+        if key in native and value.is_floating_point() and not native[key].is_floating_point()
+    ]
+    return [f'of another type ({len(wrong)}): {_shorten(wrong)}'] if wrong else []
+
+
 def _shorten(keys: list, limit: int = 4) -> str:
-    return ', '.join(keys[:limit]) + (f' and {len(keys) - limit} more' if len(keys) > limit else '')
+    return ', '.join(map(printable, keys[:limit])) + (f' and {len(keys) - limit} more' if len(keys) > limit else '')
