@@ -1,0 +1,103 @@
+"""Losses and gradients that are NaN or infinite: named, skipped or the end."""
+
+import pytest
+import torch
+from mmengine.hooks import Hook
+from mmengine.registry import HOOKS
+from small_runs import assert_same, small_cfg, state, train
+
+from xcit_mm.engine.errors import UsageError
+
+pytestmark = pytest.mark.usefixtures('one_thread')
+
+
+class PoisonHook(Hook):
+    """Makes the images of one iteration NaN, after they are read."""
+
+    def __init__(self, *iterations):
+        self.iterations = iterations
+
+    def before_train_iter(self, runner, batch_idx, data_batch=None):
+        if runner.iter + 1 in self.iterations:
+            data_batch['inputs'] = data_batch['inputs'].float() * float('nan')
+
+
+@pytest.fixture
+def cfg(small_models, small_digits, tmp_path):
+    return small_cfg(
+        small_models,
+        'classifier',
+        small_digits,
+        tmp_path / 'run',
+        **{'train_cfg.max_epochs': 2, 'train_cfg.val_interval': 5, 'default_hooks.checkpoint.interval': 1},
+    )
+
+
+def test_training_stops_before_the_update_and_names_the_images(cfg, tmp_path):
+    with pytest.raises(UsageError) as error:
+        train(cfg, PoisonHook(5))
+    message = str(error.value)
+    assert 'iteration 5 (epoch 2): loss is nan, and gradients are not finite' in message
+    assert message.count('.png') + message.count('.jpg') == 4 and 'train' in message
+    assert 'default_hooks.non_finite.action=skip' in message
+    assert [path.name for path in (tmp_path / 'run').glob('epoch_*.pth')] == ['epoch_1.pth']
+
+
+def test_a_skipped_iteration_leaves_nothing_behind(cfg, tmp_path):
+    """Neither in the weights nor in the statistics of batch norm, the average of both, or the optimizer."""
+    cfg.default_hooks.non_finite.action = 'skip'
+
+    class Compare(Hook):
+        priority = 'LOWEST'
+
+        def before_train_iter(self, runner, batch_idx, data_batch=None):
+            self.before = [t.clone() for t in runner.model.state_dict().values()]
+
+        def after_train_iter(self, runner, batch_idx, data_batch=None, outputs=None):
+            same = all(torch.equal(a, b) for a, b in zip(self.before, runner.model.state_dict().values()))
+            assert same == (runner.iter + 1 == 2)
+
+    runner = train(cfg, PoisonHook(2), Compare())
+    assert runner.iter == 6 and runner.message_hub.get_info('skipped_iterations') == 1
+    saved = state(tmp_path / 'run' / 'epoch_2.pth')
+    for part in ('state_dict', 'ema_state_dict'):
+        assert all(torch.isfinite(value).all() for value in saved[part].values()), part
+
+
+def test_skipping_is_bounded(cfg):
+    cfg.default_hooks.non_finite.update(action='skip', max_skips=2)
+    with pytest.raises(UsageError, match='iteration 4 .* 2 iterations were skipped'):
+        train(cfg, PoisonHook(1, 2, 4))
+
+
+def test_gradients_alone_are_enough(cfg):
+    """A finite loss whose gradient is not, as of a square root at zero."""
+
+    class RootHook(Hook):
+        def before_train(self, runner):
+            head = runner.model.head
+            get_loss = head._get_loss
+
+            def with_root(*args, **kwargs):
+                losses = get_loss(*args, **kwargs)
+                root = (head.fc.weight * 0).square().sum().sqrt()
+                return dict(losses, loss=losses['loss'] + root)
+
+            head._get_loss = with_root
+
+    with pytest.raises(UsageError, match='the losses are finite, and gradients are not finite'):
+        train(cfg, RootHook())
+
+
+def test_a_watched_run_is_the_same_as_one_that_is_not(cfg, tmp_path):
+    train(cfg)
+    watched = state(tmp_path / 'run' / 'epoch_2.pth')
+    cfg.default_hooks.non_finite.action = 'ignore'
+    cfg.experiment_name += '_ignored'
+    train(cfg)
+    assert_same(watched, state(tmp_path / 'run' / 'epoch_2.pth'))
+
+
+def test_an_unknown_action_is_refused():
+    with pytest.raises(ValueError, match="action must be one of .*'retry'"):
+        HOOKS.build(dict(type='xcit_mm.NonFiniteHook', action='retry'))
