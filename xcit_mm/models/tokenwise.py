@@ -5,6 +5,7 @@ them stays in a CPU's cache and is then forgotten. For the backward pass only th
 MLP's first layer are kept; layer norms and GELU are computed again. All of it is exact: the same sums in chunks.
 """
 
+from functools import lru_cache
 from typing import Iterator, Tuple
 
 import torch
@@ -56,18 +57,35 @@ def gram_step(dim: int, device: torch.device) -> int:
     return max(96, -(-dim // 4)) if device.type == 'cpu' else dim
 
 
+@lru_cache(maxsize=None)
+def multiplies_into_fp32(dtype: torch.dtype, kind: str) -> bool:
+    """Whether a device keeps the fp32 sums of a product of this half type: CUDA from PyTorch 2.8 on."""
+    tokens = torch.ones(1, 1, 1, dtype=dtype, device=kind)
+    try:
+        return torch.bmm(tokens, tokens, out_dtype=torch.float32).item() == 1
+    except (TypeError, RuntimeError, NotImplementedError):
+        return False
+
+
 def add_gram(total: Tensor, x: Tensor) -> None:
     """Add x^T x to the upper triangle of blocks of ``total``, in fp32: the rest follows from symmetry.
+
+    Sums rounded to a half type would overflow, or lose the directions in which the tokens vary little.
 
     Args:
         total (Tensor): (B, C, C), fp32; finished by :func:`mirrored`.
         x (Tensor): (B, n, C), any floating type.
     """
-    x = x.float()
+    wide = multiplies_into_fp32(x.dtype, x.device.type)
+    x = x if wide else x.float()
     C = x.shape[2]
     step = gram_step(C, x.device)
     for i in range(0, C, step):
-        total[:, i : i + step, i:].baddbmm_(x[..., i : i + step].transpose(1, 2), x[..., i:])
+        block, rows = total[:, i : i + step, i:], x[..., i : i + step].transpose(1, 2)
+        if wide:
+            block += torch.bmm(rows, x[..., i:], out_dtype=torch.float32)
+        else:
+            block.baddbmm_(rows, x[..., i:])
 
 
 def gram(x: Tensor) -> Tensor:
@@ -88,10 +106,11 @@ def moments_of(x: Tensor, norm) -> Tuple[Tensor, Tensor]:
     B, N, C = x.shape
     moments = x.new_zeros(B, C, C, dtype=torch.float32)
     mean = x.new_zeros(B, 1, C, dtype=torch.float32)
+    dtype = compute_dtype(x) if multiplies_into_fp32(compute_dtype(x), x.device.type) else x.dtype
     with torch.autocast(x.device.type, enabled=False):
         for piece in pieces(x):
             tokens = norm(x[piece])
-            add_gram(moments[piece[0]], tokens)
+            add_gram(moments[piece[0]], tokens.to(dtype))
             mean[piece[0]] += tokens.sum(1, keepdim=True, dtype=torch.float32)
         return mirrored(moments) / N, mean / N
 
