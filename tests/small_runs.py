@@ -56,7 +56,12 @@ def train(cfg, *hooks):
     runner = build_runner(Config(cfg.to_dict()))
     for hook in hooks:
         runner.register_hook(hook)
-    runner.train()
+    try:
+        runner.train()
+    finally:  # a process that ends takes those with it that load data; this one lives on
+        iterator = getattr(runner.train_loop, 'dataloader_iterator', None)
+        if hasattr(iterator, 'iterator'):
+            iterator.iterator = None
     return runner
 
 

@@ -100,12 +100,15 @@ class InterruptionHook(Hook):
         self.previous = {}
 
 
-def _init_worker(init, signals: Sequence[int], worker_id: int) -> None:
-    """Let a process that loads data live until the iteration is done: it gets the signal as well.
+def _pass_over(number, frame) -> None:
+    """Once, and for a minute: a second signal is PyTorch's, which ends such a process so."""
+    signal.signal(number, signal.SIG_DFL)
+    signal.alarm(60)
 
-    The first SIGTERM is passed over and no more, since that is how PyTorch ends such a process in the end.
-    """
+
+def _init_worker(init, signals: Sequence[int], worker_id: int) -> None:
+    """Let a process that loads data live until the iteration is done: it gets the signal as well."""
     for number in signals:
-        signal.signal(number, lambda number, frame: signal.signal(number, signal.SIG_DFL))
+        signal.signal(number, _pass_over)
     if init is not None:
         init(worker_id)

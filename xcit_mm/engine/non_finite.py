@@ -88,7 +88,7 @@ class NonFiniteHook(Hook):
     def after_train_iter(self, runner, batch_idx: int, data_batch=None, outputs: Optional[dict] = None) -> None:
         if self.action == 'ignore':
             return
-        losses = {name: float(value) for name, value in (outputs or {}).items() if _is_number(value)}
+        losses = {name: _number(value) for name, value in (outputs or {}).items() if _is_number(value)}
         bad = {name: value for name, value in losses.items() if 'loss' in name and not math.isfinite(value)}
         if not any_process(bool(bad) or self.bad_gradients):
             return
@@ -138,6 +138,10 @@ def _model(runner):
 
 def _is_number(value) -> bool:
     return isinstance(value, (int, float)) or (isinstance(value, Tensor) and value.numel() == 1)
+
+
+def _number(value) -> float:
+    return float(value.detach() if isinstance(value, Tensor) else value)
 
 
 def _image_names(data_batch) -> List[str]:

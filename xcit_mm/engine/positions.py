@@ -217,6 +217,10 @@ class DataPositionHook(Hook):
     def after_train_epoch(self, runner) -> None:
         runner.train_loop.__dict__.pop('run_iter', None)
 
+    def after_train(self, runner) -> None:
+        if isinstance(runner.train_loop, IterBasedTrainLoop) and self.batches is not None:
+            runner.train_loop.dataloader_iterator.iterator = None  # which ends the processes that load data
+
     def before_save_checkpoint(self, runner, checkpoint: dict) -> None:
         if self.batches is not None and isinstance(runner.train_loop, EpochBasedTrainLoop):
             epoch, done = self.place

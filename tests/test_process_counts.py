@@ -1,0 +1,205 @@
+"""The same training, whether one process does it or several share every batch; and every image tested once."""
+
+import os
+
+import pytest
+import torch
+import torch.distributed as dist
+from conftest import ROOT
+from mmengine.config import Config
+from mmengine.evaluator import BaseMetric
+from mmengine.hooks import Hook
+from mmengine.registry import METRICS, TASK_UTILS
+from processes import run_group
+from small_runs import FOLDERS, small_cfg
+
+from xcit_mm.engine.setup import adapt_to_device, build_runner
+
+pytestmark = pytest.mark.usefixtures('one_thread')
+
+BATCH = 4
+ITERATIONS = 3  # of all kinds: an epoch of 12 images
+KINDS = ('classifier', 'distilled', 'detector', 'semantic_fpn', 'dino')
+
+
+class LossHook(Hook):
+    """The loss of every iteration, over all processes."""
+
+    def __init__(self):
+        self.losses = []
+
+    def after_train_iter(self, runner, batch_idx, data_batch=None, outputs=None):
+        loss = torch.as_tensor(outputs['loss']).detach().clone()
+        if dist.is_initialized():
+            dist.all_reduce(loss)
+            loss /= dist.get_world_size()
+        self.losses.append(loss)
+
+
+@METRICS.register_module(force=True)
+class NamesOfImages(BaseMetric):
+    """Which images were tested."""
+
+    def process(self, data_batch, data_samples):
+        self.results += [sample['img_path'] for sample in data_samples]
+
+    def compute_metrics(self, results):
+        return dict(images=len(results), different=len(set(results)))
+
+
+def register_sampler():
+    """A sampler of proposals that takes the first ones, since those that draw depend on the process."""
+    from mmdet.models.task_modules import RandomSampler
+
+    @TASK_UTILS.register_module(force=True)
+    class FirstSampler(RandomSampler):
+        def random_choice(self, gallery, num):
+            return gallery[:num]
+
+
+def deterministic_detector(cfg):
+    """Losses of Mask R-CNN are means over proposals: equally many in every image, and none of them drawn."""
+    register_sampler()
+    first = dict(type='FirstSampler', _scope_='mmengine', neg_pos_ub=-1)
+    cfg.model.train_cfg.rpn.sampler.update(first)
+    cfg.model.train_cfg.rcnn.sampler.update(dict(first, num=16, pos_fraction=1 / 16))
+
+
+def make_cfg(kind, small_models, data, folder):
+    """The published losses and parts in small, without what each process draws for itself."""
+    base = dict(distilled='classifier', dino='classifier').get(kind, kind)
+    options = {'randomness': dict(seed=0), 'default_hooks.checkpoint.save_best': None}
+    cfg = small_cfg(small_models, base, data, folder, **options)
+    if kind == 'dino':
+        arch = dict(embed_dims=32, depth=2, num_heads=4)
+        dino = Config.fromfile(ROOT / 'configs' / 'dino_xcit_n6_8_digits.py')
+        loader = {**dino.train_dataloader, **dict(num_workers=0, persistent_workers=False)}
+        loader['dataset'] = {**loader['dataset'], 'data_root': str(data / FOLDERS[base]), 'indices': 12}
+        loader['dataset']['pipeline'] = dino.train_dataloader.dataset.pipeline
+        dino.merge_from_dict(
+            {
+                'train_dataloader': loader,
+                'model.backbone.arch': arch,
+                'model.neck.in_channels': 32,
+                'model.head.out_channels': 64,
+                'model.neck.out_channels': 64,
+            }
+        )
+        dino.model.backbone.arch = arch
+        dino.merge_from_dict({key: cfg[key] for key in ('work_dir', 'launcher', 'log_level', 'experiment_name')})
+        cfg = dino
+    if kind == 'distilled':
+        teacher, checkpoint = Config.fromfile(small_models['classifier'][0]).model, small_models['classifier'][1]
+        cfg.model = dict(
+            cfg.model, type='xcit_mm.DistilledClassifier', teacher=teacher, teacher_checkpoint=checkpoint, alpha=0.5
+        )
+    if kind == 'detector':
+        deterministic_detector(cfg)
+    if kind == 'semantic_fpn':
+        cfg.model.decode_head.loss_decode = dict(type='CrossEntropyLoss', use_sigmoid=False, loss_weight=1.0)
+        cfg.train_cfg.update(max_iters=ITERATIONS, val_interval=ITERATIONS)
+        cfg.default_hooks.checkpoint.interval = ITERATIONS
+    else:
+        cfg.train_cfg.update(max_epochs=1)
+        cfg.default_hooks.checkpoint.interval = 1
+    cfg.model.backbone.update(bn_norm_cfg=dict(type='xcit_mm.SyncBN'), drop_path_rate=0.0)
+    # Linear in the gradients, so that their differences are seen as they are.
+    cfg.optim_wrapper = dict(type='OptimWrapper', optimizer=dict(type='SGD', lr=0.02, momentum=0.9, weight_decay=0.01))
+    cfg.param_scheduler = [dict(type='LinearLR', start_factor=0.5, by_epoch=False, begin=0, end=3)]
+    if kind != 'dino':
+        cfg.val_dataloader.update(batch_size=2)
+        cfg.val_dataloader.dataset.indices = 3
+        evaluators = cfg.val_evaluator if isinstance(cfg.val_evaluator, list) else [cfg.val_evaluator]
+        cfg.val_evaluator = [*evaluators, dict(type='NamesOfImages', _scope_='mmengine')]
+        cfg.train_cfg.val_interval = ITERATIONS if kind == 'semantic_fpn' else 1
+    return cfg
+
+
+def train_and_test(cfg, world, path):
+    """Train with a share of the batch, and save what came of it."""
+    cfg.train_dataloader.batch_size = BATCH // world
+    if world > 1:
+        cfg.launcher = 'pytorch'
+        adapt_to_device(cfg)
+    runner = build_runner(cfg)
+    watch, metrics = LossHook(), {}
+
+    class Metrics(Hook):
+        def after_val_epoch(self, runner, metrics=None):
+            found.update(metrics)
+
+    found = metrics
+    runner.register_hook(watch)
+    runner.register_hook(Metrics())
+    runner.train()
+    if runner.rank == 0:
+        checkpoint = torch.load(os.path.join(runner.work_dir, open_pointer(runner.work_dir)), weights_only=False)
+        torch.save(
+            dict(
+                losses=torch.stack(watch.losses),
+                weights=checkpoint['state_dict'],
+                average=checkpoint.get('ema_state_dict', {}),
+                gradients={key: s['momentum_buffer'] for key, s in checkpoint['optimizer']['state'].items()},
+                metrics=metrics,
+            ),
+            path,
+        )
+
+
+def open_pointer(work_dir):
+    with open(os.path.join(work_dir, 'last_checkpoint')) as file:
+        return os.path.basename(file.read())
+
+
+def member(rank, world, folder, kinds):
+    os.environ.update(LOCAL_RANK=str(rank), RANK=str(rank), WORLD_SIZE=str(world))
+    for kind in kinds:
+        cfg = Config.fromfile(f'{folder}/{kind}.py')
+        if kind == 'detector':
+            register_sampler()
+        cfg.work_dir = f'{folder}/{kind}_{world}'
+        train_and_test(cfg, world, f'{folder}/{kind}_{world}.pth')
+
+
+def largest_deviation(ours, theirs):
+    """Over all tensors, relative to the largest value of each; of a tensor of almost nothing, to that of all."""
+    assert ours.keys() == theirs.keys()
+    pairs = [(ours[k].double(), theirs[k].double()) for k in ours if torch.is_tensor(ours[k])]
+    scale = max((b.abs().max().item() for _, b in pairs), default=1.0)
+    return max(
+        ((a - b).abs().max().item() / max(b.abs().max().item(), 1e-3 * scale) for a, b in pairs if b.numel()), default=0
+    )
+
+
+def compare(kinds, world, small_models, data, folder, record):
+    for kind in kinds:
+        cfg = make_cfg(kind, small_models, data, folder / kind)
+        cfg.dump(folder / f'{kind}.py')
+        train_and_test(Config({**cfg.to_dict(), 'work_dir': str(folder / kind)}), 1, folder / f'{kind}_1.pth')
+    run_group(member, folder, kinds, world=world, limit=1200)
+    for kind in kinds:
+        one, several = (torch.load(folder / f'{kind}_{n}.pth', weights_only=False) for n in (1, world))
+        deviations = {part: largest_deviation(several[part], one[part]) for part in ('weights', 'average', 'gradients')}
+        deviations['losses'] = ((several['losses'] - one['losses']).abs() / one['losses'].abs()).max().item()
+        record(f'{kind}_{world}_processes', str(deviations))
+        print(kind, world, deviations)
+        assert max(deviations.values()) < 1e-5, (kind, deviations)
+        assert one['losses'][0] != one['losses'][-1]
+        assert one['metrics'].keys() == several['metrics'].keys()
+        for name, value in one['metrics'].items():
+            assert several['metrics'][name] == pytest.approx(value, rel=1e-4, abs=1e-6, nan_ok=True), (kind, name)
+        if kind != 'dino':
+            assert one['metrics']['images'] == one['metrics']['different'] == 3
+
+
+def test_two_processes_train_and_test_a_classifier_as_one_does(small_models, small_digits, tmp_path, record_property):
+    """Repeated augmentation, an average of the weights, and three images to test."""
+    compare(['classifier'], 2, small_models, small_digits, tmp_path, record_property)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize('world', [2, 4])
+def test_several_processes_train_and_test_all_models_as_one_does(
+    world, small_models, small_digits, tmp_path, record_property
+):
+    compare(list(KINDS), world, small_models, small_digits, tmp_path, record_property)
