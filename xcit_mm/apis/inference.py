@@ -14,6 +14,7 @@ import torch
 from mmengine.config import Config
 from mmengine.utils import track_iter_progress
 
+from ..datasets.loading import BadImage, read_image, widen
 from ..engine.errors import UsageError
 from .names import find_model, no_model
 from .overview import draw_overview
@@ -166,10 +167,12 @@ def _read(image: Union[Path, np.ndarray]) -> Tuple[Optional[np.ndarray], Optiona
             raise UsageError(f'an image array must be (H, W, 3) of BGR bytes, got {image.shape} of {image.dtype}')
         return image, None
     try:
-        pixels = mmcv.imread(str(image))
-    except Exception as error:  # decoders fail in many ways
+        pixels = read_image(str(image))
+    except BadImage as error:
         return None, f'cannot be read: {error}'
-    return (pixels, None) if pixels is not None else (None, 'cannot be decoded as an image')
+    if widen(pixels) is not pixels:
+        return None, f'cannot be resized: it is only {pixels.shape[0]} x {pixels.shape[1]} pixels (height x width)'
+    return pixels, None
 
 
 def _batches(items: list, size: int) -> Iterator[list]:

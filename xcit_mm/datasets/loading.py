@@ -28,6 +28,10 @@ TREATMENTS = ('resample', 'blank')
 # So many files in a row that cannot be read are not damaged files; MMEngine would give up after 1000.
 TOO_MANY_IN_A_ROW = 200
 GREY, IGNORED = 128, 255
+# Sides of a longer strip would become less than a patch, or less than a pixel, where its other side is resized.
+LONGEST_STRIP = 32
+EXIF_ORIENTATION = 0x0112
+ONE_PIXEL = 'it is one pixel high or wide, which MMSegmentation cannot read'
 
 
 class BadImage(Exception):
@@ -56,6 +60,11 @@ def read_image(path: str, flag: str = 'color', backend: str = 'cv2', backend_arg
     Raises:
         BadImage: If it is missing, is no image, or is cut off.
     """
+    return decode(read_bytes(path, backend_args), flag, backend)
+
+
+def read_bytes(path: str, backend_args: Optional[dict] = None) -> bytes:
+    """The first half of :func:`read_image`."""
     try:
         data = fileio.get(path, backend_args=backend_args)
     except FileNotFoundError:
@@ -64,6 +73,11 @@ def read_image(path: str, flag: str = 'color', backend: str = 'cv2', backend_arg
         raise BadImage(f'it cannot be read ({type(error).__name__}: {error})') from None
     if not data:
         raise BadImage('the file is empty')
+    return data
+
+
+def decode(data: bytes, flag: str = 'color', backend: str = 'cv2') -> np.ndarray:
+    """The second half of :func:`read_image`."""
     try:
         image = mmcv.imfrombytes(data, flag=flag, backend=backend)
         if _may_be_cut_off(data):
@@ -76,6 +90,34 @@ def read_image(path: str, flag: str = 'color', backend: str = 'cv2', backend_arg
         size, start = len(data), bytes(data[:12])
         raise BadImage(f'it is cut off, damaged or no image ({size} bytes, beginning with {start!r})')
     return image
+
+
+def is_turned(data: bytes) -> bool:
+    """Whether a picture is stored lying on its side, with a note (EXIF) to turn it, which decoders follow."""
+    if b'Exif' not in data[: 1 << 16]:
+        return False
+    try:
+        return Image.open(io.BytesIO(data)).getexif().get(EXIF_ORIENTATION) in (5, 6, 7, 8)
+    except Exception:  # a note that cannot be read is followed by nobody
+        return False
+
+
+def widen(image: np.ndarray, value: Optional[int] = None) -> np.ndarray:
+    """Add rows below or columns on the right until no side is more than 32 times the other.
+
+    Coordinates stay as they are.
+
+    Args:
+        image (np.ndarray): (H, W) or (H, W, channels).
+        value (int, optional): Of the new pixels; those at the edge are repeated if it is not given.
+    """
+    least = -(-max(image.shape[:2]) // LONGEST_STRIP)
+    missing = [(0, max(least - side, 0)) for side in image.shape[:2]] + [(0, 0)] * (image.ndim - 2)
+    if not any(after for _, after in missing):
+        return image
+    if value is None:
+        return np.pad(image, missing, 'edge')
+    return np.pad(image, missing, constant_values=value)
 
 
 def _may_be_cut_off(data: bytes) -> bool:
@@ -162,6 +204,16 @@ class _Watch:
         _note(BadFile(path, reason, consequence))
 
 
+def _beyond_bytes(path: str) -> Optional[str]:
+    """Whether a map has classes above 255, which MMSegmentation would take for others."""
+    if '://' in path:
+        return None
+    with Image.open(path) as image:
+        if image.mode.startswith(('I', 'F')) and np.asarray(image).max() > IGNORED:
+            return f'it has classes up to {np.asarray(image).max()}, and MMSegmentation reads 8 bits'
+    return None
+
+
 def _checked(bad_image: str) -> str:
     if bad_image not in TREATMENTS:
         raise ValueError(f"bad_image must be 'resample' or 'blank', got {bad_image!r}")
@@ -172,7 +224,9 @@ def _checked(bad_image: str) -> str:
 class LoadImageFromFile(MMCVLoadImageFromFile):
     """mmcv's, for data sets in which an image may be missing, cut off or otherwise impossible to decode.
 
-    Adds 'img' (H, W, 3), 'img_shape' and 'ori_shape' to the results, as mmcv's.
+    Adds 'img' (H, W, 3), 'img_shape' and 'ori_shape' to the results, as mmcv's. A picture that a camera stored on its
+    side is turned, as its EXIF note says, unless the annotations or the map of the classes are those of the picture as
+    it is stored. One that is more than 32 times as long as wide is made wider with the pixels of its edge.
 
     Args:
         bad_image (str): 'resample', for training: the data set draws another image. 'blank', for testing: a grey image
@@ -198,7 +252,7 @@ class LoadImageFromFile(MMCVLoadImageFromFile):
     def transform(self, results: dict) -> Optional[dict]:
         path = results['img_path']
         try:
-            image = read_image(path, self.color_type, self.imdecode_backend, self.backend_args)
+            image = self._read(path, results)
             self.watch.good()
         except BadImage as error:
             if self.bad_image == 'resample':
@@ -206,20 +260,38 @@ class LoadImageFromFile(MMCVLoadImageFromFile):
                 return None
             self.watch.bad(path, str(error), 'a grey image takes its place and counts as wrong')
             image = np.full(self._shape(results), GREY, np.uint8)
+        widened = widen(image)
+        if widened is not image:
+            rows, columns = image.shape[:2]
+            _note(BadFile(path, f'it is only {rows} x {columns} pixels (height x width)', 'its edge is repeated'))
+            image = widened
         results['img'] = image.astype(np.float32) if self.to_float32 else image
         results['img_shape'] = results['ori_shape'] = image.shape[:2]
         return results
 
-    def _shape(self, results: dict) -> tuple:
-        """What the annotation, the map of the classes or the file's own beginning say of the size."""
+    def _read(self, path: str, results: dict) -> np.ndarray:
+        data = read_bytes(path, self.backend_args)
+        image = decode(data, self.color_type, self.imdecode_backend)
+        if is_turned(data):
+            stored = image.shape[1::-1]
+            if stored != image.shape[:2] and self._expected(results, 'seg_map_path') == stored:
+                return decode(data, f'{self.color_type}_ignore_orientation', self.imdecode_backend)
+        return image
+
+    def _expected(self, results: dict, *paths: str) -> Optional[tuple]:
+        """Height and width by the annotation, or by the first of these files that is an image."""
         size = results.get('height'), results.get('width')
-        for path in (results.get('seg_map_path'), results['img_path']):
+        for path in map(results.get, paths):
             if None in size and path:
                 try:
                     size = Image.open(io.BytesIO(fileio.get(path, backend_args=self.backend_args))).size[::-1]
                 except Exception:  # it is no image either, or a remote storage's own error
                     continue
-        size = (224, 224) if None in size else size
+        return None if None in size else tuple(size)
+
+    def _shape(self, results: dict) -> tuple:
+        """Of the image that takes its place."""
+        size = self._expected(results, 'seg_map_path', 'img_path') or (224, 224)
         return size if self.color_type.startswith('grayscale') else (*size, 3)
 
 
@@ -230,22 +302,28 @@ class LoadSegMap(BaseTransform):
     Args:
         bad_image (str): 'resample', for training: the data set draws another image. 'blank', for testing: all pixels
             are ignored.
+        num_classes (int, optional): How many classes the data set has; pixels of others are ignored, and the map is
+            named. They are not looked for if it is not given.
         **kwargs: As for :class:`mmseg.datasets.transforms.LoadAnnotations`.
 
     Raises:
         UsageError: If 200 maps in a row are bad.
     """
 
-    def __init__(self, bad_image: str = 'resample', **kwargs):
+    def __init__(self, bad_image: str = 'resample', num_classes: Optional[int] = None, **kwargs):
         self.load = MMENGINE_TRANSFORMS.build(dict(type='mmseg.LoadAnnotations', **kwargs))
+        self.num_classes = num_classes
         self.bad_image = _checked(bad_image)
         self.watch = _Watch()
 
     def transform(self, results: dict) -> Optional[dict]:
+        reason = None
         try:
             results = self.load(results)
-            self.watch.good()
-            return results
+            reason = self._misfit(results)
+            if reason is None:
+                self.watch.good()
+                return self._only_known_classes(results)
         except Exception:  # a map that is no image can make the library fail in any way
             path = results['seg_map_path']
             try:
@@ -253,11 +331,40 @@ class LoadSegMap(BaseTransform):
             except BadImage as error:
                 reason = str(error)
             else:
-                raise  # the map is fine, and something else is wrong
+                if 1 not in Image.open(path).size:
+                    raise  # the map is fine, and something else is wrong
+                reason = ONE_PIXEL
+        path = results['seg_map_path']
         if self.bad_image == 'resample':
             self.watch.bad(path, reason, 'another image is drawn')
             return None
         self.watch.bad(path, reason, 'its image is not scored')
         results['gt_seg_map'] = np.full(results['ori_shape'], IGNORED, np.uint8)
-        results['seg_fields'].append('gt_seg_map')
+        if 'gt_seg_map' not in results['seg_fields']:
+            results['seg_fields'].append('gt_seg_map')
+        return results
+
+    @staticmethod
+    def _misfit(results: dict) -> Optional[str]:
+        """Why a map is none of its image; it is made as wide as the image was."""
+        labels, shape = results['gt_seg_map'], tuple(results.get('ori_shape') or ())
+        if labels.ndim < 2:
+            return ONE_PIXEL
+        if labels.ndim == 2:
+            labels = results['gt_seg_map'] = widen(labels, IGNORED)
+        if not shape or labels.shape == shape:
+            return _beyond_bytes(results['seg_map_path'])
+        if labels.ndim == 3:
+            return f'it has {labels.shape[2]} channels, expected one with the number of the class'
+        return f'it is {labels.shape[0]} x {labels.shape[1]} pixels, and its image {shape[0]} x {shape[1]}'
+
+    def _only_known_classes(self, results: dict) -> dict:
+        labels = results['gt_seg_map']
+        if self.num_classes is not None:
+            unknown = (labels >= self.num_classes) & (labels != IGNORED)
+            if unknown.any():
+                values = ', '.join(map(str, np.unique(labels[unknown])[:5]))
+                reason = f'it has classes that the data set has not ({values}; there are {self.num_classes}, from 0)'
+                _note(BadFile(results['seg_map_path'], reason, 'these pixels are ignored'))
+                results['gt_seg_map'] = np.where(unknown, IGNORED, labels).astype(labels.dtype)
         return results

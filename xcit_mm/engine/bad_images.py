@@ -2,6 +2,7 @@
 
 import copy
 import os
+from importlib import import_module
 from multiprocessing.pool import ThreadPool
 from typing import Iterator, List, Optional, Sequence, Tuple
 
@@ -29,7 +30,7 @@ PLACES = {
 
 
 def guard_loading(runner) -> None:
-    """Let every pipeline of a runner pass over images that cannot be read.
+    """Let every pipeline of a runner pass over images that cannot be read, and check annotations of COCO.
 
     The config keeps the libraries' own types, which their inferencers look for by name; only what the runner is about
     to build is changed.
@@ -40,11 +41,18 @@ def guard_loading(runner) -> None:
         if not isinstance(loader, dict) or not isinstance(loader['dataset'], dict):
             continue
         for dataset in innermost_datasets(loader['dataset']):
+            kind = find_type(DATASETS, dataset['type'], scope)
+            if kind is not None and (kind.__module__.split('.')[0], kind.__name__) == ('mmdet', 'CocoDataset'):
+                dataset['type'] = import_module('xcit_mm.datasets.coco').CocoDataset
             for transform in _transforms(dataset.get('pipeline') or ()):
                 kind = _full_name(transform, scope)
                 if kind in GUARDED and 'file_client_args' not in transform:
                     transform.pop('ignore_empty', None)
                     transform['type'] = kind = GUARDED[kind]
+                if kind == GUARDED['mmseg.LoadAnnotations']:
+                    classes = _classes(dataset, scope)
+                    if len(classes) > 1:
+                        transform.setdefault('num_classes', len(classes))
                 if kind in GUARDED.values():
                     # Testing draws no other image in place of one: that would change what is measured.
                     transform.setdefault('bad_image', 'resample' if split == 'train' else 'blank')
@@ -59,6 +67,14 @@ def _transforms(pipeline: Sequence) -> Iterator[dict]:
             yield from _transforms(item.get('transforms') or ())
         elif isinstance(item, (list, tuple)):
             yield from _transforms(item)
+
+
+def _classes(dataset: dict, scope: str) -> Sequence:
+    """The classes of a data set's config, or else of its type; () if they are not listed there."""
+    classes = (dataset.get('metainfo') or {}).get('classes')
+    if classes is None:
+        classes = getattr(find_type(DATASETS, dataset['type'], scope), 'METAINFO', {}).get('classes')
+    return classes if isinstance(classes, (list, tuple)) else ()
 
 
 def _full_name(transform: dict, scope: str) -> Optional[str]:
