@@ -29,7 +29,7 @@ TREATMENTS = ('resample', 'blank')
 TOO_MANY_IN_A_ROW = 200
 GREY, IGNORED = 128, 255
 # Sides of a longer strip would become less than a patch, or less than a pixel, where its other side is resized.
-LONGEST_STRIP = 32
+LONGEST_STRIP = 16
 EXIF_ORIENTATION = 0x0112
 ONE_PIXEL = 'it is one pixel high or wide, which MMSegmentation cannot read'
 
@@ -103,7 +103,7 @@ def is_turned(data: bytes) -> bool:
 
 
 def widen(image: np.ndarray, value: Optional[int] = None) -> np.ndarray:
-    """Add rows below or columns on the right until no side is more than 32 times the other.
+    """Add rows below or columns on the right until no side is more than 16 times the other.
 
     Coordinates stay as they are.
 
@@ -226,7 +226,7 @@ class LoadImageFromFile(MMCVLoadImageFromFile):
 
     Adds 'img' (H, W, 3), 'img_shape' and 'ori_shape' to the results, as mmcv's. A picture that a camera stored on its
     side is turned, as its EXIF note says, unless the annotations or the map of the classes are those of the picture as
-    it is stored. One that is more than 32 times as long as wide is made wider with the pixels of its edge.
+    it is stored. One that is more than 16 times as long as wide is made wider with the pixels of its edge.
 
     Args:
         bad_image (str): 'resample', for training: the data set draws another image. 'blank', for testing: a grey image

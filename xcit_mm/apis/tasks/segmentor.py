@@ -36,6 +36,8 @@ class Segmentor:
 
     def draw(self, image: np.ndarray, sample, score_thr: float) -> np.ndarray:
         """The RGB image under the classes' colours."""
+        if image.shape[:2] == (1, 1):
+            return image  # MMSegmentation takes the mask of a single pixel for an index
         visualizer = self.inferencer.visualizer
         visualizer.add_datasample('', np.ascontiguousarray(image), sample.cpu(), draw_gt=False)
         return visualizer.get_image()
