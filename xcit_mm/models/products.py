@@ -1,0 +1,103 @@
+"""The products of tokens with matrices, by the faster library.
+
+On a CPU, PyTorch hands fp32 products to MKL and convolutions to oneDNN. The sums of a linear layer are those of a 1x1
+convolution, and on AMD's processors oneDNN computes them more than twice as fast. Half precision always goes to it.
+"""
+
+from typing import Optional, Tuple
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+LEAST_TOKENS = 128  # fewer do not pay for bringing the matrix into oneDNN's order
+
+
+def suits_onednn(x: Tensor) -> bool:
+    """Whether products of tokens (..., C) go through oneDNN. Exported models keep their linear layers."""
+    return (
+        x.device.type == 'cpu'
+        and x.dtype == torch.float32
+        and torch.backends.mkldnn.is_available()
+        and torch.backends.cpu.get_cpu_capability().startswith('AVX')
+        and not is_exported()
+        and x.numel() >= LEAST_TOKENS * x.shape[-1]
+    )
+
+
+def is_exported() -> bool:
+    """Whether torch.export or TorchScript records the model for another program."""
+    compiler = getattr(torch, 'compiler', None)
+    if hasattr(compiler, 'is_exporting'):
+        return compiler.is_exporting() or torch.jit.is_tracing()
+    return is_traced()
+
+
+def is_traced() -> bool:
+    """Whether torch.compile, torch.export or TorchScript records the model, and better sees it as it is written."""
+    compiler = torch.compiler if hasattr(getattr(torch, 'compiler', None), 'is_compiling') else torch._dynamo
+    return compiler.is_compiling() or torch.jit.is_tracing()
+
+
+def as_image(x: Tensor) -> Tensor:
+    """Tokens (n, C) as an image of one row, (1, C, 1, n), channels last: a view."""
+    return x[None, None].permute(0, 3, 1, 2)
+
+
+def linear(x: Tensor, weight: Tensor, bias: Optional[Tensor] = None) -> Tensor:
+    """x W^T + b: (..., C), (D, C) and (D) -> (..., D). Differentiable."""
+    if not suits_onednn(x):
+        return F.linear(x, weight, bias)
+    out = F.conv2d(as_image(x.reshape(-1, x.shape[-1])), weight[:, :, None, None], bias)
+    return out.permute(0, 2, 3, 1).reshape(*x.shape[:-1], len(weight))
+
+
+def linear_backward(grad: Tensor, x: Tensor, weight: Tensor) -> Tuple[Tensor, Tensor, Tensor]:
+    """Gradients of x W^T + b by x, W and b, the latter two in fp32: from (n, D), (n, C) and (D, C)."""
+    if not suits_onednn(x):
+        return grad @ weight, (grad.t() @ x).float(), grad.sum(0, dtype=torch.float32)
+    grads = _convolution_backward(grad, x, weight[:, :, None, None], [True] * 3)
+    return grads[0].permute(0, 2, 3, 1).reshape(x.shape), grads[1].flatten(1), grads[2]
+
+
+def affine(x: Tensor, matrix: Tensor, offset: Tensor) -> Tensor:
+    """x M + m with one map for each image: (B, n, C), (B, C, D) and (B, 1, D) -> (B, n, D). Differentiable."""
+    # A recorded model with a loop over its images would fit one number of images only.
+    if suits_onednn(x[0]) and (len(x) == 1 or not is_traced()):
+        images = [linear(tokens, m.t(), o[0]) for tokens, m, o in zip(x, matrix, offset)]
+        return images[0][None] if len(images) == 1 else torch.stack(images)
+    return torch.baddbmm(offset, x, matrix)
+
+
+def affine_backward(grad: Tensor, x: Tensor, matrix: Tensor) -> Tuple[Tensor, Tensor]:
+    """Gradients of x M + m by x and, in fp32, by M: from (B, n, D), (B, n, C) and (B, C, D)."""
+    if not suits_onednn(x[0]):
+        return grad @ matrix.transpose(1, 2), (x.transpose(1, 2) @ grad).float()
+    images = [linear_backward(g, tokens, m.t()) for g, tokens, m in zip(grad, x, matrix)]
+    return torch.stack([image[0] for image in images]), torch.stack([image[1].t() for image in images])
+
+
+def by_columns(matrix: Tensor) -> Tensor:
+    """The same (B, C, D) in memory column by column, as oneDNN wants the matrix of :func:`affine`."""
+    return matrix.transpose(1, 2).contiguous().transpose(1, 2)
+
+
+def product_over_tokens(a: Tensor, b: Tensor) -> Tensor:
+    """a^T b in fp32: (n, C) and (n, D) -> (C, D). The gradient of a convolution's weight is this sum."""
+    if not suits_onednn(a):
+        return (a.t() @ b).float()
+    weight = b.new_empty(a.shape[1], b.shape[1], 1, 1)  # of which only the shape matters
+    return _convolution_backward(a, b, weight, [False, True, False])[1].flatten(1)
+
+
+def _convolution_backward(grad: Tensor, x: Tensor, weight: Tensor, wanted: list):
+    sizes, settings = [len(weight)], ([1, 1], [0, 0], [1, 1], False, [0, 0], 1)
+    return torch.ops.aten.convolution_backward(as_image(grad), as_image(x), weight, sizes, *settings, wanted)
+
+
+class Linear(nn.Linear):
+    """PyTorch's linear layer, by :func:`linear`."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        """(..., in) -> (..., out)."""
+        return linear(x, self.weight, self.bias)
