@@ -6,6 +6,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from .products import Linear, affine
 from .tokenwise import gram
 
 
@@ -48,9 +49,9 @@ class XCA(nn.Module):
         super().__init__()
         self.num_heads = num_heads
         self.temperature = nn.Parameter(torch.ones(num_heads, 1, 1))
-        self.qkv = nn.Linear(dim, dim * 3)
+        self.qkv = Linear(dim, dim * 3)
         self.attn_drop = nn.Dropout(attn_drop)
-        self.proj = nn.Linear(dim, dim)
+        self.proj = Linear(dim, dim)
         self.proj_drop = nn.Dropout(proj_drop)
 
     @staticmethod
@@ -81,7 +82,7 @@ class XCA(nn.Module):
             tokens = x.float()
             moments = gram(tokens) / x.shape[1]
             weight, bias = self.affine_map(moments, tokens.mean(dim=1, keepdim=True))
-        return torch.baddbmm(bias.to(x.dtype), x, weight.to(x.dtype))
+        return affine(x, weight.to(x.dtype), bias.to(x.dtype))
 
     def affine_map(self, moments: Tensor, mean: Tensor) -> Tuple[Tensor, Tensor]:
         """What the layer does to every token of an image, from the moments of its tokens.

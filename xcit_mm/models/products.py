@@ -10,6 +10,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+ONEDNN = torch.backends.mkldnn.is_available() and torch.backends.cpu.get_cpu_capability().startswith('AVX')
 LEAST_TOKENS = 128  # fewer do not pay for bringing the matrix into oneDNN's order
 
 
@@ -18,8 +19,7 @@ def suits_onednn(x: Tensor) -> bool:
     return (
         x.device.type == 'cpu'
         and x.dtype == torch.float32
-        and torch.backends.mkldnn.is_available()
-        and torch.backends.cpu.get_cpu_capability().startswith('AVX')
+        and ONEDNN
         and not is_exported()
         and x.numel() >= LEAST_TOKENS * x.shape[-1]
     )

@@ -13,6 +13,8 @@ import torch.nn.functional as F
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
+from .products import affine, affine_backward, by_columns, linear, linear_backward, product_over_tokens, suits_onednn
+
 # Tokens: few enough for the cache of a CPU, enough to keep another device busy.
 CHUNK_SIZES = {'cpu': 1024, 'other': 65536}
 
@@ -33,12 +35,6 @@ def pieces(x: Tensor) -> Iterator[Tuple[slice, slice]]:
             yield slice(image, min(image + together, B)), part
 
 
-def is_traced() -> bool:
-    """Whether torch.compile, torch.export or TorchScript records the model, and better sees it as it is written."""
-    compiler = torch.compiler if hasattr(getattr(torch, 'compiler', None), 'is_compiling') else torch._dynamo
-    return compiler.is_compiling() or torch.jit.is_tracing()
-
-
 def compute_dtype(x: Tensor) -> torch.dtype:
     """Type of matrix products with x: autocast's where it is on, else that of x."""
     kind = x.device.type
@@ -49,12 +45,15 @@ def compute_dtype(x: Tensor) -> torch.dtype:
     return torch.get_autocast_gpu_dtype() if torch.is_autocast_enabled() else x.dtype
 
 
-def gram_step(dim: int, device: torch.device) -> int:
+def gram_step(x: Tensor) -> int:
     """Width of the blocks of x^T x. By symmetry k (k + 1) / 2 of k x k blocks are enough.
 
-    Other devices than CPUs prefer one large product to several small ones.
+    oneDNN prefers fewer and larger products than MKL, and other devices than CPUs a single one.
     """
-    return max(96, -(-dim // 4)) if device.type == 'cpu' else dim
+    C = x.shape[-1]
+    if x.device.type != 'cpu':
+        return C
+    return max(192, -(-C // 4)) if suits_onednn(x) else max(96, -(-C // 4))
 
 
 @lru_cache(maxsize=None)
@@ -78,20 +77,22 @@ def add_gram(total: Tensor, x: Tensor) -> None:
     """
     wide = multiplies_into_fp32(x.dtype, x.device.type)
     x = x if wide else x.float()
-    C = x.shape[2]
-    step = gram_step(C, x.device)
-    for i in range(0, C, step):
-        block, rows = total[:, i : i + step, i:], x[..., i : i + step].transpose(1, 2)
+    step = gram_step(x)
+    for i in range(0, x.shape[2], step):
+        block, rows, columns = total[:, i : i + step, i:], x[..., i : i + step], x[..., i:]
         if wide:
-            block += torch.bmm(rows, x[..., i:], out_dtype=torch.float32)
+            block += torch.bmm(rows.transpose(1, 2), columns, out_dtype=torch.float32)
+        elif suits_onednn(x[0]):
+            for one_block, one_rows, one_columns in zip(block, rows, columns):
+                one_block += product_over_tokens(one_rows, one_columns)
         else:
-            block.baddbmm_(rows, x[..., i:])
+            block.baddbmm_(rows.transpose(1, 2), columns)
 
 
 def gram(x: Tensor) -> Tensor:
     """x^T x of tokens (B, N, C), fp32, (B, C, C): differentiable, and fit to be traced."""
     C = x.shape[2]
-    step = gram_step(C, x.device)
+    step = gram_step(x)
     rows = [x[..., i : i + step].transpose(1, 2) @ x[..., i:] for i in range(0, C, step)]
     return mirrored(torch.cat([F.pad(row, (C - row.shape[2], 0)) for row in rows], dim=1))
 
@@ -131,11 +132,11 @@ class NormedMoments(torch.autograd.Function):
         _, N, C = x.shape
         grad_x, grad_weight, grad_bias = _empty_grads(x, weight, bias)
         with torch.autocast(x.device.type, enabled=False):
-            slope = ((grad_moments + grad_moments.transpose(1, 2)) / N).to(ctx.dtype)
+            slope = by_columns(((grad_moments + grad_moments.transpose(1, 2)) / N).to(ctx.dtype))
             shift = (grad_mean / N).to(ctx.dtype)
             for piece in pieces(x):
                 normed, mean, rstd = torch.native_layer_norm(x[piece], (C,), weight, bias, ctx.eps)
-                grad = torch.baddbmm(shift[piece[0]], normed.to(ctx.dtype), slope[piece[0]]).to(x.dtype)
+                grad = affine(normed.to(ctx.dtype), slope[piece[0]], shift[piece[0]]).to(x.dtype)
                 grads = _norm_backward(grad, x[piece], mean, rstd, weight, bias)
                 grad_x[piece] = grads[0]
                 grad_weight += grads[1]
@@ -151,11 +152,11 @@ class NormedAffine(torch.autograd.Function):
         ctx.save_for_backward(x, weight, bias, matrix)
         ctx.eps, ctx.dtype = eps, compute_dtype(x)
         out = torch.empty_like(x)
-        matrix, offset = matrix.to(ctx.dtype), offset.to(ctx.dtype)
+        matrix, offset = by_columns(matrix.to(ctx.dtype)), offset.to(ctx.dtype)
         with torch.autocast(x.device.type, enabled=False):
             for piece in pieces(x):
                 normed = F.layer_norm(x[piece], x.shape[-1:], weight, bias, eps)
-                branch = torch.baddbmm(offset[piece[0]], normed.to(ctx.dtype), matrix[piece[0]])
+                branch = affine(normed.to(ctx.dtype), matrix[piece[0]], offset[piece[0]])
                 torch.add(x[piece], branch, out=out[piece])
         return out
 
@@ -166,14 +167,13 @@ class NormedAffine(torch.autograd.Function):
         grad_x, grad_weight, grad_bias = _empty_grads(x, weight, bias)
         grad_matrix = torch.zeros_like(matrix, dtype=torch.float32)
         grad_offset = grad_out.sum(1, keepdim=True, dtype=torch.float32)
-        transposed = matrix.to(ctx.dtype).transpose(1, 2)
+        matrix = by_columns(matrix.to(ctx.dtype))
         with torch.autocast(x.device.type, enabled=False):
             for piece in pieces(x):
                 normed, mean, rstd = torch.native_layer_norm(x[piece], x.shape[-1:], weight, bias, ctx.eps)
-                grad = grad_out[piece].to(ctx.dtype)
-                _add_product(grad_matrix[piece[0]], normed.to(ctx.dtype).transpose(1, 2), grad)
-                grad = (grad @ transposed[piece[0]]).to(x.dtype)
-                grads = _norm_backward(grad, x[piece], mean, rstd, weight, bias)
+                grads = affine_backward(grad_out[piece].to(ctx.dtype), normed.to(ctx.dtype), matrix[piece[0]])
+                grad_matrix[piece[0]] += grads[1]
+                grads = _norm_backward(grads[0].to(x.dtype), x[piece], mean, rstd, weight, bias)
                 torch.add(grad_out[piece], grads[0], out=grad_x[piece])
                 grad_weight += grads[1]
                 grad_bias += grads[2]
@@ -186,24 +186,25 @@ class NormedMlp(torch.autograd.Function):
     @staticmethod
     def forward(ctx, x, weight, bias, eps, w1, b1, w2, b2, scale):
         ctx.eps, ctx.dtype = eps, compute_dtype(x)
-        hidden = x.new_empty(len(x), len(w1), dtype=ctx.dtype)
-        ctx.save_for_backward(x, weight, bias, w1, w2, scale, hidden)
+        parameters = w1, w2
+        hidden = []
         out = torch.empty_like(x)
         w1, b1, w2, b2 = (t.to(ctx.dtype) for t in (w1, b1, w2, b2))
         with torch.autocast(x.device.type, enabled=False):
             for part in chunks(len(x), x.device):
                 normed = F.layer_norm(x[part], x.shape[-1:], weight, bias, eps).to(ctx.dtype)
-                torch.addmm(b1, normed, w1.t(), out=hidden[part])
-                branch = torch.addmm(b2, F.gelu(hidden[part]), w2.t())
+                hidden.append(linear(normed, w1, b1))
+                branch = linear(F.gelu(hidden[-1]), w2, b2)
                 if scale is not None:
                     branch *= scale[part]
                 torch.add(x[part], branch, out=out[part])
+        ctx.save_for_backward(x, weight, bias, *parameters, scale, *hidden)
         return out
 
     @staticmethod
     @once_differentiable
     def backward(ctx, grad_out):
-        x, weight, bias, w1, w2, scale, hidden = ctx.saved_tensors
+        x, weight, bias, w1, w2, scale, *hidden = ctx.saved_tensors
         grad_x, grad_weight, grad_bias = _empty_grads(x, weight, bias)
         grad_w1, grad_b1, grad_w2, grad_b2 = (
             torch.zeros(shape, dtype=torch.float32, device=x.device)
@@ -211,17 +212,18 @@ class NormedMlp(torch.autograd.Function):
         )
         v1, v2 = w1.to(ctx.dtype), w2.to(ctx.dtype)
         with torch.autocast(x.device.type, enabled=False):
-            for part in chunks(len(x), x.device):
+            for part, h in zip(chunks(len(x), x.device), hidden):
                 normed, mean, rstd = torch.native_layer_norm(x[part], x.shape[-1:], weight, bias, ctx.eps)
                 grad = grad_out[part].to(ctx.dtype)
                 if scale is not None:
                     grad = grad * scale[part]
-                _add_product(grad_w2, grad.t(), F.gelu(hidden[part]))
-                grad_b2 += grad.sum(0, dtype=torch.float32)
-                grad = torch.ops.aten.gelu_backward(grad @ v2, hidden[part])
-                _add_product(grad_w1, grad.t(), normed.to(ctx.dtype))
-                grad_b1 += grad.sum(0, dtype=torch.float32)
-                grads = _norm_backward((grad @ v1).to(x.dtype), x[part], mean, rstd, weight, bias)
+                grads = linear_backward(grad, F.gelu(h), v2)
+                grad_w2 += grads[1]
+                grad_b2 += grads[2]
+                grads = linear_backward(torch.ops.aten.gelu_backward(grads[0], h), normed.to(ctx.dtype), v1)
+                grad_w1 += grads[1]
+                grad_b1 += grads[2]
+                grads = _norm_backward(grads[0].to(x.dtype), x[part], mean, rstd, weight, bias)
                 torch.add(grad_out[part], grads[0], out=grad_x[part])
                 grad_weight += grads[1]
                 grad_bias += grads[2]
@@ -236,11 +238,3 @@ def _empty_grads(x: Tensor, weight: Tensor, bias: Tensor) -> Tuple[Tensor, Tenso
 def _norm_backward(grad: Tensor, x: Tensor, mean: Tensor, rstd: Tensor, weight: Tensor, bias: Tensor):
     """Gradients of a layer norm by its input, weight and bias."""
     return torch.ops.aten.native_layer_norm_backward(grad, x, x.shape[-1:], mean, rstd, weight, bias, [True] * 3)
-
-
-def _add_product(total: Tensor, a: Tensor, b: Tensor) -> None:
-    """total += a b, with an fp32 total whatever the type of the factors."""
-    if a.dtype == torch.float32:
-        total.addmm_(a, b) if a.dim() == 2 else total.baddbmm_(a, b)
-    else:
-        total += a @ b

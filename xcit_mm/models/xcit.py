@@ -18,7 +18,8 @@ from ..checkpoint import CheckpointError, match_state_dict
 from ..registry import MODELS
 from .adapter import MultiScaleAdapter
 from .attention import XCA, ClassAttention
-from .tokenwise import NormedAffine, NormedMlp, NormedMoments, chunks, compute_dtype, is_traced, moments_of, pieces
+from .products import Linear, affine, by_columns, is_traced
+from .tokenwise import NormedAffine, NormedMlp, NormedMoments, chunks, compute_dtype, moments_of, pieces
 
 ARCHS = {
     'n12': dict(embed_dims=128, depth=12, num_heads=4, tokens_norm=False),
@@ -132,9 +133,9 @@ class Mlp(nn.Module):
 
     def __init__(self, dim: int, hidden_dim: int, act_cfg: dict, drop: float = 0.0):
         super().__init__()
-        self.fc1 = nn.Linear(dim, hidden_dim)
+        self.fc1 = Linear(dim, hidden_dim)
         self.act = build_activation_layer(act_cfg)
-        self.fc2 = nn.Linear(hidden_dim, dim)
+        self.fc2 = Linear(hidden_dim, dim)
         self.drop = nn.Dropout(drop)
 
     def forward(self, x: Tensor) -> Tensor:
@@ -200,8 +201,7 @@ class XCABlock(nn.Module):
             return False
         layers = (self.norm1, self.norm2, self.mlp.fc1, self.mlp.fc2, self.mlp.act, self.attn.qkv, self.attn.proj)
         return (
-            tuple(map(type, layers))
-            == (nn.LayerNorm, nn.LayerNorm, nn.Linear, nn.Linear, nn.GELU, nn.Linear, nn.Linear)
+            tuple(map(type, layers)) == (nn.LayerNorm, nn.LayerNorm, Linear, Linear, nn.GELU, Linear, Linear)
             and self.mlp.act.approximate == 'none'
             and not (self.training and (self.mlp.drop.p or self.attn.proj_drop.p))
             and not any(m._forward_hooks or m._forward_pre_hooks for m in self.modules() if m is not self)
@@ -212,9 +212,9 @@ class XCABlock(nn.Module):
         if self.attn.prefers_covariance(*x.shape[1:]):
             matrix, offset = self.attn.affine_map(*moments_of(x, self.norm1))
             matrix, offset = (t.to(compute_dtype(x)) for t in (matrix * self.gamma1, offset * self.gamma1))
-            out = torch.empty_like(x)
+            matrix, out = by_columns(matrix), torch.empty_like(x)
             for piece in pieces(x):
-                branch = torch.baddbmm(offset[piece[0]], self.norm1(x[piece]).to(matrix.dtype), matrix[piece[0]])
+                branch = affine(self.norm1(x[piece]).to(matrix.dtype), matrix[piece[0]], offset[piece[0]])
                 torch.add(x[piece], branch, out=out[piece])
             x = out
         else:
