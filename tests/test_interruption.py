@@ -11,6 +11,7 @@ import torch
 from mmengine.config import Config
 from mmengine.dataset import InfiniteSampler
 from mmengine.hooks import Hook
+from mmengine.runner import Runner
 from small_runs import SignalHook, assert_same, small_cfg, state, train
 from torch.utils.data import BatchSampler, RandomSampler
 
@@ -153,6 +154,20 @@ def test_no_intact_checkpoint_is_an_error_and_so_is_a_damaged_one_that_is_named(
         train(resume(cfg))
     with pytest.raises(UsageError, match=r'cannot go on from .*epoch_1\.pth: it is cut off'):
         train(Config({**resume(cfg).to_dict(), 'load_from': str(tmp_path / 'epoch_1.pth')}))
+
+
+def test_the_hooks_work_in_the_libraries_own_tools(cfg_of, uninterrupted, tmp_path):
+    """These make a runner from the config and know nothing of this project."""
+    cfg = cfg_of('semantic_fpn', tmp_path)
+    runner = Runner.from_cfg(Config(cfg.to_dict()))
+    runner.register_hook(StopHook(8))
+    with pytest.raises(Stop):
+        runner.train()
+    (tmp_path / 'iter_6.pth').write_bytes(b'PK')
+    runner = Runner.from_cfg(resume(cfg))
+    runner.train()
+    assert runner._load_from.endswith('iter_3.pth')
+    assert_same(state(uninterrupted('semantic_fpn')), state(tmp_path / LAST['semantic_fpn']))
 
 
 # Which checkpoint is the newest.

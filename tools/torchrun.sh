@@ -4,7 +4,13 @@ set -euo pipefail
 script=$(dirname "$0")/$1 config=$2 gpus=$3
 shift 3
 python=${PYTHON:-python}
+nodes=${NNODES:-1} restarts=${MAX_RESTARTS:-0} address=${MASTER_ADDR:-127.0.0.1} port=${PORT:-29500}
+if [ "$nodes" != 1 ] && [ "$restarts" != 0 ]; then
+    # The agents of several machines have to agree on a restart.
+    meeting=(--rdzv_backend c10d --rdzv_endpoint "$address:$port" --rdzv_id "${RUN_ID:-$port}")
+else
+    meeting=(--node_rank "${NODE_RANK:-0}" --master_addr "$address" --master_port "$port")
+fi
 exec "$python" -m torch.distributed.run \
-    --nnodes "${NNODES:-1}" --node_rank "${NODE_RANK:-0}" --nproc_per_node "$gpus" \
-    --master_addr "${MASTER_ADDR:-127.0.0.1}" --master_port "${PORT:-29500}" \
+    --nnodes "$nodes" --nproc_per_node "$gpus" --max_restarts "$restarts" "${meeting[@]}" \
     "$script" "$config" "$@" --launcher pytorch
