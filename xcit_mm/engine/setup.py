@@ -21,6 +21,7 @@ from mmengine.runner import Runner
 from ..checkpoint import CheckpointError, load_checkpoint_file, match_state_dict
 from ..checkpoint.heads import fit_state_dict
 from .bad_images import guard_loading
+from .config_checks import check_config, check_options
 from .data_checks import find_loaders, innermost_datasets
 from .errors import UsageError
 from .hooks import BadImagesHook, CheckpointFitHook, IterationSeedHook
@@ -71,6 +72,7 @@ def load_config(args: argparse.Namespace) -> Config:
     path = Path(args.config)
     cfg = read_config(path)
     if args.cfg_options:
+        check_options(cfg, args.cfg_options)
         try:
             cfg.merge_from_dict(args.cfg_options)
         except (KeyError, TypeError, AttributeError, IndexError) as error:
@@ -82,6 +84,7 @@ def load_config(args: argparse.Namespace) -> Config:
         cfg.work_dir = args.work_dir
     elif not cfg.get('work_dir'):
         cfg.work_dir = os.path.join('work_dirs', path.stem)
+    check_config(cfg)
     return cfg
 
 

@@ -1,0 +1,266 @@
+"""Mistakes in configs and in ``--cfg-options``: names that nothing has, and values of another kind.
+
+MMEngine takes any key: one with a typing mistake is added beside the right one and has no effect, or it ends the run
+with a traceback. Here it gets one message that names it and the nearest right one.
+"""
+
+import difflib
+import inspect
+from numbers import Number
+from typing import Callable, Iterator, List, Optional, Sequence, Tuple
+
+from mmengine import registry as registries
+from mmengine.config import Config
+from mmengine.runner import Runner
+
+from .data_checks import find_loaders, find_type, innermost_datasets
+from .errors import UsageError
+
+RUNNER_KEYS = (set(inspect.signature(Runner.__init__).parameters) - {'self'}) | {
+    'auto_scale_lr',
+    'custom_imports',
+    'find_unused_parameters',
+    'model_wrapper_cfg',
+    'runner_type',
+    'strategy',
+    'sync_buffers',
+    'tta_model',
+    'tta_pipeline',
+}
+# Where the type of an object is looked up, by the key that it is the value of.
+KINDS = {
+    'model': 'MODELS',
+    'dataset': 'DATASETS',
+    'datasets': 'DATASETS',
+    'sampler': 'DATA_SAMPLERS',
+    'pipeline': 'TRANSFORMS',
+    'transforms': 'TRANSFORMS',
+    'default_hooks': 'HOOKS',
+    'custom_hooks': 'HOOKS',
+    'optimizer': 'OPTIMIZERS',
+    'param_scheduler': 'PARAM_SCHEDULERS',
+    'train_evaluator': 'METRICS',
+    'val_evaluator': 'METRICS',
+    'test_evaluator': 'METRICS',
+    'vis_backends': 'VISBACKENDS',
+}
+# What builders take for themselves, beside the arguments of the class.
+TAKEN = {'type', '_scope_', '_delete_', 'priority', 'convert_to_iter_based'}
+CLOSE, VERY_CLOSE = 0.6, 0.85
+# A number in one run and a word in another.
+NUMBER_OR_WORD = ('loss_scale', 'interval', 'resume', 'load_from')
+
+
+def check_options(cfg: Config, options: dict) -> None:
+    """Whether ``--cfg-options`` change what is there, or add what the type at that place takes.
+
+    Args:
+        cfg (Config): The config before they are merged into it.
+        options (dict): Values by dotted key.
+
+    Raises:
+        UsageError: Naming the key and the nearest right one, or what kind of value is expected.
+    """
+    scope = cfg.get('default_scope') or 'mmengine'
+    for key, value in options.items():
+        place, kind = cfg, None
+        parts = key.split('.')
+        for depth, part in enumerate(parts):
+            before = '.'.join(parts[:depth])
+            if isinstance(place, (list, tuple)):
+                if not part.isdigit() or int(part) >= len(place):
+                    raise UsageError(
+                        f'--cfg-options {key}: {before} is a list of {len(place)}; its items are named by their number '
+                        f'from 0, got {part!r}'
+                    )
+                place = place[int(part)]
+                continue
+            if place is None:  # such as an init_cfg that is not given
+                break
+            if not hasattr(place, 'keys'):
+                raise UsageError(
+                    f'--cfg-options {key}: {before} is {place!r} and holds nothing, so there can be no {part!r} in it'
+                )
+            kind = KINDS.get(part, kind)
+            if part in place:
+                place = place[part]
+                continue
+            known, complete = _known_keys(place, depth, kind, scope)
+            near = difflib.get_close_matches(part, known - {part}, n=1, cutoff=CLOSE if complete else VERY_CLOSE)
+            if part not in known and (complete or near):
+                raise UsageError(
+                    f'--cfg-options {key}: {f"{before} has" if before else "a config has"} no {part!r}'
+                    + (
+                        f'; did you mean {".".join([*parts[:depth], near[0]])}?'
+                        if near
+                        else f'; it takes {", ".join(sorted(known - TAKEN))}'
+                    )
+                )
+            place = None
+            break
+        if place is not None and value is not None:
+            _check_kind(key, place, value)
+
+
+def _known_keys(place, depth: int, kind: Optional[str], scope: str) -> Tuple[set, bool]:
+    """The keys that a place of the config has or takes, and whether there can be no others."""
+    if depth == 0:
+        return set(place) | RUNNER_KEYS, True
+    known = set(place)
+    if 'type' not in place:
+        return known, False
+    found = _find(place['type'], [kind] if kind else [], scope)
+    if found is None:
+        return known, False
+    arguments, complete = _arguments(found)
+    return known | arguments | TAKEN, complete
+
+
+def _check_kind(key: str, old, new) -> None:
+    expected = None
+    if isinstance(old, bool):
+        expected = 'True or False' if not isinstance(new, (bool, int)) else None
+    elif isinstance(old, Number):
+        is_number = isinstance(new, Number) and not isinstance(new, bool)
+        expected = f'a number such as {old}' if not is_number and not key.endswith(NUMBER_OR_WORD) else None
+    elif isinstance(old, (list, tuple)):
+        is_list = isinstance(new, (list, tuple, dict))
+        # A list of indices and the like may be one number as well.
+        of_numbers = isinstance(new, Number) and all(isinstance(item, Number) for item in old)
+        shown = ','.join(map(str, old)) if len(str(old)) < 60 and not any(map(_is_dict, old)) else 'a,b'
+        expected = f'a list, such as "[{shown}]"' if not is_list and not of_numbers else None
+    elif _is_dict(old) and not _is_dict(new):
+        inside = next(iter(old), 'name')
+        expected = f'settings inside of it, such as {key}.{inside}=...'
+    if expected:
+        raise UsageError(f'--cfg-options {key}: expected {expected}, got {new!r}')
+
+
+def _is_dict(value) -> bool:
+    return hasattr(value, 'keys')
+
+
+def check_config(cfg: Config) -> None:
+    """Whether every type of a config exists and takes the arguments it is given, and heads have the data's classes.
+
+    Raises:
+        UsageError: Naming the key and the nearest right one.
+    """
+    for key in cfg:
+        near = difflib.get_close_matches(key, RUNNER_KEYS, n=1, cutoff=0.92)  # 'test_pipeline' is no mistake
+        if near and key not in RUNNER_KEYS and isinstance(cfg[key], (dict, list)):
+            raise UsageError(f'the config has {key!r}, which nothing reads; did you mean {near[0]!r}?')
+    scope = cfg.get('default_scope') or 'mmengine'
+    for key in RUNNER_KEYS & set(cfg):
+        for path, settings, kinds in _typed(cfg[key], key, []):
+            _check_type(path, settings, kinds, scope)
+    _check_classes(cfg, scope)
+
+
+def _typed(value, path: str, kinds: List[str]) -> Iterator[Tuple[str, dict, List[str]]]:
+    """All dicts with a type, with their place and where their type may be registered."""
+    name = next((part for part in reversed(path.split('.')) if not part.isdigit()), '')
+    inside_model = 'MODELS' in kinds
+    if name in KINDS and not inside_model and kinds != ['HOOKS']:
+        kinds = [KINDS[name]] if name != 'model' else ['MODELS', 'TASK_UTILS']
+        inside_model = name == 'model'
+    elif inside_model and (name.endswith('_cfg') or name in ('cfg', 'roi_layer')):
+        return  # these are read by functions of their own
+    if _is_dict(value):
+        if 'type' in value and kinds:
+            yield path, value, kinds
+        inner = value.items()
+        if value.get('type') and not inside_model:
+            kinds = []
+    elif isinstance(value, (list, tuple)):
+        inner = enumerate(value)
+    else:
+        return
+    for key, item in inner:
+        yield from _typed(item, f'{path}.{key}', kinds)
+
+
+def _find(kind, places: Sequence[str], scope: str) -> Optional[Callable]:
+    for place in places or ('MODELS', 'DATASETS', 'TRANSFORMS', 'HOOKS', 'METRICS', 'LOOPS', 'OPTIM_WRAPPERS'):
+        found = find_type(getattr(registries, place), kind, scope)
+        if found is not None:
+            return found
+    return None
+
+
+def _check_type(path: str, settings: dict, places: List[str], scope: str) -> None:
+    kind = settings['type']
+    found = _find(kind, places, scope)
+    if found is None:
+        names = {name for place in places for name in _names(getattr(registries, place), scope)}
+        prefix, _, name = str(kind).rpartition('.')
+        near = difflib.get_close_matches(name, names, n=1, cutoff=CLOSE)
+        if near:
+            right = f'{prefix}.{near[0]}' if prefix else near[0]
+            raise UsageError(f'{path}.type: there is no {kind!r}; did you mean {right!r}?')
+        return
+    arguments, complete = _arguments(found)
+    for key in set(settings) - arguments - TAKEN:
+        near = difflib.get_close_matches(key, arguments, n=1, cutoff=CLOSE if complete else VERY_CLOSE)
+        if complete or near:
+            hint = f'did you mean {near[0]!r}?' if near else f'it takes {", ".join(sorted(arguments))}'
+            raise UsageError(
+                f'{path}.{key}: {kind if isinstance(kind, str) else kind.__name__} takes no {key!r}; {hint}'
+            )
+
+
+def _names(registry, scope: str) -> set:
+    names = set()
+    with registry.switch_scope_and_registry(scope) as scoped:
+        while scoped is not None:
+            names.update(scoped.module_dict)
+            scoped = scoped.parent
+    if registry is registries.MODELS:
+        names.add('XCiT')
+    return names
+
+
+def _arguments(kind: Callable) -> Tuple[set, bool]:
+    """The names of the arguments of a class, also of those it inherits from; and whether it takes no others."""
+    names, complete = set(), True
+    classes = kind.__mro__ if inspect.isclass(kind) else (kind,)
+    for number, one in enumerate(classes):
+        function = one.__dict__.get('__init__') if inspect.isclass(one) else one
+        if function is None or one is object:
+            continue
+        try:
+            parameters = inspect.signature(function).parameters.values()
+        except (TypeError, ValueError):  # of C
+            return names, False
+        names.update(p.name for p in parameters if p.kind not in (p.VAR_KEYWORD, p.VAR_POSITIONAL))
+        if not any(p.kind == p.VAR_KEYWORD for p in parameters):
+            # A class without **kwargs takes nothing further; one behind a **kwargs may not be where they go.
+            return names - {'self'}, not any(c is not one for c in classes[:number] if '__init__' in c.__dict__)
+        complete = False
+    return names - {'self'}, complete
+
+
+def _check_classes(cfg: Config, scope: str) -> None:
+    """Whether the heads of a detector or segmentor have as many classes as the data."""
+    loader = find_loaders(cfg).get('train') or find_loaders(cfg).get('test')
+    if scope not in ('mmdet', 'mmseg') or not loader or 'backbone' not in cfg.get('model', {}):
+        return
+    dataset = next(innermost_datasets(loader['dataset']))
+    classes = (dataset.get('metainfo') or {}).get('classes')
+    if classes is None:
+        found = find_type(registries.DATASETS, dataset['type'], scope)
+        classes = getattr(found, 'METAINFO', {}).get('classes')
+    if not isinstance(classes, (list, tuple)):
+        return
+    names = ('bbox_head', 'mask_head') if scope == 'mmdet' else ('decode_head', 'auxiliary_head')
+    heads = [(f'model.{part}', cfg.model.get(part)) for part in names]
+    if cfg.model.get('roi_head'):
+        heads += [(f'model.roi_head.{part}', cfg.model.roi_head.get(part)) for part in names]
+    for path, head in heads:
+        number = head.get('num_classes') if _is_dict(head) else None
+        if number is not None and number != len(classes) and (scope == 'mmdet' or number != 2):
+            raise UsageError(
+                f'{path}.num_classes is {number}, and the data ({dataset["type"]}) has {len(classes)} classes '
+                f'({", ".join(map(str, classes[:3]))}, ...); set it to {len(classes)}, or list the classes of your own '
+                f'data in metainfo=dict(classes=...) of the data sets'
+            )
