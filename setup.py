@@ -119,6 +119,7 @@ setup(
             'onnx',
             'onnxruntime',
             'grad-cam<1.5',
+            'hypothesis',
         ],
     },
     classifiers=['Programming Language :: Python :: 3', 'Topic :: Scientific/Engineering :: Artificial Intelligence'],

@@ -1,0 +1,140 @@
+"""Mixed precision stays finite and near fp32; memory stays where it is over many steps."""
+
+import re
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from conftest import build
+from torch import nn
+
+import xcit_mm.models.xcit as xcit
+
+pytestmark = pytest.mark.usefixtures('one_thread')
+
+TYPES = [torch.bfloat16, torch.float16]
+NAMES = ['bf16', 'fp16']
+# Relative deviation of all gradients together from those of fp32, as one vector; and of the loss.
+BOUND = {torch.bfloat16: 0.05, torch.float16: 0.01}
+SMALL = dict(embed_dims=32, depth=4, num_heads=4)
+
+
+def classifier(seed=0, **kwargs):
+    torch.manual_seed(seed)
+    backbone = build(out_type='cls_token', **kwargs)
+    return nn.ModuleDict(dict(backbone=backbone, head=nn.Linear(backbone.embed_dims, 10))).train()
+
+
+def step(model, image, label, dtype, scale=1.0):
+    """The loss and the gradients of one training step; ``scale`` as a gradient scaler would."""
+    model.zero_grad()
+    with torch.autocast('cpu', dtype, enabled=dtype is not None):
+        logits = model['head'](model['backbone'](image)[-1])
+    loss = nn.functional.cross_entropy(logits.float(), label)
+    (loss * scale).backward()
+    return loss.item(), {name: p.grad / scale for name, p in model.named_parameters()}
+
+
+def as_vector(gradients):
+    return torch.cat([grad.flatten().double() for grad in gradients.values()])
+
+
+def batch_of(size, number=2):
+    generator = torch.Generator().manual_seed(0)
+    return torch.randn(number, 3, size, size, generator=generator), torch.arange(number)
+
+
+def assert_near(model, image, label, dtype, bound=None):
+    loss, gradients = step(model, image, label, None)
+    half_loss, half = step(model, image, label, dtype, scale=128.0)
+    assert np.isfinite(half_loss)
+    for name, grad in half.items():
+        assert grad.isfinite().all(), name
+    exact, found = as_vector(gradients), as_vector(half)
+    error = ((found - exact).norm() / exact.norm()).item()
+    print(f'{dtype}: loss {loss:.4f} and {half_loss:.4f}, gradients off by {error:.4f}')
+    bound = bound or BOUND[dtype]
+    assert error < bound and abs(half_loss - loss) < bound * abs(loss)
+
+
+@pytest.mark.parametrize('dtype', TYPES, ids=NAMES)
+@pytest.mark.parametrize('size', [64, 256])
+def test_a_training_step_is_near_that_of_fp32(size, dtype):
+    """Both forms of the attention: 16 tokens and 256 for 32 channels."""
+    assert_near(classifier(arch=SMALL, patch_size=16), *batch_of(size), dtype)
+
+
+@pytest.mark.parametrize('dtype', TYPES, ids=NAMES)
+def test_many_tokens_of_large_values_do_not_overflow(dtype):
+    """Sums over 65,536 tokens, of which fp16 cannot hold the squares."""
+    model = build(arch=dict(embed_dims=16, depth=1, num_heads=2), patch_size=8, out_type='featmap').train()
+    image = 30 * torch.randn(1, 3, 2048, 2048, generator=torch.Generator().manual_seed(0))
+    with torch.autocast('cpu', dtype):
+        (out,) = model(image)
+    out.float().square().mean().backward()
+    assert out.isfinite().all() and all(p.grad.isfinite().all() for p in model.parameters())
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize('dtype', TYPES, ids=NAMES)
+@pytest.mark.parametrize('arch', xcit.ARCHS)
+def test_every_arch_trains_from_its_start_values(arch, dtype):
+    assert_near(classifier(arch=arch, patch_size=16), *batch_of(128), dtype)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize('dtype', TYPES, ids=NAMES)
+@pytest.mark.parametrize('arch', xcit.ARCHS)
+def test_every_arch_trains_at_4096_pixels(arch, dtype):
+    """The blocks that all have in common, at the width of each: two of them, so that memory suffices."""
+    sizes = {**xcit.ARCHS[arch], 'depth': 2}
+    sizes['layer_scale_init_value'] = 1.0 if xcit.ARCHS[arch]['depth'] == 12 else 1e-5
+    model = classifier(arch=sizes, patch_size=16, with_cp=True)
+    image, label = batch_of(4096, 1)
+    loss, gradients = step(model, image, label, dtype, scale=128.0)
+    assert np.isfinite(loss) and all(grad.isfinite().all() for grad in gradients.values())
+
+
+def resident():
+    """Bytes of this process that are in memory."""
+    return int(re.search(r'VmRSS:\s+(\d+) kB', Path('/proc/self/status').read_text())[1]) << 10
+
+
+def growth(work, sizes):
+    """How much memory the second half of the work adds, in bytes: the smallest of its last to the first's largest."""
+    used = []
+    for height, width in sizes:
+        work(height, width)
+        used.append(resident())
+    half = len(used) // 2
+    return max(used[half:]) - max(used[:half])
+
+
+def sizes_of(number, largest):
+    generator = np.random.default_rng(0)
+    sizes = generator.integers(32, largest, (number, 2)).tolist()
+    return [*sizes[: number // 4], [largest, largest], *sizes[number // 4 : -1]]
+
+
+@pytest.mark.parametrize(
+    'number, largest, arch', [(30, 96, SMALL), pytest.param(200, 384, 't12', marks=pytest.mark.slow)]
+)
+@pytest.mark.parametrize('training', [True, False], ids=['training', 'inference'])
+def test_memory_does_not_grow(training, number, largest, arch):
+    torch.manual_seed(0)
+    model = build(arch=arch, patch_size=8, out_type='pyramid', out_indices=(0, 1, 2, 3)).train(training)
+    optimizer = torch.optim.AdamW(model.parameters(), 1e-5)
+
+    def train(height, width):
+        optimizer.zero_grad()
+        sum(out.square().mean() for out in model(torch.randn(1, 3, height, width))).backward()
+        optimizer.step()
+
+    @torch.no_grad()
+    def infer(height, width):
+        model(torch.randn(1, 3, height, width))
+
+    added = growth(train if training else infer, sizes_of(number, largest))
+    print(f'{number} {"iterations" if training else "inferences"} up to {largest} pixels: {added / 1e6:+.1f} MB')
+    assert added < 24e6
