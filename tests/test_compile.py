@@ -23,9 +23,9 @@ def test_one_graph_for_any_size(tiny, mode):
     compiled = torch.compile(net, fullgraph=True, dynamic=True, backend=count)
     # 48 tokens: the token form of XCA; 192 and 77: the covariance form.
     for size in ((48, 64), (96, 128), (57, 83)):
-        image = torch.randn(2, 3, *size, generator=torch.Generator().manual_seed(0))
+        image = torch.randn(3, 3, *size, generator=torch.Generator().manual_seed(0))
         with torch.set_grad_enabled(mode == 'training'), torch.autocast('cpu', enabled=mode == 'autocast'):
             outs, expected = compiled(image), net(image)
         bar = 2e-2 if mode == 'autocast' else 1e-5
         assert all(deviation(a.float(), b.float()) < bar for a, b in zip(outs, expected))
-    assert len(graphs) == 2  # one for each form
+    assert len(graphs) == 2  # one for each form; fewer tokens than 128 in all would be a third

@@ -27,10 +27,9 @@ def suits_onednn(x: Tensor) -> bool:
 
 def is_exported() -> bool:
     """Whether torch.export or TorchScript records the model for another program."""
-    compiler = getattr(torch, 'compiler', None)
-    if hasattr(compiler, 'is_exporting'):
-        return compiler.is_exporting() or torch.jit.is_tracing()
-    return is_traced()
+    # Not by torch.compiler.is_exporting(), which torch.compile takes to be true for itself.
+    exporting = getattr(getattr(torch, 'compiler', None), '_is_exporting_flag', None)
+    return is_traced() if exporting is None else exporting or torch.jit.is_tracing()
 
 
 def is_traced() -> bool:

@@ -1,0 +1,96 @@
+"""Products of tokens: through oneDNN the same as through PyTorch's linear layers, forward and backward."""
+
+import pytest
+import torch
+from torch import nn
+
+from xcit_mm.models import products
+
+torch.manual_seed(0)
+N, C, D = 150, 24, 40
+CLOSE = dict(rtol=1e-5, atol=1e-5)
+
+
+@pytest.fixture(params=['onednn', 'other'])
+def library(request, monkeypatch):
+    """Both ways of computing, whatever this machine would choose."""
+    if request.param == 'onednn' and not torch.backends.mkldnn.is_available():
+        pytest.skip('this PyTorch has no oneDNN')
+    monkeypatch.setattr(products, 'ONEDNN', request.param == 'onednn')
+    return request.param
+
+
+def tokens(*shape, layout='rows'):
+    if layout == 'rows':
+        return torch.randn(shape)
+    if layout == 'columns':
+        return torch.randn(*shape[:-2], shape[-1], shape[-2]).transpose(-1, -2)
+    return torch.randn(*shape[:-1], 2 * shape[-1])[..., : shape[-1]]  # a slice
+
+
+@pytest.mark.parametrize('layout', ['rows', 'columns', 'slice'])
+@pytest.mark.parametrize('shape', [(N, C), (2, N, C), (1, 1, C), (2, 3, N, C)])
+def test_linear_and_its_gradients(library, shape, layout):
+    if layout == 'columns' and len(shape) < 2:
+        return
+    reference = nn.Linear(C, D).double()
+    ours = products.Linear(C, D)
+    ours.load_state_dict(reference.state_dict())
+    x = tokens(*shape, layout=layout)
+    a, b = x.clone().requires_grad_(), x.double().requires_grad_()
+    out, expected = ours(a), reference(b)
+    assert out.shape == expected.shape
+    torch.testing.assert_close(out.double(), expected, **CLOSE)
+    grad = torch.randn_like(out)
+    out.backward(grad)
+    expected.backward(grad.double())
+    for found, wanted in ((a, b), (ours.weight, reference.weight), (ours.bias, reference.bias)):
+        torch.testing.assert_close(found.grad.double(), wanted.grad, rtol=1e-5, atol=1e-4)
+
+
+@pytest.mark.parametrize('layout', ['rows', 'columns', 'slice'])
+def test_gradients_without_autograd(library, layout):
+    x, grad, weight = tokens(N, C, layout=layout), tokens(N, D, layout=layout), torch.randn(D, C)
+    found = products.linear_backward(grad, x, weight)
+    for ours, wanted in zip(found, (grad @ weight, grad.t() @ x, grad.sum(0))):
+        torch.testing.assert_close(ours, wanted, rtol=1e-5, atol=1e-4)
+    torch.testing.assert_close(products.product_over_tokens(grad, x), grad.t() @ x, rtol=1e-5, atol=1e-4)
+
+
+@pytest.mark.parametrize('images', [1, 3])
+@pytest.mark.parametrize('prepare', [lambda m: m, products.by_columns])
+def test_one_map_for_each_image(library, images, prepare):
+    x, grad = torch.randn(images, N, C), torch.randn(images, N, D)
+    matrix, offset = torch.randn(images, C, D), torch.randn(images, 1, D)
+    torch.testing.assert_close(products.affine(x, prepare(matrix), offset), x @ matrix + offset, **CLOSE)
+    grad_x, grad_matrix = products.affine_backward(grad, x, prepare(matrix))
+    torch.testing.assert_close(grad_x, grad @ matrix.transpose(1, 2), **CLOSE)
+    torch.testing.assert_close(grad_matrix, x.transpose(1, 2) @ grad, rtol=1e-5, atol=1e-4)
+
+
+def test_few_tokens_other_types_and_exported_models_stay_with_linear_layers(monkeypatch):
+    monkeypatch.setattr(products, 'ONEDNN', True)
+    assert products.suits_onednn(torch.zeros(1, N, C))
+    assert not products.suits_onednn(torch.zeros(1, 1, C))
+    assert not products.suits_onednn(torch.zeros(N, C, dtype=torch.bfloat16))
+    assert not products.suits_onednn(torch.zeros(N, C, device='meta'))
+    traced = torch.jit.trace(products.Linear(C, D), torch.randn(N, C))
+    kinds = {node.kind() for node in traced.inlined_graph.nodes()}
+    assert 'aten::linear' in kinds and not any('conv' in kind for kind in kinds)
+
+
+def test_exported_programs_keep_linear_layers_and_compiled_ones_do_not(monkeypatch):
+    if not hasattr(getattr(torch, 'compiler', None), '_is_exporting_flag'):
+        pytest.skip('this PyTorch does not tell export from compile')
+    monkeypatch.setattr(products, 'ONEDNN', True)
+    layer, x = products.Linear(C, D), torch.randn(N, C)
+
+    def names(graph):
+        return ' '.join(str(node.target) for node in graph.nodes)
+
+    for strict in (False, True):
+        exported = names(torch.export.export(layer, (x,), strict=strict).graph)
+        assert 'linear' in exported and 'conv' not in exported
+    compiled = []
+    torch.compile(layer, backend=lambda module, _: compiled.append(names(module.graph)) or module.forward)(x)
+    assert len(compiled) == 1 and 'conv2d' in compiled[0]
