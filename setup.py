@@ -107,6 +107,7 @@ setup(
         'export': ['onnx', 'onnxruntime'],
         'tensorboard': ['tensorboard'],
         'page': ['gradio'],
+        'fuzz': ['atheris'],
         'dev': [
             'pytest',
             'pytest-xdist',
