@@ -1,8 +1,10 @@
 """Small training runs: the digits configs with a tiny arch and a few images."""
 
 import itertools
+import multiprocessing
 import os
 import signal
+import subprocess
 
 import torch
 from mmengine.config import Config
@@ -37,18 +39,22 @@ def small_cfg(small_models, kind, data, work_dir, **options):
 
 
 class SignalHook(Hook):
-    """Sends this process a signal while it trains or validates."""
+    """Sends this process, and those that load data for it, a signal while it trains or validates."""
 
     def __init__(self, after, number=signal.SIGTERM, validating=False):
         self.after, self.number, self.validating = after, number, validating
 
+    def send(self):
+        processes = [os.getpid(), *(child.pid for child in multiprocessing.active_children())]
+        subprocess.run(['kill', f'-{int(self.number)}', *map(str, processes)], check=True)
+
     def before_train_iter(self, runner, batch_idx, data_batch=None):
         if not self.validating and runner.iter + 1 == self.after:
-            os.kill(os.getpid(), self.number)
+            self.send()
 
     def before_val_iter(self, runner, batch_idx, data_batch=None):
         if self.validating and runner.iter == self.after:
-            os.kill(os.getpid(), self.number)
+            self.send()
 
 
 def train(cfg, *hooks):

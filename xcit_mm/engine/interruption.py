@@ -100,15 +100,17 @@ class InterruptionHook(Hook):
         self.previous = {}
 
 
-def _pass_over(number, frame) -> None:
-    """Once, and for a minute: a second signal is PyTorch's, which ends such a process so."""
-    signal.signal(number, signal.SIG_DFL)
-    signal.alarm(60)
-
-
 def _init_worker(init, signals: Sequence[int], worker_id: int) -> None:
-    """Let a process that loads data live until the iteration is done: it gets the signal as well."""
-    for number in signals:
-        signal.signal(number, _pass_over)
+    """Let a process that loads data live until the iteration is done, though it gets the signal as well."""
+    if hasattr(signal, 'sigwaitinfo'):
+        signal.pthread_sigmask(signal.SIG_BLOCK, signals)
+        threading.Thread(target=_obey_parent_alone, args=(signals, os.getppid()), daemon=True).start()
     if init is not None:
         init(worker_id)
+
+
+def _obey_parent_alone(signals: Sequence[int], parent: int) -> None:
+    """PyTorch ends such processes by SIGTERM; that of a scheduler, which is meant for all, is the parent's affair."""
+    while signal.sigwaitinfo(signals).si_pid != parent:
+        pass
+    os._exit(0)
