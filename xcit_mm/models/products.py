@@ -62,7 +62,7 @@ def linear_backward(grad: Tensor, x: Tensor, weight: Tensor) -> Tuple[Tensor, Te
 def affine(x: Tensor, matrix: Tensor, offset: Tensor) -> Tensor:
     """x M + m with one map for each image: (B, n, C), (B, C, D) and (B, 1, D) -> (B, n, D). Differentiable."""
     # A recorded model with a loop over its images would fit one number of images only.
-    if suits_onednn(x[0]) and (len(x) == 1 or not is_traced()):
+    if not is_traced() and suits_onednn(x[0]):
         images = [linear(tokens, m.t(), o[0]) for tokens, m, o in zip(x, matrix, offset)]
         return images[0][None] if len(images) == 1 else torch.stack(images)
     return torch.baddbmm(offset, x, matrix)
