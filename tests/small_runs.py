@@ -5,6 +5,7 @@ import multiprocessing
 import os
 import signal
 import subprocess
+import traceback
 
 import torch
 from mmengine.config import Config
@@ -64,10 +65,13 @@ def train(cfg, *hooks):
         runner.register_hook(hook)
     try:
         runner.train()
-    finally:  # a process that ends takes those with it that load data; this one lives on
-        iterator = getattr(runner.train_loop, 'dataloader_iterator', None)
+    except BaseException as error:
+        # A process that ends takes those with it that load data; this one lives on, and lets go of their loaders.
+        iterator = getattr(runner._train_loop, 'dataloader_iterator', None)
         if hasattr(iterator, 'iterator'):
             iterator.iterator = None
+        traceback.clear_frames(error.__traceback__)
+        raise
     return runner
 
 

@@ -253,6 +253,23 @@ def test_old_checkpoints_go_after_new_ones_are_there(cfg_of, tmp_path, monkeypat
     assert len(list(tmp_path.glob('best_*.pth'))) == 1
 
 
+# Determinism.
+
+
+@pytest.mark.parametrize('kind', RUNS)
+def test_the_deterministic_mode_trains_to_the_same_bits(kind, cfg_of, tmp_path):
+    states = []
+    try:
+        for folder in (tmp_path / 'one', tmp_path / 'two'):
+            train(cfg_of(kind, folder, randomness=dict(seed=1, deterministic=True)))
+            assert torch.are_deterministic_algorithms_enabled()
+            states.append(state(folder / LAST[kind]))
+    finally:
+        torch.use_deterministic_algorithms(False)
+        torch.backends.cudnn.deterministic = False
+    assert_same(*states)
+
+
 # Data order and augmentation.
 
 
