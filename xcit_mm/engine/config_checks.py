@@ -113,6 +113,8 @@ def _known_keys(place, depth: int, kind: Optional[str], scope: str) -> Tuple[set
     if found is None:
         return known, False
     arguments, complete = _arguments(found)
+    # Deep inside of a model, the class around it may take an argument out.
+    complete = complete and (kind != 'MODELS' or depth == 1 or str(place['type']).startswith('xcit_mm.'))
     return known | arguments | TAKEN, complete
 
 
@@ -150,7 +152,9 @@ def check_config(cfg: Config) -> None:
         near = difflib.get_close_matches(key, RUNNER_KEYS, n=1, cutoff=0.92)  # 'test_pipeline' is no mistake
         if near and key not in RUNNER_KEYS and isinstance(cfg[key], (dict, list)):
             raise UsageError(f'the config has {key!r}, which nothing reads; did you mean {near[0]!r}?')
-    scope = cfg.get('default_scope') or 'mmengine'
+    scope = cfg.get('default_scope')
+    if not scope:
+        return  # its types are those of whoever imports what
     for key in RUNNER_KEYS & set(cfg):
         for path, settings, kinds in _typed(cfg[key], key, []):
             _check_type(path, settings, kinds, scope)
@@ -194,14 +198,20 @@ def _check_type(path: str, settings: dict, places: List[str], scope: str) -> Non
     if found is None:
         names = {name for place in places for name in _names(getattr(registries, place), scope)}
         prefix, _, name = str(kind).rpartition('.')
-        near = difflib.get_close_matches(name, names, n=1, cutoff=CLOSE)
+        # In models a type can also be the name of something that the class around it makes.
+        lower = {name.lower(): name for name in names}
+        cutoff = VERY_CLOSE if 'MODELS' in places else CLOSE
+        near = difflib.get_close_matches(name.lower(), lower, n=1, cutoff=cutoff)
         if near:
-            right = f'{prefix}.{near[0]}' if prefix else near[0]
+            right = f'{prefix}.{lower[near[0]]}' if prefix else lower[near[0]]
             raise UsageError(f'{path}.type: there is no {kind!r}; did you mean {right!r}?')
         return
     arguments, complete = _arguments(found)
     for key in set(settings) - arguments - TAKEN:
-        near = difflib.get_close_matches(key, arguments, n=1, cutoff=CLOSE if complete else VERY_CLOSE)
+        # In models, the class around it may take it out.
+        complete = complete and ('MODELS' not in places or str(kind).startswith('xcit_mm.'))
+        cutoff = CLOSE if complete else 0.9 if 'MODELS' in places else VERY_CLOSE
+        near = difflib.get_close_matches(key, arguments, n=1, cutoff=cutoff)
         if complete or near:
             hint = f'did you mean {near[0]!r}?' if near else f'it takes {", ".join(sorted(arguments))}'
             raise UsageError(
