@@ -48,6 +48,15 @@ def test_linear_and_its_gradients(library, shape, layout):
         torch.testing.assert_close(found.grad.double(), wanted.grad, rtol=1e-5, atol=1e-4)
 
 
+@pytest.mark.skipif(not hasattr(torch.library, 'opcheck'), reason='no operators of our own in this PyTorch')
+@pytest.mark.parametrize('bias', [True, False])
+def test_operator_of_compiled_models(bias):
+    arguments = torch.randn(2, N, C), torch.randn(D, C), torch.randn(D) if bias else None
+    torch.library.opcheck(
+        products._opaque_linear, tuple(t if t is None else t.requires_grad_() for t in arguments), atol=1e-4, rtol=1e-4
+    )
+
+
 @pytest.mark.parametrize('layout', ['rows', 'columns', 'slice'])
 def test_gradients_without_autograd(library, layout):
     x, grad, weight = tokens(N, C, layout=layout), tokens(N, D, layout=layout), torch.randn(D, C)
@@ -93,4 +102,4 @@ def test_exported_programs_keep_linear_layers_and_compiled_ones_do_not(monkeypat
         assert 'linear' in exported and 'conv' not in exported
     compiled = []
     torch.compile(layer, backend=lambda module, _: compiled.append(names(module.graph)) or module.forward)(x)
-    assert len(compiled) == 1 and 'conv2d' in compiled[0]
+    assert len(compiled) == 1 and 'xcit_mm.linear' in compiled[0]

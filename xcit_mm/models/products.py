@@ -18,7 +18,7 @@ def suits_onednn(x: Tensor) -> bool:
     """Whether products of tokens (..., C) go through oneDNN. Exported models keep their linear layers."""
     return (
         x.device.type == 'cpu'
-        and x.dtype == torch.float32
+        and compute_dtype(x) == torch.float32
         and ONEDNN
         and not is_exported()
         and x.numel() >= LEAST_TOKENS * x.shape[-1]
@@ -38,6 +38,16 @@ def is_traced() -> bool:
     return compiler.is_compiling() or torch.jit.is_tracing()
 
 
+def compute_dtype(x: Tensor) -> torch.dtype:
+    """Type of matrix products with x: autocast's where it is on, else that of x."""
+    kind = x.device.type
+    if hasattr(torch, 'get_autocast_dtype'):
+        return torch.get_autocast_dtype(kind) if torch.is_autocast_enabled(kind) else x.dtype
+    if kind == 'cpu':
+        return torch.get_autocast_cpu_dtype() if torch.is_autocast_cpu_enabled() else x.dtype
+    return torch.get_autocast_gpu_dtype() if torch.is_autocast_enabled() else x.dtype
+
+
 def as_image(x: Tensor) -> Tensor:
     """Tokens (n, C) as an image of one row, (1, C, 1, n), channels last: a view."""
     return x[None, None].permute(0, 3, 1, 2)
@@ -47,6 +57,13 @@ def linear(x: Tensor, weight: Tensor, bias: Optional[Tensor] = None) -> Tensor:
     """x W^T + b: (..., C), (D, C) and (D) -> (..., D). Differentiable."""
     if not suits_onednn(x):
         return F.linear(x, weight, bias)
+    if not is_traced():
+        return _linear(x, weight, bias)
+    # torch.compile would move a convolution's tensors into an order of its own choice.
+    return F.linear(x, weight, bias) if _opaque_linear is None else _opaque_linear(x, weight, bias)
+
+
+def _linear(x: Tensor, weight: Tensor, bias: Optional[Tensor]) -> Tensor:
     out = F.conv2d(as_image(x.reshape(-1, x.shape[-1])), weight[:, :, None, None], bias)
     return out.permute(0, 2, 3, 1).reshape(*x.shape[:-1], len(weight))
 
@@ -55,8 +72,7 @@ def linear_backward(grad: Tensor, x: Tensor, weight: Tensor) -> Tuple[Tensor, Te
     """Gradients of x W^T + b by x, W and b, the latter two in fp32: from (n, D), (n, C) and (D, C)."""
     if not suits_onednn(x):
         return grad @ weight, (grad.t() @ x).float(), grad.sum(0, dtype=torch.float32)
-    grads = _convolution_backward(grad, x, weight[:, :, None, None], [True] * 3)
-    return grads[0].permute(0, 2, 3, 1).reshape(x.shape), grads[1].flatten(1), grads[2]
+    return _linear_backward(grad, x, weight)
 
 
 def affine(x: Tensor, matrix: Tensor, offset: Tensor) -> Tensor:
@@ -100,3 +116,37 @@ class Linear(nn.Linear):
     def forward(self, x: Tensor) -> Tensor:
         """(..., in) -> (..., out)."""
         return linear(x, self.weight, self.bias)
+
+
+def _make_opaque_linear():
+    """:func:`_linear` as one operator that torch.compile calls and does not look into; None before PyTorch 2.4."""
+    if not hasattr(torch.library, 'custom_op'):
+        return None
+    opaque = torch.library.custom_op('xcit_mm::linear', _linear, mutates_args=())
+    backward = torch.library.custom_op('xcit_mm::linear_backward', _linear_backward, mutates_args=())
+    opaque.register_fake(lambda x, weight, bias: x.new_empty(*x.shape[:-1], len(weight)))
+    backward.register_fake(
+        lambda grad, x, weight: (torch.empty_like(x), torch.empty_like(weight), weight.new_empty(len(weight)))
+    )
+
+    def keep(ctx, inputs, output):
+        x, weight, bias = inputs
+        ctx.save_for_backward(x, weight)
+        ctx.has_bias = bias is not None
+
+    def differentiate(ctx, grad):
+        grad_x, grad_weight, grad_bias = backward(grad, *ctx.saved_tensors)
+        return grad_x, grad_weight, grad_bias if ctx.has_bias else None
+
+    opaque.register_autograd(differentiate, setup_context=keep)
+    return opaque
+
+
+def _linear_backward(grad: Tensor, x: Tensor, weight: Tensor) -> Tuple[Tensor, Tensor, Tensor]:
+    grads = _convolution_backward(
+        grad.reshape(-1, len(weight)), x.reshape(-1, x.shape[-1]), weight[..., None, None], [True] * 3
+    )
+    return grads[0].permute(0, 2, 3, 1).reshape(x.shape), grads[1].flatten(1), grads[2]
+
+
+_opaque_linear = _make_opaque_linear()

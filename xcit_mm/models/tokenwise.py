@@ -13,7 +13,16 @@ import torch.nn.functional as F
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
-from .products import affine, affine_backward, by_columns, linear, linear_backward, product_over_tokens, suits_onednn
+from .products import (
+    affine,
+    affine_backward,
+    by_columns,
+    compute_dtype,
+    linear,
+    linear_backward,
+    product_over_tokens,
+    suits_onednn,
+)
 
 # Tokens: few enough for the cache of a CPU, enough to keep another device busy.
 CHUNK_SIZES = {'cpu': 1024, 'other': 65536}
@@ -33,16 +42,6 @@ def pieces(x: Tensor) -> Iterator[Tuple[slice, slice]]:
     for image in range(0, B, together):
         for part in chunks(N, x.device):
             yield slice(image, min(image + together, B)), part
-
-
-def compute_dtype(x: Tensor) -> torch.dtype:
-    """Type of matrix products with x: autocast's where it is on, else that of x."""
-    kind = x.device.type
-    if hasattr(torch, 'get_autocast_dtype'):
-        return torch.get_autocast_dtype(kind) if torch.is_autocast_enabled(kind) else x.dtype
-    if kind == 'cpu':
-        return torch.get_autocast_cpu_dtype() if torch.is_autocast_cpu_enabled() else x.dtype
-    return torch.get_autocast_gpu_dtype() if torch.is_autocast_enabled() else x.dtype
 
 
 def gram_step(x: Tensor) -> int:

@@ -18,8 +18,8 @@ from ..checkpoint import CheckpointError, match_state_dict
 from ..registry import MODELS
 from .adapter import MultiScaleAdapter
 from .attention import XCA, ClassAttention
-from .products import Linear, affine, by_columns, is_traced
-from .tokenwise import NormedAffine, NormedMlp, NormedMoments, chunks, compute_dtype, moments_of, pieces
+from .products import Linear, affine, by_columns, compute_dtype, is_traced
+from .tokenwise import NormedAffine, NormedMlp, NormedMoments, chunks, moments_of, pieces
 
 ARCHS = {
     'n12': dict(embed_dims=128, depth=12, num_heads=4, tokens_norm=False),
