@@ -281,7 +281,10 @@ BROKEN = {
     'a block missing': (lambda state: _without(state, 'blocks.1.attn'), ['missing', 'blocks.1.attn']),
     'the first block missing': (lambda state: _without(state, 'blocks.0.gamma1'), ['arch cannot be told']),
     'half a head': (lambda state: _without(state, 'head.bias'), ['head.fc.bias']),
-    'weights that are not a number': (lambda state: dict(state, cls_token=state['cls_token'] / 0), ['not finite', 'cls_token']),
+    'weights that are not a number': (
+        lambda state: dict(state, cls_token=state['cls_token'] / 0),
+        ['not finite', 'cls_token'],
+    ),
     'a tensor twice': (lambda state: dict(state, **{'head.fc.weight': torch.ones(5, 32)}), ['without loss']),
     'a convolution missing': (lambda state: _without(state, 'patch_embed.proj.6'), ['misshapen', 'patch_embed']),
 }
