@@ -79,10 +79,12 @@ def infer_arch(state: StateDict) -> Arch:
         if key.startswith('blocks.'):
             _, number, part = key.split('.', 2)
             parts.setdefault(number, set()).add(part)
-    unlike = next((number for number, names in parts.items() if names != parts['0']), None)
-    if unlike is not None:
+    every = set().union(*parts.values())
+    missing = [f'blocks.{number}.{part}' for number, names in parts.items() for part in sorted(every - names)]
+    if missing:
         raise CheckpointError(
-            f'blocks 0 and {printable(unlike)} have different tensors; expected a whole XCiT backbone'
+            f'its blocks have different tensors; missing ({len(missing)}): {", ".join(map(printable, missing[:4]))}. '
+            f'Expected a whole XCiT backbone'
         )
     numbers.update(mlp_ratio=hidden.numel() / numbers['embed_dims'], in_channels=conv.shape[1])
     published = next((arch for arch in ARCHS.values() if _sizes(arch) == _sizes(numbers)), {})
