@@ -14,7 +14,7 @@ from .errors import UsageError
 # What torchrun and SLURM tell a run that they have started again.
 RESTARTS = ('TORCHELASTIC_RESTART_COUNT', 'SLURM_RESTART_COUNT')
 STARTED = '.started'  # a file of the work folder, as old as the run that began there last
-VALIDATED = 'validated_iter'  # in MMEngine's message hub: the iteration of the last validation
+VALIDATED = 'last_validation'  # in MMEngine's message hub: its iteration (a name with 'val' first would be logged)
 
 
 @HOOKS.register_module()
