@@ -76,7 +76,7 @@ def infer_arch(state: StateDict) -> Arch:
         )
     parts: Dict[str, set] = {}
     for key in state:
-        if key.startswith('blocks.'):
+        if key.count('.') >= 2 and key.startswith('blocks.'):
             _, number, part = key.split('.', 2)
             parts.setdefault(number, set()).add(part)
     every = set().union(*parts.values())
