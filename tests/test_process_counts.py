@@ -11,7 +11,7 @@ from mmengine.evaluator import BaseMetric
 from mmengine.hooks import Hook
 from mmengine.registry import METRICS, TASK_UTILS
 from processes import run_group
-from small_runs import FOLDERS, small_cfg
+from small_runs import small_cfg
 
 from xcit_mm.engine.setup import adapt_to_device, build_runner
 
@@ -72,9 +72,9 @@ def make_cfg(kind, small_models, data, folder):
     cfg = small_cfg(small_models, base, data, folder, **options)
     if kind == 'dino':
         arch = dict(embed_dims=32, depth=2, num_heads=4)
-        dino = Config.fromfile(ROOT / 'configs' / 'dino_xcit_n6_8_digits.py')
+        dino = Config.fromfile(ROOT / 'configs' / 'dino_xcit_digits.py')
         loader = {**dino.train_dataloader, **dict(num_workers=0, persistent_workers=False)}
-        loader['dataset'] = {**loader['dataset'], 'data_root': str(data / FOLDERS[base]), 'indices': 12}
+        loader['dataset'] = {**loader['dataset'], 'indices': 12}
         loader['dataset']['pipeline'] = dino.train_dataloader.dataset.pipeline
         dino.merge_from_dict(
             {

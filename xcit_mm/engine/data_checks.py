@@ -133,6 +133,8 @@ def find_type(registry, kind, scope: str) -> Optional[type]:
 
 def _check_paths(data: Data) -> None:
     prefixes = data.cfg.get('data_prefix')
+    if not data.root and not prefixes and not data.cfg.get('ann_file'):
+        return  # a data set that needs no files
     parts = [data.cfg.get('ann_file'), *(prefixes.values() if isinstance(prefixes, dict) else [prefixes])]
     if data.cfg.get('split') and not any(parts):
         parts = [data.cfg['split']]  # MMPretrain's name for the folder
