@@ -104,6 +104,15 @@ def test_second_moments_of_many_large_values_do_not_overflow_half_precision():
     assert (tokens[0].float().T @ tokens[0].float() > torch.finfo(torch.float16).max).all()  # the naive product
 
 
+@pytest.mark.skipif(not hasattr(torch.library, 'opcheck'), reason='no operators of our own in this PyTorch')
+@pytest.mark.parametrize('dtype', [torch.float32, torch.bfloat16])
+def test_operator_of_compiled_models(dtype):
+    tokens = torch.randn(2, 150, 24).to(dtype).requires_grad_()
+    expected = tokens.detach().float().transpose(1, 2) @ tokens.detach().float()
+    torch.testing.assert_close(tokenwise._opaque_gram(tokens), expected, rtol=1e-5, atol=1e-4)
+    torch.library.opcheck(tokenwise._opaque_gram, (tokens,), atol=1e-4, rtol=1e-4)
+
+
 def test_the_input_of_a_block_is_left_alone(tiny):
     net = model(tiny)
     tokens = torch.randn(2, 192, 32)

@@ -79,9 +79,8 @@ class XCA(nn.Module):
         """(B, N, C) -> (B, N, C), through the second moments of the tokens."""
         # A few sums over all tokens: in half precision they would overflow, or lose the small entries of S.
         with torch.autocast(x.device.type, enabled=False):
-            tokens = x.float()
-            moments = gram(tokens) / x.shape[1]
-            weight, bias = self.affine_map(moments, tokens.mean(dim=1, keepdim=True))
+            moments = gram(x) / x.shape[1]
+            weight, bias = self.affine_map(moments, x.mean(dim=1, keepdim=True, dtype=torch.float32))
         return affine(x, weight.to(x.dtype), bias.to(x.dtype))
 
     def affine_map(self, moments: Tensor, mean: Tensor) -> Tuple[Tensor, Tensor]:

@@ -14,10 +14,13 @@ from torch import Tensor
 from torch.autograd.function import once_differentiable
 
 from .products import (
+    ONEDNN,
     affine,
     affine_backward,
     by_columns,
     compute_dtype,
+    is_exported,
+    is_traced,
     linear,
     linear_backward,
     product_over_tokens,
@@ -89,11 +92,34 @@ def add_gram(total: Tensor, x: Tensor) -> None:
 
 
 def gram(x: Tensor) -> Tensor:
-    """x^T x of tokens (B, N, C), fp32, (B, C, C): differentiable, and fit to be traced."""
+    """x^T x of tokens (B, N, C) of any floating type, fp32, (B, C, C): differentiable, and fit to be traced."""
+    if _opaque_gram is not None and ONEDNN and x.device.type == 'cpu' and is_traced() and not is_exported():
+        return _opaque_gram(x)
+    x = x.float()
     C = x.shape[2]
     step = gram_step(x)
     rows = [x[..., i : i + step].transpose(1, 2) @ x[..., i:] for i in range(0, C, step)]
     return mirrored(torch.cat([F.pad(row, (C - row.shape[2], 0)) for row in rows], dim=1))
+
+
+def _gram(x: Tensor) -> Tensor:
+    total = x.new_zeros(len(x), x.shape[2], x.shape[2], dtype=torch.float32)
+    for piece in pieces(x):
+        add_gram(total[piece[0]], x[piece])
+    return mirrored(total)
+
+
+def _make_opaque_gram():
+    """:func:`gram` as one operator that torch.compile calls and does not look into; None before PyTorch 2.4."""
+    if not hasattr(torch.library, 'custom_op'):
+        return None
+    opaque = torch.library.custom_op('xcit_mm::gram', _gram, mutates_args=())
+    opaque.register_fake(lambda x: x.new_empty(len(x), x.shape[2], x.shape[2], dtype=torch.float32))
+    opaque.register_autograd(
+        lambda ctx, grad: (ctx.saved_tensors[0].float() @ (grad + grad.transpose(1, 2))).to(ctx.saved_tensors[0].dtype),
+        setup_context=lambda ctx, inputs, output: ctx.save_for_backward(*inputs),
+    )
+    return opaque
 
 
 def mirrored(total: Tensor) -> Tensor:
@@ -237,3 +263,6 @@ def _empty_grads(x: Tensor, weight: Tensor, bias: Tensor) -> Tuple[Tensor, Tenso
 def _norm_backward(grad: Tensor, x: Tensor, mean: Tensor, rstd: Tensor, weight: Tensor, bias: Tensor):
     """Gradients of a layer norm by its input, weight and bias."""
     return torch.ops.aten.native_layer_norm_backward(grad, x, x.shape[-1:], mean, rstd, weight, bias, [True] * 3)
+
+
+_opaque_gram = _make_opaque_gram()
