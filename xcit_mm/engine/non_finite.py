@@ -75,9 +75,8 @@ class NonFiniteHook(Hook):
     def _look_at(self, optimizer, runner) -> None:
         parameters = [p for group in optimizer.param_groups for p in group['params'] if p.grad is not None]
         grads = [p.grad for p in parameters if not p.grad.is_sparse]
-        if not grads:
-            return
-        bad = not bool(torch.stack([n.float() for n in torch._foreach_norm(grads)]).isfinite().all())
+        norms = [norm.float() for norm in torch._foreach_norm(grads)] if grads else [torch.zeros(())]
+        bad = not bool(torch.stack(norms).isfinite().all())
         if not isinstance(runner.model, DistributedDataParallel) and is_model_wrapper(runner.model):
             bad = any_process(bad)  # of divided gradients, each process sees its own part
         if bad:
