@@ -15,6 +15,8 @@ import torch
 import torch.distributed as dist
 import torch.multiprocessing as mp
 
+from xcit_mm.engine.setup import end_processes
+
 ROOT = Path(__file__).resolve().parents[1]
 
 
@@ -71,8 +73,7 @@ def _member(rank, function, world, folder, arguments, limit):
     torch.set_num_threads(1)
     dist.init_process_group('gloo', init_method=f'file://{folder}/group', rank=rank, world_size=world)
     function(rank, world, folder, *arguments)
-    dist.barrier()
-    dist.destroy_process_group()
+    end_processes()
 
 
 def run_group(function, folder, *arguments, world=2, limit=300):

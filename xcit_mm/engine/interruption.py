@@ -91,7 +91,7 @@ class InterruptionHook(Hook):
         if is_distributed():
             from .setup import end_processes
 
-            end_processes()
+            end_processes(REQUEUE)
         sys.exit(REQUEUE)
 
     def after_train(self, runner) -> None:

@@ -4,10 +4,12 @@ Everything that can be known to be wrong is found here, before a data set is rea
 """
 
 import argparse
+import atexit
 import copy
 import datetime
 import difflib
 import os
+import sys
 import tempfile
 from pathlib import Path
 from typing import Optional
@@ -210,11 +212,18 @@ def adapt_to_device(cfg: Config) -> None:
         strategy['model_wrapper'].setdefault('device_id', None)  # else a CUDA device's, as above
 
 
-def end_processes() -> None:
-    """Leave the process group together; a process that ends inside it can be aborted by its own network threads."""
+def end_processes(code: int = 0) -> None:
+    """End this process, if it belongs to a group, when all of the group are done; a process alone goes on.
+
+    Not by Python's own end: there, destroying a distributed model waits for gloo's threads, which may be waiting for
+    the interpreter to let go of a tensor, and threads that outlive the group can abort the process.
+    """
     if torch.distributed.is_available() and torch.distributed.is_initialized():
         torch.distributed.barrier()
-        torch.distributed.destroy_process_group()
+        atexit._run_exitfuncs()
+        sys.stdout.flush()
+        sys.stderr.flush()
+        os._exit(code)
 
 
 def build_runner(cfg: Config) -> Runner:
