@@ -92,6 +92,7 @@ def test_with_one_checkpoint_to_keep_a_full_disk_does_not_cost_it(cfg, disk):
 def test_a_disk_that_turns_read_only_is_named(cfg, disk, tmp_path):
     cfg.work_dir = str(tmp_path / 'run')  # a disk with an open log could not be turned
     cfg.default_hooks.checkpoint.out_dir = str(disk)
+
     def protect():
         subprocess.run(['mount', '-o', 'remount,ro', str(disk)], check=True)
 

@@ -176,8 +176,9 @@ def test_openmmlabs_reader_takes_the_model_index():
     assert all((ROOT / model.config).is_file() for model in index.models)
 
 
-def test_mmpretrain_builds_a_model_by_its_name_in_the_index():
+def test_mmpretrain_builds_a_model_by_its_name_in_the_index(monkeypatch):
     apis = pytest.importorskip('mmpretrain.apis')
+    monkeypatch.setattr(apis.model.ModelHub, '_models_dict', {})  # another test may have registered the models
     apis.model.ModelHub.register_model_index(ROOT / 'model-index.yml', config_prefix=ROOT)
     with torch.device('meta'):
         model = apis.get_model('xcit_n12_16_in1k')
