@@ -1,0 +1,50 @@
+"""Weights divided between processes by PyTorch's FSDP, through MMEngine, on the CPU."""
+
+import os
+
+import pytest
+import torch
+from conftest import ROOT
+from mmengine.config import Config
+from processes import run_group
+from test_process_counts import BATCH, largest_deviation, make_cfg, train_and_test
+
+from xcit_mm.engine.setup import adapt_to_device, build_runner
+
+pytestmark = [pytest.mark.usefixtures('one_thread'), pytest.mark.slow]
+
+
+def member(rank, world, folder, resume):
+    os.environ.update(LOCAL_RANK=str(rank), RANK=str(rank), WORLD_SIZE=str(world))
+    cfg = Config.fromfile(f'{folder}/fsdp.py')
+    cfg.resume = resume
+    if not resume:
+        cfg.train_cfg.max_iters = 2
+        cfg.train_cfg.val_interval = 2
+    adapt_to_device(cfg)
+    runner = build_runner(cfg)
+    runner.train()
+    # Each process holds its part alone of what lies in the blocks.
+    blocks = [p.numel() for name, p in runner.model.named_parameters() if '.blocks.' in name]
+    torch.save(sum(blocks), f'{folder}/held_{rank}.pth')
+
+
+def test_divided_weights_are_trained_saved_and_resumed_as_whole_ones(small_models, small_digits, tmp_path):
+    cfg = make_cfg('semantic_fpn', small_models, small_digits, tmp_path / 'one')
+    cfg.default_hooks.checkpoint.interval = 1
+    divided = Config({**cfg.to_dict(), 'work_dir': str(tmp_path / 'divided'), 'launcher': 'pytorch'})
+    train_and_test(cfg, 1, tmp_path / 'one.pth')
+    divided.merge_from_dict(Config.fromfile(ROOT / 'configs/_base_/strategies/fsdp.py').to_dict())
+    divided.train_dataloader.batch_size = BATCH // 2
+    divided.dump(tmp_path / 'fsdp.py')
+    run_group(member, tmp_path, False, world=2, limit=900)
+    assert (tmp_path / 'divided' / 'iter_2.pth').is_file()
+    run_group(member, tmp_path, True, world=2, limit=900)
+    one = torch.load(tmp_path / 'one.pth', weights_only=False)['weights']
+    both = torch.load(tmp_path / 'divided' / 'iter_3.pth', weights_only=False)['state_dict']
+    deviation = largest_deviation(both, one)
+    print('deviation', deviation)
+    assert deviation < 1e-5
+    whole = sum(value.numel() for name, value in one.items() if '.blocks.' in name and 'running' not in name)
+    held = [torch.load(tmp_path / f'held_{rank}.pth') for rank in range(2)]
+    assert max(held) < 0.6 * whole
