@@ -132,7 +132,8 @@ def test_memory_of_a_fresh_process_grows_with_the_image():
     small, why = peak_memory(OURS, Setting('n12', 16, 256, 256))
     assert not why and 1e6 < small < 1e8
     large, why = peak_memory(OURS, Setting('n12', 16, 1024, 1024))
-    assert not why and 3 * small < large < 20 * small
+    # Sixteen times the tokens; what oneDNN sets aside when it is first used is in both.
+    assert not why and small + 2e7 < large < 20 * small
 
 
 def test_more_than_the_memory_limit_is_an_error_and_not_the_end():
