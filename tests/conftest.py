@@ -150,6 +150,14 @@ def small_digits(tmp_path_factory):
 
 
 @pytest.fixture
+def data(digits, tmp_path):
+    """A copy of a test module's ``digits``, to damage."""
+    for name in ('coco', 'ade'):
+        shutil.copytree(digits / name, tmp_path / 'data' / name)
+    return tmp_path / 'data'
+
+
+@pytest.fixture
 def run_tool(monkeypatch, tmp_path, capsys):
     """Run a script as the main program, in an empty folder, without the seconds that a new process takes to import."""
 

@@ -46,14 +46,6 @@ def digits(tmp_path_factory):
 
 
 @pytest.fixture
-def data(digits, tmp_path):
-    """A copy to damage."""
-    for name in ('coco', 'ade'):
-        shutil.copytree(digits / name, tmp_path / 'data' / name)
-    return tmp_path / 'data'
-
-
-@pytest.fixture
 def log():
     """What the run writes into its log."""
     records = []

@@ -3,7 +3,6 @@
 import copy
 import json
 import logging
-import shutil
 from functools import lru_cache
 
 import numpy as np
@@ -31,14 +30,6 @@ def digits(tmp_path_factory):
     out = tmp_path_factory.mktemp('digits') / 'digits'
     make_digits(out, train=3, val=2, size=64, seed=0)
     return out
-
-
-@pytest.fixture
-def data(digits, tmp_path):
-    """A copy to damage."""
-    for name in ('coco', 'ade'):
-        shutil.copytree(digits / name, tmp_path / 'data' / name)
-    return tmp_path / 'data'
 
 
 @pytest.fixture

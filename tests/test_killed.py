@@ -26,15 +26,18 @@ MODELS = dict(
     detector='mask_rcnn_xcit_n12_8_digits',
     segmentor='sem_fpn_xcit_n6_8_digits',
 )
-# In small, with augmentation, an average of the weights, and processes that load data.
-CHANGES = dict(
-    detector="""
+SMALL = """
 maps = [32] * 4
 model = dict(
     backbone=dict(arch=dict(_delete_=True, embed_dims=32, depth=2, num_heads=4), out_indices=(0, 0, 1, 1),
                   drop_path_rate=0.1),
     neck=dict(in_channels=maps),
 )
+"""
+# In small, with augmentation, an average of the weights, and processes that load data.
+CHANGES = dict(
+    detector=SMALL
+    + """
 train_pipeline = [
     dict(type='xcit_mm.LoadImageFromFile'),
     dict(type='LoadAnnotations', with_bbox=True, with_mask=True),
@@ -51,13 +54,8 @@ param_scheduler = [
 ]
 default_hooks = dict(logger=dict(interval=1), checkpoint=dict(interval=1, max_keep_ckpts=2, save_best='auto'))
 """,
-    segmentor="""
-maps = [32] * 4
-model = dict(
-    backbone=dict(arch=dict(_delete_=True, embed_dims=32, depth=2, num_heads=4), out_indices=(0, 0, 1, 1),
-                  drop_path_rate=0.1),
-    neck=dict(in_channels=maps),
-)
+    segmentor=SMALL
+    + """
 train_dataloader = dict(batch_size=4, num_workers=2)
 val_dataloader = dict(batch_size=1)
 train_cfg = dict(max_iters=120, val_interval=8)

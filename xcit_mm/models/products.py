@@ -4,13 +4,13 @@ On a CPU, PyTorch hands fp32 products to MKL and convolutions to oneDNN. The sum
 convolution, and on AMD's processors oneDNN computes them more than twice as fast. Half precision always goes to it.
 """
 
-from typing import Optional, Tuple
+from typing import List, Optional, Tuple
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-ONEDNN = torch.backends.mkldnn.is_available() and torch.backends.cpu.get_cpu_capability().startswith('AVX')
+ONEDNN = torch.backends.mkldnn.is_available() and 'CPU capability usage: AVX' in torch.__config__.show()
 LEAST_TOKENS = 128  # fewer do not pay for bringing the matrix into oneDNN's order
 
 
@@ -75,12 +75,18 @@ def linear_backward(grad: Tensor, x: Tensor, weight: Tensor) -> Tuple[Tensor, Te
     return _linear_backward(grad, x, weight)
 
 
+def _linear_backward(grad: Tensor, x: Tensor, weight: Tensor) -> Tuple[Tensor, Tensor, Tensor]:
+    grads = _convolution_backward(
+        grad.reshape(-1, len(weight)), x.reshape(-1, x.shape[-1]), weight[..., None, None], [True] * 3
+    )
+    return grads[0].permute(0, 2, 3, 1).reshape(x.shape), grads[1].flatten(1), grads[2]
+
+
 def affine(x: Tensor, matrix: Tensor, offset: Tensor) -> Tensor:
     """x M + m with one map for each image: (B, n, C), (B, C, D) and (B, 1, D) -> (B, n, D). Differentiable."""
     # A recorded model with a loop over its images would fit one number of images only.
     if not is_traced() and suits_onednn(x[0]):
-        images = [linear(tokens, m.t(), o[0]) for tokens, m, o in zip(x, matrix, offset)]
-        return images[0][None] if len(images) == 1 else torch.stack(images)
+        return _joined([linear(tokens, m.t(), o[0]) for tokens, m, o in zip(x, matrix, offset)])
     return torch.baddbmm(offset, x, matrix)
 
 
@@ -89,7 +95,12 @@ def affine_backward(grad: Tensor, x: Tensor, matrix: Tensor) -> Tuple[Tensor, Te
     if not suits_onednn(x[0]):
         return grad @ matrix.transpose(1, 2), (x.transpose(1, 2) @ grad).float()
     images = [linear_backward(g, tokens, m.t()) for g, tokens, m in zip(grad, x, matrix)]
-    return torch.stack([image[0] for image in images]), torch.stack([image[1].t() for image in images])
+    return _joined([image[0] for image in images]), _joined([image[1].t() for image in images])
+
+
+def _joined(images: List[Tensor]) -> Tensor:
+    """(n, C) of each image -> (B, n, C); that of one image is not copied."""
+    return images[0][None] if len(images) == 1 else torch.stack(images)
 
 
 def by_columns(matrix: Tensor) -> Tensor:
@@ -140,13 +151,6 @@ def _make_opaque_linear():
 
     opaque.register_autograd(differentiate, setup_context=keep)
     return opaque
-
-
-def _linear_backward(grad: Tensor, x: Tensor, weight: Tensor) -> Tuple[Tensor, Tensor, Tensor]:
-    grads = _convolution_backward(
-        grad.reshape(-1, len(weight)), x.reshape(-1, x.shape[-1]), weight[..., None, None], [True] * 3
-    )
-    return grads[0].permute(0, 2, 3, 1).reshape(x.shape), grads[1].flatten(1), grads[2]
 
 
 _opaque_linear = _make_opaque_linear()

@@ -132,7 +132,8 @@ def moments_of(x: Tensor, norm) -> Tuple[Tensor, Tensor]:
     B, N, C = x.shape
     moments = x.new_zeros(B, C, C, dtype=torch.float32)
     mean = x.new_zeros(B, 1, C, dtype=torch.float32)
-    dtype = compute_dtype(x) if multiplies_into_fp32(compute_dtype(x), x.device.type) else x.dtype
+    dtype = compute_dtype(x)
+    dtype = dtype if multiplies_into_fp32(dtype, x.device.type) else x.dtype
     with torch.autocast(x.device.type, enabled=False):
         for piece in pieces(x):
             tokens = norm(x[piece])
@@ -211,19 +212,18 @@ class NormedMlp(torch.autograd.Function):
     @staticmethod
     def forward(ctx, x, weight, bias, eps, w1, b1, w2, b2, scale):
         ctx.eps, ctx.dtype = eps, compute_dtype(x)
-        parameters = w1, w2
         hidden = []
         out = torch.empty_like(x)
-        w1, b1, w2, b2 = (t.to(ctx.dtype) for t in (w1, b1, w2, b2))
+        v1, c1, v2, c2 = (t.to(ctx.dtype) for t in (w1, b1, w2, b2))
         with torch.autocast(x.device.type, enabled=False):
             for part in chunks(len(x), x.device):
                 normed = F.layer_norm(x[part], x.shape[-1:], weight, bias, eps).to(ctx.dtype)
-                hidden.append(linear(normed, w1, b1))
-                branch = linear(F.gelu(hidden[-1]), w2, b2)
+                hidden.append(linear(normed, v1, c1))
+                branch = linear(F.gelu(hidden[-1]), v2, c2)
                 if scale is not None:
                     branch *= scale[part]
                 torch.add(x[part], branch, out=out[part])
-        ctx.save_for_backward(x, weight, bias, *parameters, scale, *hidden)
+        ctx.save_for_backward(x, weight, bias, w1, w2, scale, *hidden)
         return out
 
     @staticmethod
