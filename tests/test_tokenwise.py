@@ -109,8 +109,20 @@ def test_second_moments_of_many_large_values_do_not_overflow_half_precision():
 def test_operator_of_compiled_models(dtype):
     tokens = torch.randn(2, 150, 24).to(dtype).requires_grad_()
     expected = tokens.detach().float().transpose(1, 2) @ tokens.detach().float()
-    torch.testing.assert_close(tokenwise._opaque_gram(tokens), expected, rtol=1e-5, atol=1e-4)
-    torch.library.opcheck(tokenwise._opaque_gram, (tokens,), atol=1e-4, rtol=1e-4)
+    torch.testing.assert_close(torch.ops.xcit_mm.gram(tokens), expected, rtol=1e-5, atol=1e-4)
+    torch.library.opcheck(torch.ops.xcit_mm.gram, (tokens,), atol=1e-4, rtol=1e-4)
+
+
+@pytest.mark.skipif(not hasattr(torch.library, 'opcheck'), reason='no operators of our own in this PyTorch')
+def test_operators_of_compiled_inference():
+    torch.manual_seed(0)
+    tokens, norm = torch.randn(2, 150, 24), (torch.randn(24), torch.randn(24), 1e-6)
+    affine = torch.randn(2, 24, 24), torch.randn(2, 1, 24)
+    mlp = torch.randn(40, 24), torch.randn(40), torch.randn(24, 40), torch.randn(24)
+    close = dict(atol=1e-4, rtol=1e-4)
+    torch.library.opcheck(torch.ops.xcit_mm.normed_moments, (tokens, *norm), **close)
+    torch.library.opcheck(torch.ops.xcit_mm.normed_affine, (tokens, *norm, *affine), **close)
+    torch.library.opcheck(torch.ops.xcit_mm.add_normed_mlp, (tokens.flatten(0, 1), *norm, *mlp), **close)
 
 
 def test_the_input_of_a_block_is_left_alone(tiny):

@@ -6,7 +6,7 @@ MLP's first layer are kept; layer norms and GELU are computed again. All of it i
 """
 
 from functools import lru_cache
-from typing import Iterator, Tuple
+from typing import Callable, Iterator, Tuple
 
 import torch
 import torch.nn.functional as F
@@ -30,20 +30,34 @@ from .products import (
 # Tokens: few enough for the cache of a CPU, enough to keep another device busy.
 CHUNK_SIZES = {'cpu': 1024, 'other': 65536}
 
+HAS_OPERATORS = hasattr(torch.library, 'custom_op')  # from PyTorch 2.4 on
 
-def chunks(num_tokens: int, device: torch.device) -> Iterator[slice]:
+
+def compiles_in_chunks(x: Tensor) -> bool:
+    """Whether torch.compile gets the functions of this module as operators: inference where products go to oneDNN.
+
+    Elsewhere the compiler joins norms and pointwise steps of whole layers better than chunks can.
+    """
+    return HAS_OPERATORS and not torch.is_grad_enabled() and suits_onednn(x)
+
+
+def chunk_size(device: torch.device, times: int = 1) -> int:
+    """Tokens of a chunk; ``times`` as many where less is done with each of them."""
+    return times * CHUNK_SIZES.get(device.type, CHUNK_SIZES['other'])
+
+
+def chunks(num_tokens: int, device: torch.device, times: int = 1) -> Iterator[slice]:
     """Cut a range of tokens."""
-    size = CHUNK_SIZES.get(device.type, CHUNK_SIZES['other'])
+    size = chunk_size(device, times)
     return (slice(start, min(start + size, num_tokens)) for start in range(0, num_tokens, size))
 
 
-def pieces(x: Tensor) -> Iterator[Tuple[slice, slice]]:
+def pieces(x: Tensor, times: int = 1) -> Iterator[Tuple[slice, slice]]:
     """Cut tokens (B, N, C) into parts of an image or several whole ones: slices of images and of tokens."""
     B, N, _ = x.shape
-    size = CHUNK_SIZES.get(x.device.type, CHUNK_SIZES['other'])
-    together = max(1, size // N)
+    together = max(1, chunk_size(x.device, times) // N)
     for image in range(0, B, together):
-        for part in chunks(N, x.device):
+        for part in chunks(N, x.device, times):
             yield slice(image, min(image + together, B)), part
 
 
@@ -93,8 +107,8 @@ def add_gram(total: Tensor, x: Tensor) -> None:
 
 def gram(x: Tensor) -> Tensor:
     """x^T x of tokens (B, N, C) of any floating type, fp32, (B, C, C): differentiable, and fit to be traced."""
-    if _opaque_gram is not None and ONEDNN and x.device.type == 'cpu' and is_traced() and not is_exported():
-        return _opaque_gram(x)
+    if HAS_OPERATORS and ONEDNN and x.device.type == 'cpu' and is_traced() and not is_exported():
+        return torch.ops.xcit_mm.gram(x)
     x = x.float()
     C = x.shape[2]
     step = gram_step(x)
@@ -104,22 +118,9 @@ def gram(x: Tensor) -> Tensor:
 
 def _gram(x: Tensor) -> Tensor:
     total = x.new_zeros(len(x), x.shape[2], x.shape[2], dtype=torch.float32)
-    for piece in pieces(x):
+    for piece in pieces(x, times=4):
         add_gram(total[piece[0]], x[piece])
     return mirrored(total)
-
-
-def _make_opaque_gram():
-    """:func:`gram` as one operator that torch.compile calls and does not look into; None before PyTorch 2.4."""
-    if not hasattr(torch.library, 'custom_op'):
-        return None
-    opaque = torch.library.custom_op('xcit_mm::gram', _gram, mutates_args=())
-    opaque.register_fake(lambda x: x.new_empty(len(x), x.shape[2], x.shape[2], dtype=torch.float32))
-    opaque.register_autograd(
-        lambda ctx, grad: (ctx.saved_tensors[0].float() @ (grad + grad.transpose(1, 2))).to(ctx.saved_tensors[0].dtype),
-        setup_context=lambda ctx, inputs, output: ctx.save_for_backward(*inputs),
-    )
-    return opaque
 
 
 def mirrored(total: Tensor) -> Tensor:
@@ -142,14 +143,43 @@ def moments_of(x: Tensor, norm) -> Tuple[Tensor, Tensor]:
         return mirrored(moments) / N, mean / N
 
 
-class NormedMoments(torch.autograd.Function):
+def normed_moments(x: Tensor, weight: Tensor, bias: Tensor, eps: float) -> Tuple[Tensor, Tensor]:
     """Second moments and mean of the layer-normed tokens: (B, N, C) -> (B, C, C) / N and (B, 1, C), both fp32."""
+    return moments_of(x, lambda tokens: F.layer_norm(tokens, tokens.shape[-1:], weight, bias, eps))
+
+
+def normed_affine(x: Tensor, weight: Tensor, bias: Tensor, eps: float, matrix: Tensor, offset: Tensor) -> Tensor:
+    """x + LN(x) P + p, with one map for each image: (B, N, C), P (B, C, C), p (B, 1, C) -> (B, N, C)."""
+    dtype, out = compute_dtype(x), torch.empty_like(x)
+    matrix, offset = by_columns(matrix.to(dtype)), offset.to(dtype)
+    with torch.autocast(x.device.type, enabled=False):
+        for piece in pieces(x):
+            normed = F.layer_norm(x[piece], x.shape[-1:], weight, bias, eps)
+            branch = affine(normed.to(dtype), matrix[piece[0]], offset[piece[0]])
+            torch.add(x[piece], branch, out=out[piece])
+    return out
+
+
+def add_normed_mlp(
+    x: Tensor, weight: Tensor, bias: Tensor, eps: float, w1: Tensor, b1: Tensor, w2: Tensor, b2: Tensor
+) -> None:
+    """x += GELU(LN(x) W1^T + b1) W2^T + b2 in place, without a backward pass: (M, C)."""
+    dtype = compute_dtype(x)
+    w1, b1, w2, b2 = (t.to(dtype) for t in (w1, b1, w2, b2))
+    with torch.autocast(x.device.type, enabled=False):
+        for part in chunks(len(x), x.device):
+            normed = F.layer_norm(x[part], x.shape[-1:], weight, bias, eps).to(dtype)
+            x[part].add_(linear(F.gelu(linear(normed, w1, b1)), w2, b2))
+
+
+class NormedMoments(torch.autograd.Function):
+    """:func:`normed_moments` with a backward pass."""
 
     @staticmethod
     def forward(ctx, x, weight, bias, eps):
         ctx.save_for_backward(x, weight, bias)
         ctx.eps, ctx.dtype = eps, compute_dtype(x)
-        return moments_of(x, lambda t: F.layer_norm(t, t.shape[-1:], weight, bias, eps))
+        return normed_moments(x, weight, bias, eps)
 
     @staticmethod
     @once_differentiable
@@ -171,20 +201,13 @@ class NormedMoments(torch.autograd.Function):
 
 
 class NormedAffine(torch.autograd.Function):
-    """x + LN(x) P + p, with one map for each image: (B, N, C), P (B, C, C), p (B, 1, C) -> (B, N, C)."""
+    """:func:`normed_affine` with a backward pass."""
 
     @staticmethod
     def forward(ctx, x, weight, bias, eps, matrix, offset):
         ctx.save_for_backward(x, weight, bias, matrix)
         ctx.eps, ctx.dtype = eps, compute_dtype(x)
-        out = torch.empty_like(x)
-        matrix, offset = by_columns(matrix.to(ctx.dtype)), offset.to(ctx.dtype)
-        with torch.autocast(x.device.type, enabled=False):
-            for piece in pieces(x):
-                normed = F.layer_norm(x[piece], x.shape[-1:], weight, bias, eps)
-                branch = affine(normed.to(ctx.dtype), matrix[piece[0]], offset[piece[0]])
-                torch.add(x[piece], branch, out=out[piece])
-        return out
+        return normed_affine(x, weight, bias, eps, matrix, offset)
 
     @staticmethod
     @once_differentiable
@@ -265,4 +288,35 @@ def _norm_backward(grad: Tensor, x: Tensor, mean: Tensor, rstd: Tensor, weight: 
     return torch.ops.aten.native_layer_norm_backward(grad, x, x.shape[-1:], mean, rstd, weight, bias, [True] * 3)
 
 
-_opaque_gram = _make_opaque_gram()
+def inference_functions() -> Tuple[Callable, Callable, Callable]:
+    """:func:`normed_moments`, :func:`normed_affine` and :func:`add_normed_mlp`, or their operators if traced."""
+    if not is_traced():
+        return normed_moments, normed_affine, add_normed_mlp
+    return torch.ops.xcit_mm.normed_moments, torch.ops.xcit_mm.normed_affine, torch.ops.xcit_mm.add_normed_mlp
+
+
+def _register_operators() -> None:
+    """Operators that torch.compile calls and does not look into."""
+
+    def register(function, like, name=None, mutates=()):
+        operator = torch.library.custom_op(f'xcit_mm::{name or function.__name__}', function, mutates_args=mutates)
+        operator.register_fake(like)
+        return operator
+
+    def moments_like(x, *_):
+        return x.new_empty(len(x), x.shape[2], x.shape[2], dtype=torch.float32)
+
+    def mean_like(x, *_):
+        return x.new_empty(len(x), 1, x.shape[2], dtype=torch.float32)
+
+    register(normed_moments, lambda *inputs: (moments_like(*inputs), mean_like(*inputs)))
+    register(normed_affine, lambda x, *_: torch.empty_like(x))
+    register(add_normed_mlp, lambda *_: None, mutates=('x',))
+    register(_gram, moments_like, name='gram').register_autograd(
+        lambda ctx, grad: (ctx.saved_tensors[0].float() @ (grad + grad.transpose(1, 2))).to(ctx.saved_tensors[0].dtype),
+        setup_context=lambda ctx, inputs, output: ctx.save_for_backward(*inputs),
+    )
+
+
+if HAS_OPERATORS:
+    _register_operators()

@@ -18,8 +18,8 @@ from ..checkpoint import CheckpointError, match_state_dict
 from ..registry import MODELS
 from .adapter import MultiScaleAdapter
 from .attention import XCA, ClassAttention
-from .products import Linear, affine, by_columns, compute_dtype, is_traced
-from .tokenwise import NormedAffine, NormedMlp, NormedMoments, chunks, moments_of, pieces
+from .products import Linear, is_traced
+from .tokenwise import NormedAffine, NormedMlp, NormedMoments, compiles_in_chunks, inference_functions
 
 ARCHS = {
     'n12': dict(embed_dims=128, depth=12, num_heads=4, tokens_norm=False),
@@ -197,7 +197,7 @@ class XCABlock(nn.Module):
 
     def _can_be_chunked(self, x: Tensor) -> bool:
         """Whether the layers are the published ones, and nobody but this block looks at their inputs and outputs."""
-        if is_traced() or x.is_meta:
+        if x.is_meta or (is_traced() and not compiles_in_chunks(x)):
             return False
         layers = (self.norm1, self.norm2, self.mlp.fc1, self.mlp.fc2, self.mlp.act, self.attn.qkv, self.attn.proj)
         return (
@@ -209,47 +209,46 @@ class XCABlock(nn.Module):
 
     def _without_backward(self, x: Tensor, grid: Tuple[int, int]) -> Tensor:
         """The sums are done in place, and nothing but LPI makes further tensors of the size of x."""
+        moments, affine, add_mlp = inference_functions()
         if self.attn.prefers_covariance(*x.shape[1:]):
-            matrix, offset = self.attn.affine_map(*moments_of(x, self.norm1))
-            matrix, offset = (t.to(compute_dtype(x)) for t in (matrix * self.gamma1, offset * self.gamma1))
-            matrix, out = by_columns(matrix), torch.empty_like(x)
-            for piece in pieces(x):
-                branch = affine(self.norm1(x[piece]).to(matrix.dtype), matrix[piece[0]], offset[piece[0]])
-                torch.add(x[piece], branch, out=out[piece])
-            x = out
+            norm = _arguments(self.norm1)
+            matrix, offset = self.attn.affine_map(*moments(x, *norm))
+            x = affine(x, *norm, matrix * self.gamma1, offset * self.gamma1)
         else:
             x = torch.addcmul(x, self.attn(self.norm1(x)), self.gamma1)
         x.addcmul_(self.lpi(self.norm3(x), grid), self.gamma3)
-        tokens = x.flatten(0, 1)
-        for part in chunks(len(tokens), x.device):
-            tokens[part].addcmul_(self.mlp(self.norm2(tokens[part])), self.gamma2)
+        add_mlp(x.flatten(0, 1), *self._mlp_arguments())
         return x
 
     def _with_backward(self, x: Tensor, grid: Tuple[int, int]) -> Tensor:
         """LayerScale is folded into the last layer of each branch, so that its output need not be kept."""
-        attn, lpi, mlp = self.attn, self.lpi, self.mlp
-        if attn.prefers_covariance(*x.shape[1:]):
-            norm = (self.norm1.weight, self.norm1.bias, self.norm1.eps)
-            matrix, offset = attn.affine_map(*NormedMoments.apply(x, *norm))
+        if self.attn.prefers_covariance(*x.shape[1:]):
+            norm = _arguments(self.norm1)
+            matrix, offset = self.attn.affine_map(*NormedMoments.apply(x, *norm))
             keep = self._keep(x)
             gamma = self.gamma1 if keep is None else self.gamma1 * keep
             x = NormedAffine.apply(x, *norm, matrix * gamma, offset * gamma)
         else:
-            x = self._add(x, attn(self.norm1(x)), self.gamma1)
-        x = self._add(x, lpi(self.norm3(x), grid), self.gamma3)
+            x = self._add(x, self.attn(self.norm1(x)), self.gamma1)
+        x = self._add(x, self.lpi(self.norm3(x), grid), self.gamma3)
         keep = self._keep(x)
-        out = NormedMlp.apply(
-            x.flatten(0, 1),
-            self.norm2.weight,
-            self.norm2.bias,
-            self.norm2.eps,
-            mlp.fc1.weight,
-            mlp.fc1.bias,
-            mlp.fc2.weight * self.gamma2[:, None],
-            mlp.fc2.bias * self.gamma2,
-            None if keep is None else keep.expand(-1, x.shape[1], -1).flatten(0, 1),
+        keep = None if keep is None else keep.expand(-1, x.shape[1], -1).flatten(0, 1)
+        return NormedMlp.apply(x.flatten(0, 1), *self._mlp_arguments(), keep).view_as(x)
+
+    def _mlp_arguments(self) -> tuple:
+        """Norm and layers of the MLP, LayerScale being part of the last one."""
+        fc1, fc2 = self.mlp.fc1, self.mlp.fc2
+        return (
+            *_arguments(self.norm2),
+            fc1.weight,
+            fc1.bias,
+            fc2.weight * self.gamma2[:, None],
+            fc2.bias * self.gamma2,
         )
-        return out.view_as(x)
+
+
+def _arguments(norm: nn.LayerNorm) -> Tuple[Tensor, Tensor, float]:
+    return norm.weight, norm.bias, norm.eps
 
 
 class ClassAttentionBlock(nn.Module):
