@@ -327,7 +327,10 @@ def _bombs(state, good):
         'ndarray': Call(np.ndarray, (HUGE,), np.dtype('u1')),
         'an array': Call(np.zeros, HUGE),
         'a conversion': Call(
-            torch._utils._rebuild_device_tensor_from_cpu_tensor, repeated, torch.float64, 'cpu', False,
+            # by its name before PyTorch 2.3
+            getattr(torch._utils, '_rebuild_device_tensor_from_cpu_tensor', None)
+            or torch._utils._rebuild_device_tensor_from_numpy,
+            repeated, torch.float64, 'cpu', False,
         ),
         'a quantised tensor': Call(
             torch._utils._rebuild_qtensor, Storage(16, torch.QInt8Storage), 0, (HUGE,), (0,),
