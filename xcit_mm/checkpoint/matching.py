@@ -39,7 +39,7 @@ def match_state_dict(module: nn.Module, state_dict: Dict[str, Tensor], prefix: s
             f'layouts. Its first tensors there: {names}. Expected: a checkpoint of XCiT, by any of its implementations'
         )
     native = {key[len('backbone.') :]: v for key, v in layout.to_native(tensors).items() if key.startswith('backbone.')}
-    own = module.state_dict()
+    own = _own_tensors(module)
     wanted = {key: value.shape for key, value in own.items()}
     ignored = sorted({key.split('.')[0] for key in native if key not in wanted and key.startswith(_OPTIONAL)})
     problems = _problems(native, wanted) + _wrong_types(native, own)
@@ -56,6 +56,16 @@ def match_state_dict(module: nn.Module, state_dict: Dict[str, Tensor], prefix: s
         if key.startswith(prefix):
             del state_dict[key]
     state_dict.update({prefix + key: value for key, value in native.items() if key in wanted})
+
+
+def _own_tensors(module: nn.Module) -> Dict[str, Tensor]:
+    """All tensors of the backbone; of one that FSDP divides, in every process, not in the first alone."""
+    if not any(name.endswith('_fsdp_wrapped_module') for name, _ in module.named_modules()):
+        return module.state_dict()
+    from torch.distributed.fsdp import FullStateDictConfig, FullyShardedDataParallel, StateDictType
+
+    with FullyShardedDataParallel.state_dict_type(module, StateDictType.FULL_STATE_DICT, FullStateDictConfig()):
+        return module.state_dict()
 
 
 def _problems(native: Dict[str, Tensor], wanted: Dict[str, tuple]) -> list:
