@@ -11,6 +11,7 @@ from mmengine.registry import HOOKS as MMENGINE_HOOKS
 from mmengine.registry import METRICS as MMENGINE_METRICS
 from mmengine.registry import MODELS as MMENGINE_MODELS
 from mmengine.registry import OPTIM_WRAPPER_CONSTRUCTORS as MMENGINE_OPTIM_WRAPPER_CONSTRUCTORS
+from mmengine.registry import STRATEGIES as MMENGINE_STRATEGIES
 from mmengine.registry import TRANSFORMS as MMENGINE_TRANSFORMS
 from mmengine.registry import Registry
 
@@ -85,3 +86,4 @@ OPTIM_WRAPPER_CONSTRUCTORS = Registry(
     scope='xcit_mm',
     locations=['xcit_mm.engine.optim'],
 )
+STRATEGIES = Registry('strategy', parent=MMENGINE_STRATEGIES, scope='xcit_mm', locations=['xcit_mm.engine.sharding'])

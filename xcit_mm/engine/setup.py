@@ -207,21 +207,6 @@ def adapt_to_device(cfg: Config) -> None:
         find_unused_parameters=cfg.get('find_unused_parameters', False),
     )
     cfg.model_wrapper_cfg = {**wrapper, **(cfg.get('model_wrapper_cfg') or {})}
-    strategy = cfg.get('strategy') or {}
-    if 'model_wrapper' in strategy:
-        if not hasattr(torch.cpu, 'current_device'):
-            raise UsageError(
-                f'FSDP of PyTorch {torch.__version__} needs an accelerator, and none was found; newer ones train on the '
-                f'CPU too. Without the strategy (configs/_base_/strategies/fsdp.py) every process holds the whole model'
-            )
-        strategy['model_wrapper'].setdefault('device_id', 'cpu')  # else a CUDA device's, as above
-        if strategy.get('state_dict_cfg') == 'full':
-            # MMEngine's 'full' moves weights to the CPU; of those that are there, FSDP frees the memory it then reads.
-            strategy['state_dict_cfg'] = dict(
-                state_dict_type='FULL_STATE_DICT',
-                state_dict_config=dict(type='FullStateDictConfig', rank0_only=True),
-                optim_state_dict_config=dict(type='FullOptimStateDictConfig', rank0_only=True),
-            )
 
 
 def end_processes(code: int = 0) -> None:

@@ -1,6 +1,68 @@
 """Models whose weights are divided between processes."""
 
+import os
+from contextlib import suppress
+
+import torch
+from mmengine._strategy import FSDPStrategy as MMEngineFSDPStrategy
+from mmengine.device import get_device
+from mmengine.dist import is_main_process
 from torch import nn
+from torch.distributed.fsdp import FullyShardedDataParallel
+
+from ..registry import STRATEGIES
+from .errors import UsageError
+from .writing import UNFINISHED, give_name
+
+
+@STRATEGIES.register_module()
+class FSDPStrategy(MMEngineFSDPStrategy):
+    """MMEngine's, which also resumes under PyTorch 2.1 and newer, trains on the CPU, and writes whole files.
+
+    Args:
+        *args, **kwargs: As for :class:`mmengine._strategy.FSDPStrategy`.
+
+    Raises:
+        UsageError: Without an accelerator, if this PyTorch's FSDP needs one.
+    """
+
+    def __init__(self, *args, **kwargs):
+        super().__init__(*args, **kwargs)
+        if get_device() != 'cpu':
+            return
+        if not hasattr(torch.cpu, 'current_device'):
+            raise UsageError(
+                f'FSDP of PyTorch {torch.__version__} needs an accelerator, and none was found; newer versions train '
+                f'on the CPU too. Without configs/_base_/strategies/fsdp.py each process holds the whole model'
+            )
+        # MMEngine names a CUDA device.
+        self.model_wrapper = {'type': 'MMFullyShardedDataParallel', **(self.model_wrapper or {}), 'device_id': 'cpu'}
+        # It moves weights to the CPU for a checkpoint; of those that are there, FSDP frees the memory it then reads.
+        for settings in (self.state_dict_config, self.optim_state_dict_config):
+            settings.offload_to_cpu = False
+
+    def save_checkpoint(self, filename: str, **kwargs) -> None:
+        """A single file is written beside its place and then renamed."""
+        if not self._is_full_state_dict():
+            super().save_checkpoint(filename, **kwargs)
+            return
+        aside = f'{filename}{UNFINISHED}'
+        try:
+            super().save_checkpoint(aside, **kwargs)
+            if is_main_process():
+                give_name(aside, filename)
+        except OSError:
+            with suppress(OSError):
+                os.remove(aside)
+            raise
+
+    def load_optim_state_dict(self, state_dict: dict) -> None:
+        """The state of the whole optimizer, of which each process takes its part."""
+        # MMEngine gives the arguments in PyTorch 2.0's order, which has changed.
+        part = FullyShardedDataParallel.optim_state_dict_to_load(
+            optim_state_dict=state_dict, model=self.model, optim=self.optim_wrapper.optimizer
+        )
+        self.optim_wrapper.load_state_dict(part)
 
 
 def wrap_blocks(module: nn.Module, recurse: bool, nonwrapped_numel: int) -> bool:

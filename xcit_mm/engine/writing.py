@@ -30,6 +30,18 @@ def write_whole(data: bytes, path: Union[str, Path]) -> None:
         with suppress(OSError):
             os.remove(aside)
         raise
+    _settle_folder(path)
+
+
+def give_name(aside: Union[str, Path], path: Union[str, Path]) -> None:
+    """Wait until a file that was written beside its place is on the disk, and give it its name."""
+    with open(aside, 'rb+') as file:
+        os.fsync(file.fileno())
+    os.replace(aside, path)
+    _settle_folder(path)
+
+
+def _settle_folder(path: Union[str, Path]) -> None:
     with suppress(OSError, AttributeError):  # systems that do not open folders
         folder = os.open(os.path.dirname(path) or '.', os.O_RDONLY | os.O_DIRECTORY)
         try:

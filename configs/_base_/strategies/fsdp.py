@@ -5,7 +5,7 @@ A config inherits it beside its model: _base_ = ['./mask_rcnn_xcit_m24_8_3x_coco
 
 runner_type = 'FlexibleRunner'
 strategy = dict(
-    type='FSDPStrategy',
+    type='xcit_mm.FSDPStrategy',
     model_wrapper=dict(
         type='MMFullyShardedDataParallel',
         auto_wrap_policy=dict(type='xcit_mm.engine.sharding.wrap_blocks'),
