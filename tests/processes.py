@@ -78,6 +78,7 @@ def _member(rank, function, world, folder, arguments, limit):
 
 def run_group(function, folder, *arguments, world=2, limit=300):
     """Run ``function(rank, world, folder, *arguments)`` in a gloo process group of ``world`` new processes."""
+    (Path(folder) / 'group').unlink(missing_ok=True)  # of another group's, which would be asked for its addresses
     context = mp.start_processes(
         _member, (function, world, str(folder), arguments, limit), world, join=False, start_method='spawn'
     )

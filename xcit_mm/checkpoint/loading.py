@@ -200,19 +200,43 @@ def load_from_local(filename, map_location):
 def load_from_http(filename, map_location=None):
     """Loader for web addresses: PyTorch's download into its cache, once per machine, then as a local file.
 
-    A name such as ``model-ed776c38.pth`` carries the first digits of the file's SHA-256, which are checked.
+    A name such as ``model-ed776c38.pth`` carries the first digits of the file's SHA-256, which are checked. A download
+    that is no checkpoint, such as a web page about an error, is not kept.
     """
-    folder = os.path.join(torch.hub.get_dir(), 'checkpoints')
-    path = os.path.join(folder, os.path.basename(urlparse(filename).path))
-    if int(os.environ.get('LOCAL_RANK', 0)) == 0 and not os.path.exists(path):
-        os.makedirs(folder, exist_ok=True)
+    path = os.path.join(torch.hub.get_dir(), 'checkpoints', os.path.basename(urlparse(filename).path))
+    checkpoint = failure = None
+    if int(os.environ.get('LOCAL_RANK', 0)) == 0:
+        try:
+            checkpoint = _fetch(filename, path, map_location)
+        except CheckpointError as error:
+            failure = error
+    barrier()
+    if failure is not None:
+        raise failure
+    if checkpoint is None and not os.path.exists(path):
+        raise CheckpointError(f'{filename} was not loaded; the first process of this machine says why')
+    return load_checkpoint_file(path, map_location) if checkpoint is None else checkpoint
+
+
+def _fetch(address: str, path: str, map_location) -> dict:
+    """Download the file, unless it is there, and read it."""
+    is_new = not os.path.exists(path)
+    if is_new:
+        os.makedirs(os.path.dirname(path), exist_ok=True)
         hash_prefix = torch.hub.HASH_REGEX.search(os.path.basename(path))
         try:
-            torch.hub.download_url_to_file(filename, path, hash_prefix and hash_prefix[1])
+            torch.hub.download_url_to_file(address, path, hash_prefix and hash_prefix[1])
         except (OSError, RuntimeError) as error:
             raise CheckpointError(
-                f'{filename} could not be downloaded: {error}. Without network, fetch it elsewhere and put it at '
+                f'{address} could not be downloaded: {error}. Without network, fetch it elsewhere and put it at '
                 f'{path}, or name a local file'
             ) from None
-    barrier()
-    return load_checkpoint_file(path, map_location)
+    try:
+        return load_checkpoint_file(path, map_location)
+    except CheckpointError as error:
+        if not is_new:
+            raise CheckpointError(f'{error}. Remove that file to have {address} downloaded again') from None
+        os.remove(path)
+        raise CheckpointError(
+            f'what {address} sent was not kept, and the next try downloads it again: {error}'
+        ) from None
