@@ -118,7 +118,7 @@ def test_operators_of_compiled_inference():
     torch.manual_seed(0)
     tokens, norm = torch.randn(2, 150, 24), (torch.randn(24), torch.randn(24), 1e-6)
     affine = torch.randn(2, 24, 24), torch.randn(2, 1, 24)
-    mlp = torch.randn(40, 24), torch.randn(40), torch.randn(24, 40), torch.randn(24)
+    mlp = torch.randn(40, 24), torch.randn(40), torch.randn(24, 40), torch.randn(24), torch.randn(24)
     close = dict(atol=1e-4, rtol=1e-4)
     torch.library.opcheck(torch.ops.xcit_mm.normed_moments, (tokens, *norm), **close)
     torch.library.opcheck(torch.ops.xcit_mm.normed_affine, (tokens, *norm, *affine), **close)

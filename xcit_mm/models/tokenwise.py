@@ -161,15 +161,15 @@ def normed_affine(x: Tensor, weight: Tensor, bias: Tensor, eps: float, matrix: T
 
 
 def add_normed_mlp(
-    x: Tensor, weight: Tensor, bias: Tensor, eps: float, w1: Tensor, b1: Tensor, w2: Tensor, b2: Tensor
+    x: Tensor, weight: Tensor, bias: Tensor, eps: float, w1: Tensor, b1: Tensor, w2: Tensor, b2: Tensor, gamma: Tensor
 ) -> None:
-    """x += GELU(LN(x) W1^T + b1) W2^T + b2 in place, without a backward pass: (M, C)."""
+    """x += gamma (GELU(LN(x) W1^T + b1) W2^T + b2) in place, without a backward pass: (M, C), gamma (C)."""
     dtype = compute_dtype(x)
     w1, b1, w2, b2 = (t.to(dtype) for t in (w1, b1, w2, b2))
     with torch.autocast(x.device.type, enabled=False):
         for part in chunks(len(x), x.device):
             normed = F.layer_norm(x[part], x.shape[-1:], weight, bias, eps).to(dtype)
-            x[part].add_(linear(F.gelu(linear(normed, w1, b1)), w2, b2))
+            x[part].addcmul_(linear(F.gelu(linear(normed, w1, b1)), w2, b2), gamma)
 
 
 class NormedMoments(torch.autograd.Function):

@@ -199,12 +199,15 @@ class XCABlock(nn.Module):
         """Whether the layers are the published ones, and nobody but this block looks at their inputs and outputs."""
         if x.is_meta or (is_traced() and not compiles_in_chunks(x)):
             return False
-        layers = (self.norm1, self.norm2, self.mlp.fc1, self.mlp.fc2, self.mlp.act, self.attn.qkv, self.attn.proj)
+        attn, mlp = self.attn, self.mlp
+        layers = self.norm1, self.norm2, mlp.fc1, mlp.fc2, mlp.act, attn.qkv, attn.proj
         return (
             tuple(map(type, layers)) == (nn.LayerNorm, nn.LayerNorm, Linear, Linear, nn.GELU, Linear, Linear)
-            and self.mlp.act.approximate == 'none'
-            and not (self.training and (self.mlp.drop.p or self.attn.proj_drop.p))
-            and not any(m._forward_hooks or m._forward_pre_hooks for m in self.modules() if m is not self)
+            and mlp.act.approximate == 'none'
+            and not (self.training and (mlp.drop.p or attn.proj_drop.p))
+            and not any(
+                m._forward_hooks or m._forward_pre_hooks for m in (*layers, attn, mlp, mlp.drop, attn.proj_drop)
+            )
         )
 
     def _without_backward(self, x: Tensor, grid: Tuple[int, int]) -> Tensor:
@@ -217,7 +220,9 @@ class XCABlock(nn.Module):
         else:
             x = torch.addcmul(x, self.attn(self.norm1(x)), self.gamma1)
         x.addcmul_(self.lpi(self.norm3(x), grid), self.gamma3)
-        add_mlp(x.flatten(0, 1), *self._mlp_arguments())
+        fc1, fc2 = self.mlp.fc1, self.mlp.fc2
+        mlp = fc1.weight, fc1.bias, fc2.weight, fc2.bias, self.gamma2
+        add_mlp(x.flatten(0, 1), *_arguments(self.norm2), *mlp)
         return x
 
     def _with_backward(self, x: Tensor, grid: Tuple[int, int]) -> Tensor:
@@ -233,18 +238,9 @@ class XCABlock(nn.Module):
         x = self._add(x, self.lpi(self.norm3(x), grid), self.gamma3)
         keep = self._keep(x)
         keep = None if keep is None else keep.expand(-1, x.shape[1], -1).flatten(0, 1)
-        return NormedMlp.apply(x.flatten(0, 1), *self._mlp_arguments(), keep).view_as(x)
-
-    def _mlp_arguments(self) -> tuple:
-        """Norm and layers of the MLP, LayerScale being part of the last one."""
         fc1, fc2 = self.mlp.fc1, self.mlp.fc2
-        return (
-            *_arguments(self.norm2),
-            fc1.weight,
-            fc1.bias,
-            fc2.weight * self.gamma2[:, None],
-            fc2.bias * self.gamma2,
-        )
+        mlp = fc1.weight, fc1.bias, fc2.weight * self.gamma2[:, None], fc2.bias * self.gamma2
+        return NormedMlp.apply(x.flatten(0, 1), *_arguments(self.norm2), *mlp, keep).view_as(x)
 
 
 def _arguments(norm: nn.LayerNorm) -> Tuple[Tensor, Tensor, float]:
