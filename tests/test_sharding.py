@@ -11,7 +11,11 @@ from test_process_counts import BATCH, largest_deviation, make_cfg, train_and_te
 
 from xcit_mm.engine.setup import adapt_to_device, build_runner
 
-pytestmark = [pytest.mark.usefixtures('one_thread'), pytest.mark.slow]
+pytestmark = [
+    pytest.mark.usefixtures('one_thread'),
+    pytest.mark.slow,
+    pytest.mark.skipif(not hasattr(torch.cpu, 'current_device'), reason="this PyTorch's FSDP needs an accelerator"),
+]
 
 
 def member(rank, world, folder, resume):
