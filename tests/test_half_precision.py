@@ -71,6 +71,26 @@ def test_a_training_step_is_near_that_of_fp32(size, dtype):
 
 
 @pytest.mark.parametrize('dtype', TYPES)
+def test_gradients_of_deep_models_at_their_published_start(dtype):
+    """LayerScale starts at 1e-5, and a branch times that is below most of fp16's numbers."""
+    torch.manual_seed(0)
+    net = build(out_type='featmap', arch=SMALL, patch_size=16, layer_scale_init_value=1e-5).train()
+    image, _ = batch_of(256)
+
+    def gradients(kind):
+        net.zero_grad()
+        with torch.autocast('cpu', kind, enabled=kind is not None):
+            out = net(image)[0]
+        out.float().backward(torch.randn(out.shape, generator=torch.Generator().manual_seed(1)) * 1024)
+        return {name: p.grad.clone() for name, p in net.blocks[0].named_parameters()}
+
+    exact, half = gradients(None), gradients(dtype)
+    for name, grad in exact.items():
+        error = (half[name] - grad).norm() / grad.norm()
+        assert error < 2 * BOUND[dtype], name  # of each tensor, instead of all together
+
+
+@pytest.mark.parametrize('dtype', TYPES)
 def test_many_tokens_of_large_values_do_not_overflow(dtype):
     """Sums over 65,536 tokens, of which fp16 cannot hold the squares."""
     model = build(arch=dict(embed_dims=16, depth=1, num_heads=2), patch_size=8, out_type='featmap').train()

@@ -75,6 +75,15 @@ def test_a_classifier_looks_at_arrays(small_models):
         Inferencer(*small_models['classifier'])(pixels[..., 0])
 
 
+def test_settings_of_the_config_can_be_changed(small_models, images):
+    scale = 'test_dataloader.dataset.pipeline.1.scale'
+    small, large = (Inferencer(*small_models['classifier'], cfg_options={scale: size}) for size in (32, 96))
+    path = images / 'a.png'
+    assert small(path)[0]['predictions'] != large(path)[0]['predictions']
+    with pytest.raises(UsageError, match=r"has no 'scal'.*scale"):
+        Inferencer(*small_models['classifier'], cfg_options={scale[:-1]: 32})
+
+
 def test_the_librarys_own_results_are_the_same(small_models, images):
     """The numbers are those of MMDetection's inferencer, given the same files."""
     from mmdet.apis import DetInferencer

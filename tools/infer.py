@@ -11,6 +11,8 @@ import argparse
 import json
 from pathlib import Path
 
+from mmengine import DictAction
+
 from xcit_mm.engine.errors import clear_errors
 
 
@@ -23,6 +25,9 @@ def parse_args() -> argparse.Namespace:
     parser.add_argument('--score-thr', type=float, default=0.3, help='leave out detections below this (default: 0.3)')
     parser.add_argument('--batch-size', type=int, default=1, help='images that are computed together (default: 1)')
     parser.add_argument('--device', help='such as cuda:0 or cpu (default: a GPU if there is one)')
+    parser.add_argument(
+        '--cfg-options', nargs='+', action=DictAction, metavar='KEY=VALUE', help='settings of the config to change'
+    )
     return parser.parse_args()
 
 
@@ -48,7 +53,7 @@ def main() -> None:
         from xcit_mm.apis import Inferencer
 
         checkpoint = None if args.checkpoint == 'published' else args.checkpoint
-        inferencer = Inferencer(args.model, checkpoint, args.device)
+        inferencer = Inferencer(args.model, checkpoint, args.device, args.cfg_options)
         inferencer(args.images, args.out_dir, args.score_thr, args.batch_size)
         report(Path(args.out_dir))
 

@@ -15,6 +15,7 @@ from mmengine.config import Config
 from mmengine.utils import track_iter_progress
 
 from ..datasets.loading import BadImage, read_image, widen
+from ..engine.config_checks import apply_options
 from ..engine.errors import UsageError
 from .names import find_model, no_model
 from .overview import draw_overview
@@ -32,13 +33,21 @@ class Inferencer:
         model (str): A config file, or a name of :func:`xcit_mm.list_models`.
         checkpoint (str, optional): File or address of the weights; the published ones of a name if not given.
         device (str, optional): Such as 'cuda:0' or 'cpu'; a GPU if there is one.
+        cfg_options (dict, optional): Settings of the config to change, such as
+            ``{'test_dataloader.dataset.pipeline.1.scale': (6000, 4000)}``.
 
     Raises:
-        UsageError: If there is no such model, or a config comes without weights.
+        UsageError: If there is no such model or setting, or a config comes without weights.
         CheckpointError: If the weights are those of another model.
     """
 
-    def __init__(self, model: str, checkpoint: Optional[str] = None, device: Optional[str] = None):
+    def __init__(
+        self,
+        model: str,
+        checkpoint: Optional[str] = None,
+        device: Optional[str] = None,
+        cfg_options: Optional[dict] = None,
+    ):
         found = find_model(model)
         if not found and not os.path.isfile(model):
             raise UsageError(no_model(model))
@@ -49,6 +58,7 @@ class Inferencer:
         if '://' not in checkpoint and not os.path.isfile(checkpoint):
             raise UsageError(f'there is no checkpoint file {checkpoint}')
         cfg = Config.fromfile(config)
+        apply_options(cfg, cfg_options)
         device = device or ('cuda:0' if torch.cuda.is_available() else 'cpu')
         self.task = _task_of(cfg)(cfg, checkpoint, device)
 

@@ -51,6 +51,21 @@ CLOSE, VERY_CLOSE = 0.6, 0.85
 NUMBER_OR_WORD = ('loss_scale', 'interval', 'resume', 'load_from')
 
 
+def apply_options(cfg: Config, options: Optional[dict]) -> None:
+    """Change settings of a config as ``--cfg-options`` say.
+
+    Raises:
+        UsageError: If the config has no such setting, or one of another kind.
+    """
+    if not options:
+        return
+    check_options(cfg, options)
+    try:
+        cfg.merge_from_dict(options)
+    except (KeyError, TypeError, AttributeError, IndexError) as error:
+        raise UsageError(f'--cfg-options do not fit the config {cfg.filename}: {error}') from error
+
+
 def check_options(cfg: Config, options: dict) -> None:
     """Whether ``--cfg-options`` change what is there, or add what the type at that place takes.
 

@@ -23,7 +23,7 @@ from mmengine.runner import Runner
 from ..checkpoint import CheckpointError, load_checkpoint_file, match_state_dict
 from ..checkpoint.heads import fit_state_dict
 from .bad_images import guard_loading
-from .config_checks import check_config, check_options
+from .config_checks import apply_options, check_config
 from .data_checks import find_loaders, innermost_datasets
 from .errors import UsageError
 from .hooks import BadImagesHook, CheckpointFitHook, IterationSeedHook
@@ -73,12 +73,7 @@ def load_config(args: argparse.Namespace) -> Config:
     os.environ.setdefault('LOCAL_RANK', str(args.local_rank))
     path = Path(args.config)
     cfg = read_config(path)
-    if args.cfg_options:
-        check_options(cfg, args.cfg_options)
-        try:
-            cfg.merge_from_dict(args.cfg_options)
-        except (KeyError, TypeError, AttributeError, IndexError) as error:
-            raise UsageError(f'--cfg-options do not fit the config {path}: {error}') from error
+    apply_options(cfg, args.cfg_options)
     if args.data_root:
         _move_data_root(cfg, args.data_root)
     cfg.launcher = args.launcher

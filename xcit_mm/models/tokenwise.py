@@ -5,8 +5,9 @@ them stays in a CPU's cache and is then forgotten. For the backward pass only th
 MLP's first layer are kept; layer norms and GELU are computed again. All of it is exact: the same sums in chunks.
 """
 
+import math
 from functools import lru_cache
-from typing import Callable, Iterator, Tuple
+from typing import Callable, Iterator, Optional, Tuple
 
 import torch
 import torch.nn.functional as F
@@ -143,6 +144,17 @@ def moments_of(x: Tensor, norm) -> Tuple[Tensor, Tensor]:
         return mirrored(moments) / N, mean / N
 
 
+def in_reach(dtype: torch.dtype, matrix: Tensor, offset: Tensor) -> Tuple[Tensor, Tensor, Optional[Tensor]]:
+    """An affine map in the type of its products, and the factor that its results have to be multiplied with, if any.
+
+    fp16 has hardly any numbers for a map with LayerScale at its published start of 1e-5.
+    """
+    if dtype != torch.float16:
+        return matrix.to(dtype), offset.to(dtype), None
+    size = torch.maximum(matrix.abs().max(), offset.abs().max()).float().clamp_min(torch.finfo(torch.float32).tiny)
+    return (matrix / size).to(dtype), (offset / size).to(dtype), size
+
+
 def normed_moments(x: Tensor, weight: Tensor, bias: Tensor, eps: float) -> Tuple[Tensor, Tensor]:
     """Second moments and mean of the layer-normed tokens: (B, N, C) -> (B, C, C) / N and (B, 1, C), both fp32."""
     return moments_of(x, lambda tokens: F.layer_norm(tokens, tokens.shape[-1:], weight, bias, eps))
@@ -151,12 +163,13 @@ def normed_moments(x: Tensor, weight: Tensor, bias: Tensor, eps: float) -> Tuple
 def normed_affine(x: Tensor, weight: Tensor, bias: Tensor, eps: float, matrix: Tensor, offset: Tensor) -> Tensor:
     """x + LN(x) P + p, with one map for each image: (B, N, C), P (B, C, C), p (B, 1, C) -> (B, N, C)."""
     dtype, out = compute_dtype(x), torch.empty_like(x)
-    matrix, offset = by_columns(matrix.to(dtype)), offset.to(dtype)
+    matrix, offset, size = in_reach(dtype, matrix, offset)
+    matrix = by_columns(matrix)
     with torch.autocast(x.device.type, enabled=False):
         for piece in pieces(x):
             normed = F.layer_norm(x[piece], x.shape[-1:], weight, bias, eps)
             branch = affine(normed.to(dtype), matrix[piece[0]], offset[piece[0]])
-            torch.add(x[piece], branch, out=out[piece])
+            _add(x[piece], branch, size, out=out[piece])
     return out
 
 
@@ -205,24 +218,26 @@ class NormedAffine(torch.autograd.Function):
 
     @staticmethod
     def forward(ctx, x, weight, bias, eps, matrix, offset):
-        ctx.save_for_backward(x, weight, bias, matrix)
+        ctx.save_for_backward(x, weight, bias, matrix, offset)
         ctx.eps, ctx.dtype = eps, compute_dtype(x)
         return normed_affine(x, weight, bias, eps, matrix, offset)
 
     @staticmethod
     @once_differentiable
     def backward(ctx, grad_out):
-        x, weight, bias, matrix = ctx.saved_tensors
+        x, weight, bias, matrix, offset = ctx.saved_tensors
         grad_x, grad_weight, grad_bias = _empty_grads(x, weight, bias)
         grad_matrix = torch.zeros_like(matrix, dtype=torch.float32)
         grad_offset = grad_out.sum(1, keepdim=True, dtype=torch.float32)
-        matrix = by_columns(matrix.to(ctx.dtype))
+        matrix, _, size = in_reach(ctx.dtype, matrix, offset)
+        matrix = by_columns(matrix)
         with torch.autocast(x.device.type, enabled=False):
             for piece in pieces(x):
                 normed, mean, rstd = torch.native_layer_norm(x[piece], x.shape[-1:], weight, bias, ctx.eps)
                 grads = affine_backward(grad_out[piece].to(ctx.dtype), normed.to(ctx.dtype), matrix[piece[0]])
                 grad_matrix[piece[0]] += grads[1]
-                grads = _norm_backward(grads[0].to(x.dtype), x[piece], mean, rstd, weight, bias)
+                grad = grads[0].to(x.dtype) if size is None else grads[0].to(x.dtype) * size
+                grads = _norm_backward(grad, x[piece], mean, rstd, weight, bias)
                 torch.add(grad_out[piece], grads[0], out=grad_x[piece])
                 grad_weight += grads[1]
                 grad_bias += grads[2]
@@ -237,28 +252,29 @@ class NormedMlp(torch.autograd.Function):
         ctx.eps, ctx.dtype = eps, compute_dtype(x)
         hidden = []
         out = torch.empty_like(x)
-        v1, c1, v2, c2 = (t.to(ctx.dtype) for t in (w1, b1, w2, b2))
+        v1, c1 = w1.to(ctx.dtype), b1.to(ctx.dtype)
+        v2, c2, size = in_reach(ctx.dtype, w2, b2)
         with torch.autocast(x.device.type, enabled=False):
             for part in chunks(len(x), x.device):
                 normed = F.layer_norm(x[part], x.shape[-1:], weight, bias, eps).to(ctx.dtype)
                 hidden.append(linear(normed, v1, c1))
                 branch = linear(F.gelu(hidden[-1]), v2, c2)
-                if scale is not None:
-                    branch *= scale[part]
-                torch.add(x[part], branch, out=out[part])
-        ctx.save_for_backward(x, weight, bias, w1, w2, scale, *hidden)
+                factors = [f for f in (size, None if scale is None else scale[part]) if f is not None]
+                _add(x[part], branch, math.prod(factors) if factors else None, out=out[part])
+        ctx.save_for_backward(x, weight, bias, w1, w2, b2, scale, *hidden)
         return out
 
     @staticmethod
     @once_differentiable
     def backward(ctx, grad_out):
-        x, weight, bias, w1, w2, scale, *hidden = ctx.saved_tensors
+        x, weight, bias, w1, w2, b2, scale, *hidden = ctx.saved_tensors
         grad_x, grad_weight, grad_bias = _empty_grads(x, weight, bias)
         grad_w1, grad_b1, grad_w2, grad_b2 = (
             torch.zeros(shape, dtype=torch.float32, device=x.device)
             for shape in (w1.shape, w1.shape[:1], w2.shape, w2.shape[:1])
         )
-        v1, v2 = w1.to(ctx.dtype), w2.to(ctx.dtype)
+        v1 = w1.to(ctx.dtype)
+        v2, _, size = in_reach(ctx.dtype, w2, b2)
         with torch.autocast(x.device.type, enabled=False):
             for part, h in zip(chunks(len(x), x.device), hidden):
                 normed, mean, rstd = torch.native_layer_norm(x[part], x.shape[-1:], weight, bias, ctx.eps)
@@ -268,7 +284,8 @@ class NormedMlp(torch.autograd.Function):
                 grads = linear_backward(grad, F.gelu(h), v2)
                 grad_w2 += grads[1]
                 grad_b2 += grads[2]
-                grads = linear_backward(torch.ops.aten.gelu_backward(grads[0], h), normed.to(ctx.dtype), v1)
+                grad = grads[0] if size is None else grads[0] * size
+                grads = linear_backward(torch.ops.aten.gelu_backward(grad, h), normed.to(ctx.dtype), v1)
                 grad_w1 += grads[1]
                 grad_b1 += grads[2]
                 grads = _norm_backward(grads[0].to(x.dtype), x[part], mean, rstd, weight, bias)
@@ -276,6 +293,14 @@ class NormedMlp(torch.autograd.Function):
                 grad_weight += grads[1]
                 grad_bias += grads[2]
         return grad_x, grad_weight, grad_bias, None, grad_w1, grad_b1, grad_w2, grad_b2, None
+
+
+def _add(x: Tensor, branch: Tensor, factor: Optional[Tensor], out: Tensor) -> None:
+    """out = x + factor * branch, multiplied in the wider of their types."""
+    if factor is None:
+        torch.add(x, branch, out=out)
+    else:
+        torch.addcmul(x, branch, factor, out=out)
 
 
 def _empty_grads(x: Tensor, weight: Tensor, bias: Tensor) -> Tuple[Tensor, Tensor, Tensor]:
