@@ -1,7 +1,7 @@
 """A small XCiT learning handwritten digits without labels, from random weights, for two CPU cores and 20 minutes.
 
 python tools/train.py configs/dino_xcit_digits.py
-python tools/knn.py configs/knn_xcit_digits.py work_dirs/dino_xcit_digits/epoch_200.pth --baselines
+python tools/knn.py configs/knn_xcit_digits.py work_dirs/dino_xcit_digits/epoch_140.pth --baselines
 """
 
 _base_ = './dino_xcit_s12_8_300e_in1k.py'
@@ -34,7 +34,7 @@ train_dataloader = dict(
     dataset=dict(_delete_=True, type='xcit_mm.PlainDigits', split='train', pipeline=train_pipeline),
 )
 
-epochs = 200
+epochs = 140
 optim_wrapper = dict(type='OptimWrapper', optimizer=dict(lr=1e-3))
 param_scheduler = [
     dict(type='LinearLR', start_factor=1e-2, by_epoch=True, begin=0, end=5, convert_to_iter_based=True),

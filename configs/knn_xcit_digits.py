@@ -1,6 +1,6 @@
 """k-NN test of the small XCiT that DINO trains on handwritten digits.
 
-python tools/knn.py configs/knn_xcit_digits.py work_dirs/dino_xcit_digits/epoch_200.pth --baselines
+python tools/knn.py configs/knn_xcit_digits.py work_dirs/dino_xcit_digits/epoch_140.pth --baselines
 """
 
 _base_ = './knn_xcit_s12_8_in1k.py'

@@ -10,7 +10,7 @@ model = dict(
     data_preprocessor=dict(mean=[64.0] * 3, std=[102.0] * 3, num_classes=10),
     backbone=dict(
         arch=dict(_delete_=True, embed_dims=64, depth=4, num_heads=4, tokens_norm=False),
-        init_cfg=dict(checkpoint='work_dirs/dino_xcit_digits/epoch_200.pth'),
+        init_cfg=dict(checkpoint='work_dirs/dino_xcit_digits/epoch_140.pth'),
     ),
     average_patches=True,
     head=dict(num_classes=10, in_channels=128),
