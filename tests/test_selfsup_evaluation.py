@@ -12,6 +12,7 @@ from mmengine.registry import MODELS, DefaultScope
 from mmengine.runner import load_checkpoint
 from processes import run, run_group
 
+from xcit_mm.engine.setup import check_model
 from xcit_mm.selfsup.knn import gather_in_order, knn_accuracy
 
 ARCH = dict(embed_dims=32, depth=2, num_heads=4)
@@ -102,6 +103,11 @@ def test_a_file_of_the_head_alone_is_enough(checkpoint, tmp_path, names):
     load_checkpoint(model, str(tmp_path / 'head.pth'))
     assert torch.equal(model.head.fc.weight, tensors[0]) and torch.equal(model.head.fc.bias, tensors[1])
     assert torch.equal(model.backbone.norm.weight, backbone.norm.weight)
+    # The tools compare the file with a model without memory first.
+    cfg = Config.fromfile(ROOT / 'configs/linear_xcit_s12_8_in1k.py')
+    cfg.model.backbone.update(arch=ARCH, init_cfg=dict(type='Pretrained', checkpoint=str(path)))
+    cfg.model.head.in_channels = 32
+    check_model(cfg, str(tmp_path / 'head.pth'), 'test')
 
 
 def test_a_head_of_another_width_is_refused():

@@ -46,7 +46,8 @@ class LinearProbe(ImageClassifier):
                 f'each), got {given}'
             )
         self.backbone.requires_grad_(False)
-        self.backbone.init_weights()
+        if not self.backbone.cls_token.is_meta:  # as it is where a config is checked
+            self.backbone.init_weights()
 
     def train(self, mode: bool = True):
         """The backbone stays in eval mode."""
