@@ -5,7 +5,6 @@ them stays in a CPU's cache and is then forgotten. For the backward pass only th
 MLP's first layer are kept; layer norms and GELU are computed again. All of it is exact: the same sums in chunks.
 """
 
-import math
 from functools import lru_cache
 from typing import Callable, Iterator, Optional, Tuple
 
@@ -254,13 +253,15 @@ class NormedMlp(torch.autograd.Function):
         out = torch.empty_like(x)
         v1, c1 = w1.to(ctx.dtype), b1.to(ctx.dtype)
         v2, c2, size = in_reach(ctx.dtype, w2, b2)
+        factor = scale
+        if size is not None:
+            factor = size.expand(len(x), 1) if scale is None else size * scale
         with torch.autocast(x.device.type, enabled=False):
             for part in chunks(len(x), x.device):
                 normed = F.layer_norm(x[part], x.shape[-1:], weight, bias, eps).to(ctx.dtype)
                 hidden.append(linear(normed, v1, c1))
                 branch = linear(F.gelu(hidden[-1]), v2, c2)
-                factors = [f for f in (size, None if scale is None else scale[part]) if f is not None]
-                _add(x[part], branch, math.prod(factors) if factors else None, out=out[part])
+                _add(x[part], branch, None if factor is None else factor[part], out=out[part])
         ctx.save_for_backward(x, weight, bias, w1, w2, b2, scale, *hidden)
         return out
 
