@@ -2,7 +2,6 @@
 
 import os
 import shutil
-import socket
 import subprocess
 import sys
 import time
@@ -13,7 +12,7 @@ import numpy as np
 import pytest
 import torch
 from conftest import ROOT, build, official_names, randomise
-from processes import run
+from processes import free_port, run
 
 from xcit_mm.visualization import load_backbone
 from xcit_mm.visualization.page import attention_pictures
@@ -47,12 +46,6 @@ def test_without_gradio_the_message_says_what_to_install(checkpoint, tmp_path):
         assert 'pip install "xcit_mm[page]"' in output
     else:
         pytest.skip('Gradio is installed')
-
-
-def free_port():
-    with socket.socket() as probe:
-        probe.bind(('127.0.0.1', 0))
-        return probe.getsockname()[1]
 
 
 @pytest.fixture
