@@ -2,6 +2,7 @@
 
 import os
 import signal
+import time
 import zipfile
 from pathlib import Path
 
@@ -256,18 +257,50 @@ def test_old_checkpoints_go_after_new_ones_are_there(cfg_of, tmp_path, monkeypat
 # Determinism.
 
 
+@pytest.fixture
+def free_of_determinism():
+    yield
+    torch.use_deterministic_algorithms(False)
+    torch.backends.cudnn.deterministic = False
+
+
 @pytest.mark.parametrize('kind', RUNS)
-def test_the_deterministic_mode_trains_to_the_same_bits(kind, cfg_of, tmp_path):
+def test_the_deterministic_mode_trains_to_the_same_bits(kind, cfg_of, tmp_path, free_of_determinism):
+    """With any number of processes that load data."""
     states = []
-    try:
-        for folder in (tmp_path / 'one', tmp_path / 'two'):
-            train(cfg_of(kind, folder, randomness=dict(seed=1, deterministic=True)))
-            assert torch.are_deterministic_algorithms_enabled()
-            states.append(state(folder / LAST[kind]))
-    finally:
-        torch.use_deterministic_algorithms(False)
-        torch.backends.cudnn.deterministic = False
+    for workers in (0, 2):
+        options = {'randomness': dict(seed=1, deterministic=True), 'train_dataloader.num_workers': workers}
+        train(cfg_of(kind, tmp_path / str(workers), **options))
+        assert torch.are_deterministic_algorithms_enabled()
+        states.append(state(tmp_path / str(workers) / LAST[kind]))
     assert_same(*states)
+
+
+class TurnsHook(Hook):
+    """The deterministic mode in every other iteration, so that whatever else the machine does falls on both."""
+
+    def __init__(self):
+        self.seconds = {False: [], True: []}
+
+    def before_train_iter(self, runner, batch_idx, data_batch=None):
+        self.deterministic = runner.iter % 2 == 1
+        torch.use_deterministic_algorithms(self.deterministic)
+        self.begun = time.perf_counter()
+
+    def after_train_iter(self, runner, batch_idx, data_batch=None, outputs=None):
+        self.seconds[self.deterministic].append(time.perf_counter() - self.begun)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize('kind', RUNS)
+def test_what_the_deterministic_mode_costs(kind, cfg_of, tmp_path, free_of_determinism):
+    lasts = dict(classifier={'train_cfg.max_epochs': 40}, semantic_fpn={'train_cfg.max_iters': 120})[kind]
+    cfg, turns = cfg_of(kind, tmp_path), TurnsHook()
+    cfg.merge_from_dict({**lasts, 'train_cfg.val_interval': 1000, 'default_hooks.checkpoint.interval': 1000})
+    train(cfg, turns)
+    without, with_it = (float(np.median(turns.seconds[mode])) for mode in (False, True))
+    print(f'{kind}: {1e3 * without:.1f} ms per iteration, deterministic {1e3 * with_it:.1f} ms')
+    assert with_it < 1.5 * without
 
 
 # Data order and augmentation.

@@ -98,10 +98,13 @@ def test_half_precision_is_as_near_to_fp32_as_the_blocks_as_written(tiny, as_wri
 
 
 def test_second_moments_of_many_large_values_do_not_overflow_half_precision():
-    tokens = torch.full((1, 375_000, 8), 3.0, dtype=torch.float16)
-    moments, mean = tokenwise.moments_of(tokens, nn.Identity())
+    tokens = torch.randn(1, 375_000, 8, dtype=torch.float16)
+    # A norm's weight of 0 leaves its bias: 3.0 for every token.
+    norm = torch.zeros(8), torch.full((8,), 3.0), 1e-6
+    moments, mean = tokenwise.normed_moments(tokens, *norm, torch.float16)
     assert torch.equal(moments, torch.full((1, 8, 8), 9.0)) and torch.equal(mean, torch.full((1, 1, 8), 3.0))
-    assert (tokens[0].float().T @ tokens[0].float() > torch.finfo(torch.float16).max).all()  # the naive product
+    naive = torch.full((375_000, 8), 3.0, dtype=torch.float16)
+    assert (naive.T @ naive).isinf().all()
 
 
 @pytest.mark.skipif(not hasattr(torch.library, 'opcheck'), reason='no operators of our own in this PyTorch')
@@ -114,9 +117,10 @@ def test_operator_of_compiled_models(dtype):
 
 
 @pytest.mark.skipif(not hasattr(torch.library, 'opcheck'), reason='no operators of our own in this PyTorch')
-def test_operators_of_compiled_inference():
+@pytest.mark.parametrize('dtype', [torch.float32, torch.bfloat16])
+def test_operators_of_compiled_inference(dtype):
     torch.manual_seed(0)
-    tokens, norm = torch.randn(2, 150, 24), (torch.randn(24), torch.randn(24), 1e-6)
+    tokens, norm = torch.randn(2, 150, 24), (torch.randn(24), torch.randn(24), 1e-6, dtype)
     affine = torch.randn(2, 24, 24), torch.randn(2, 1, 24)
     mlp = torch.randn(40, 24), torch.randn(40), torch.randn(24, 40), torch.randn(24), torch.randn(24)
     close = dict(atol=1e-4, rtol=1e-4)

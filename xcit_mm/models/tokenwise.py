@@ -19,6 +19,7 @@ from .products import (
     affine_backward,
     by_columns,
     compute_dtype,
+    has_onednn,
     is_exported,
     is_traced,
     linear,
@@ -38,7 +39,7 @@ def compiles_in_chunks(x: Tensor) -> bool:
 
     Elsewhere the compiler joins norms and pointwise steps of whole layers better than chunks can.
     """
-    return HAS_OPERATORS and not torch.is_grad_enabled() and suits_onednn(x)
+    return HAS_OPERATORS and not torch.is_grad_enabled() and has_onednn(x)
 
 
 def chunk_size(device: torch.device, times: int = 1) -> int:
@@ -128,21 +129,6 @@ def mirrored(total: Tensor) -> Tensor:
     return total.triu() + total.triu(1).transpose(-2, -1)
 
 
-def moments_of(x: Tensor, norm) -> Tuple[Tensor, Tensor]:
-    """Tokens (B, N, C), and a layer norm -> their normed second moments (B, C, C) / N and mean (B, 1, C), fp32."""
-    B, N, C = x.shape
-    moments = x.new_zeros(B, C, C, dtype=torch.float32)
-    mean = x.new_zeros(B, 1, C, dtype=torch.float32)
-    dtype = compute_dtype(x)
-    dtype = dtype if multiplies_into_fp32(dtype, x.device.type) else x.dtype
-    with torch.autocast(x.device.type, enabled=False):
-        for piece in pieces(x):
-            tokens = norm(x[piece])
-            add_gram(moments[piece[0]], tokens.to(dtype))
-            mean[piece[0]] += tokens.sum(1, keepdim=True, dtype=torch.float32)
-        return mirrored(moments) / N, mean / N
-
-
 def in_reach(dtype: torch.dtype, matrix: Tensor, offset: Tensor) -> Tuple[Tensor, Tensor, Optional[Tensor]]:
     """An affine map in the type of its products, and the factor that its results have to be multiplied with, if any.
 
@@ -154,14 +140,28 @@ def in_reach(dtype: torch.dtype, matrix: Tensor, offset: Tensor) -> Tuple[Tensor
     return (matrix / size).to(dtype), (offset / size).to(dtype), size
 
 
-def normed_moments(x: Tensor, weight: Tensor, bias: Tensor, eps: float) -> Tuple[Tensor, Tensor]:
-    """Second moments and mean of the layer-normed tokens: (B, N, C) -> (B, C, C) / N and (B, 1, C), both fp32."""
-    return moments_of(x, lambda tokens: F.layer_norm(tokens, tokens.shape[-1:], weight, bias, eps))
+def normed_moments(x: Tensor, weight: Tensor, bias: Tensor, eps: float, dtype: torch.dtype) -> Tuple[Tensor, Tensor]:
+    """Second moments and mean of the layer-normed tokens: (B, N, C) -> (B, C, C) / N and (B, 1, C), both fp32.
+
+    The type of the products is an argument, here and below, since an operator does not see whether autocast is on.
+    """
+    B, N, C = x.shape
+    moments = x.new_zeros(B, C, C, dtype=torch.float32)
+    mean = x.new_zeros(B, 1, C, dtype=torch.float32)
+    dtype = dtype if multiplies_into_fp32(dtype, x.device.type) else x.dtype
+    with torch.autocast(x.device.type, enabled=False):
+        for piece in pieces(x):
+            normed = F.layer_norm(x[piece], (C,), weight, bias, eps)
+            add_gram(moments[piece[0]], normed.to(dtype))
+            mean[piece[0]] += normed.sum(1, keepdim=True, dtype=torch.float32)
+        return mirrored(moments) / N, mean / N
 
 
-def normed_affine(x: Tensor, weight: Tensor, bias: Tensor, eps: float, matrix: Tensor, offset: Tensor) -> Tensor:
+def normed_affine(
+    x: Tensor, weight: Tensor, bias: Tensor, eps: float, dtype: torch.dtype, matrix: Tensor, offset: Tensor
+) -> Tensor:
     """x + LN(x) P + p, with one map for each image: (B, N, C), P (B, C, C), p (B, 1, C) -> (B, N, C)."""
-    dtype, out = compute_dtype(x), torch.empty_like(x)
+    out = torch.empty_like(x)
     matrix, offset, size = in_reach(dtype, matrix, offset)
     matrix = by_columns(matrix)
     with torch.autocast(x.device.type, enabled=False):
@@ -173,10 +173,18 @@ def normed_affine(x: Tensor, weight: Tensor, bias: Tensor, eps: float, matrix: T
 
 
 def add_normed_mlp(
-    x: Tensor, weight: Tensor, bias: Tensor, eps: float, w1: Tensor, b1: Tensor, w2: Tensor, b2: Tensor, gamma: Tensor
+    x: Tensor,
+    weight: Tensor,
+    bias: Tensor,
+    eps: float,
+    dtype: torch.dtype,
+    w1: Tensor,
+    b1: Tensor,
+    w2: Tensor,
+    b2: Tensor,
+    gamma: Tensor,
 ) -> None:
     """x += gamma (GELU(LN(x) W1^T + b1) W2^T + b2) in place, without a backward pass: (M, C), gamma (C)."""
-    dtype = compute_dtype(x)
     w1, b1, w2, b2 = (t.to(dtype) for t in (w1, b1, w2, b2))
     with torch.autocast(x.device.type, enabled=False):
         for part in chunks(len(x), x.device):
@@ -191,7 +199,7 @@ class NormedMoments(torch.autograd.Function):
     def forward(ctx, x, weight, bias, eps):
         ctx.save_for_backward(x, weight, bias)
         ctx.eps, ctx.dtype = eps, compute_dtype(x)
-        return normed_moments(x, weight, bias, eps)
+        return normed_moments(x, weight, bias, eps, ctx.dtype)
 
     @staticmethod
     @once_differentiable
@@ -219,7 +227,7 @@ class NormedAffine(torch.autograd.Function):
     def forward(ctx, x, weight, bias, eps, matrix, offset):
         ctx.save_for_backward(x, weight, bias, matrix, offset)
         ctx.eps, ctx.dtype = eps, compute_dtype(x)
-        return normed_affine(x, weight, bias, eps, matrix, offset)
+        return normed_affine(x, weight, bias, eps, ctx.dtype, matrix, offset)
 
     @staticmethod
     @once_differentiable
