@@ -5,7 +5,6 @@ import copy
 import pytest
 import torch
 from conftest import build, deviation, randomise
-from torch import nn
 
 from xcit_mm.models import tokenwise
 from xcit_mm.models.xcit import XCABlock
