@@ -1,4 +1,4 @@
-"""A process of a distributed run dies: the others end, torchrun starts the run again, and it goes on."""
+"""A process of a distributed run dies or gets a signal: the others end, the run is started again, and it goes on."""
 
 import os
 import re
@@ -28,12 +28,11 @@ def cfg(small_models, small_digits, tmp_path):
     return small_cfg(small_models, 'classifier', small_digits, tmp_path / 'run', **OPTIONS)
 
 
-def dying(cfg, note, rank=1, iteration=5):
-    hooks = [
-        *cfg.custom_hooks,
-        dict(type='DyingHook', rank=rank, iteration=iteration, note=str(note), _scope_='mmengine'),
-    ]
-    return Config({**cfg.to_dict(), 'custom_hooks': hooks, 'custom_imports': dict(imports=['dying'])})
+def dying(cfg, note, rank=1, iteration=5, **options):
+    hook = dict(type='DyingHook', rank=rank, iteration=iteration, note=str(note), **options, _scope_='mmengine')
+    return Config(
+        {**cfg.to_dict(), 'custom_hooks': [*cfg.custom_hooks, hook], 'custom_imports': dict(imports=['dying'])}
+    )
 
 
 def environment():
@@ -71,23 +70,28 @@ def test_the_run_starts_again_and_ends_with_the_same_bits(cfg, tmp_path):
     assert_same(state(tmp_path / 'whole' / 'epoch_4.pth'), state(tmp_path / 'run' / 'epoch_4.pth'))
 
 
-def nodes(cfg, folder, *arguments, **variables):
-    """Two machines of one process each, as two torchruns on the loopback."""
-    cfg.dump(folder / 'cfg.py')
-    common = {**environment(), 'NNODES': '2', **variables}
+def two_at_once(function):
+    """The results of ``function(0)`` and ``function(1)``, each with the time of its end."""
     results = {}
 
-    def node(number):
-        command = ['bash', ROOT / 'tools' / 'dist_train.sh', folder / 'cfg.py', '1', *arguments]
-        results[number] = call(command, cwd=folder, env={**common, 'NODE_RANK': str(number)})
+    def work(number):
+        results[number] = function(number)
         results[number].ended = time.time()
 
-    threads = [threading.Thread(target=node, args=(number,)) for number in range(2)]
+    threads = [threading.Thread(target=work, args=(number,)) for number in range(2)]
     for thread in threads:
         thread.start()
     for thread in threads:
         thread.join()
     return [results[number] for number in range(2)]
+
+
+def nodes(cfg, folder, *arguments, **variables):
+    """Two machines of one process each, as two torchruns on the loopback."""
+    cfg.dump(folder / 'cfg.py')
+    common = {**environment(), 'NNODES': '2', **variables}
+    command = ['bash', ROOT / 'tools' / 'dist_train.sh', folder / 'cfg.py', '1', *arguments]
+    return two_at_once(lambda number: call(command, cwd=folder, env={**common, 'NODE_RANK': str(number)}))
 
 
 @pytest.mark.slow
@@ -115,6 +119,30 @@ def test_both_nodes_start_again(cfg, tmp_path):
         assert done.returncode == 0, done.stderr[-3000:]
     assert any('Going on from the newest intact checkpoint' in done.stdout + done.stderr for done in results)
     assert damage(str(tmp_path / 'run' / 'epoch_4.pth')) is None
+
+
+def alone(cfg, folder, *arguments):
+    """Two processes that nobody watches over, as srun starts them."""
+    cfg.dump(folder / 'cfg.py')
+    common = {**environment(), 'WORLD_SIZE': '2', 'MASTER_ADDR': '127.0.0.1'}
+    common['MASTER_PORT'] = common.pop('PORT')
+    command = [sys.executable, ROOT / 'tools' / 'train.py', folder / 'cfg.py', '--launcher', 'pytorch', *arguments]
+    return two_at_once(
+        lambda rank: call(command, cwd=folder, env={**common, 'RANK': str(rank), 'LOCAL_RANK': str(rank)})
+    )
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize('name', ['SIGTERM', 'SIGUSR1'])
+def test_a_signal_to_one_process_ends_all_with_one_checkpoint(name, cfg, tmp_path):
+    for done in alone(Config({**cfg.to_dict(), 'work_dir': str(tmp_path / 'whole')}), tmp_path):
+        assert done.returncode == 0, done.stderr[-3000:]
+    for done in alone(dying(cfg, tmp_path / 'note', iteration=5, signal_name=name), tmp_path):
+        assert done.returncode == 75, done.stderr[-3000:]
+    assert damage(str(tmp_path / 'run' / 'interrupted.pth')) is None
+    for done in alone(cfg, tmp_path, '--resume'):
+        assert done.returncode == 0, done.stderr[-3000:]
+    assert_same(state(tmp_path / 'whole' / 'epoch_4.pth'), state(tmp_path / 'run' / 'epoch_4.pth'))
 
 
 def test_slurm_starts_a_run_that_was_preempted_again(tmp_path):
