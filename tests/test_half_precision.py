@@ -112,12 +112,14 @@ def test_every_arch_trains_from_its_start_values(arch, dtype):
 @pytest.mark.parametrize('dtype', TYPES)
 @pytest.mark.parametrize('arch', xcit.ARCHS)
 def test_every_arch_trains_at_4096_pixels(arch, dtype):
-    """The blocks that all have in common, at the width of each: two of them, so that memory suffices."""
-    sizes = {**xcit.ARCHS[arch], 'depth': 2}
-    sizes['layer_scale_init_value'] = 1.0 if xcit.ARCHS[arch]['depth'] == 12 else 1e-5
+    """In fp16 with a single block: this CPU has no products of that type, and emulates them a hundred times slower."""
+    sizes = dict(xcit.ARCHS[arch])
+    if dtype == torch.float16:
+        sizes.update(depth=1, layer_scale_init_value=1.0 if sizes['depth'] == 12 else 1e-5)
     model = classifier(arch=sizes, patch_size=16, with_cp=True)
     image, label = batch_of(4096, 1)
     loss, gradients = step(model, image, label, dtype, scale=128.0)
+    print(f'{arch}, {dtype}: loss {loss:.4f}')
     assert np.isfinite(loss) and all(grad.isfinite().all() for grad in gradients.values())
 
 
