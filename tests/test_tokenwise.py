@@ -13,7 +13,7 @@ from xcit_mm.models.xcit import XCABlock
 @pytest.fixture(autouse=True)
 def small_chunks(monkeypatch):
     """Several chunks for each image, the last one shorter."""
-    monkeypatch.setitem(tokenwise.CHUNK_SIZES, 'cpu', 50)  # the images have 192 tokens, 80 and 25
+    monkeypatch.setitem(tokenwise.CHUNK_SIZES, 'cpu', 50 * 32)  # 50 tokens, of which the images have 192, 80 and 25
 
 
 @pytest.fixture
@@ -100,7 +100,7 @@ def test_second_moments_of_many_large_values_do_not_overflow_half_precision():
     tokens = torch.randn(1, 375_000, 8, dtype=torch.float16)
     # A norm's weight of 0 leaves its bias: 3.0 for every token.
     norm = torch.zeros(8), torch.full((8,), 3.0), 1e-6
-    moments, mean = tokenwise.normed_moments(tokens, *norm, torch.float16)
+    moments, mean = tokenwise.normed_moments(tokens, *norm)
     assert torch.equal(moments, torch.full((1, 8, 8), 9.0)) and torch.equal(mean, torch.full((1, 1, 8), 3.0))
     naive = torch.full((375_000, 8), 3.0, dtype=torch.float16)
     assert (naive.T @ naive).isinf().all()
@@ -116,10 +116,9 @@ def test_operator_of_compiled_models(dtype):
 
 
 @pytest.mark.skipif(not hasattr(torch.library, 'opcheck'), reason='no operators of our own in this PyTorch')
-@pytest.mark.parametrize('dtype', [torch.float32, torch.bfloat16])
-def test_operators_of_compiled_inference(dtype):
+def test_operators_of_compiled_inference():
     torch.manual_seed(0)
-    tokens, norm = torch.randn(2, 150, 24), (torch.randn(24), torch.randn(24), 1e-6, dtype)
+    tokens, norm = torch.randn(2, 150, 24), (torch.randn(24), torch.randn(24), 1e-6)
     affine = torch.randn(2, 24, 24), torch.randn(2, 1, 24)
     mlp = torch.randn(40, 24), torch.randn(40), torch.randn(24, 40), torch.randn(24), torch.randn(24)
     close = dict(atol=1e-4, rtol=1e-4)

@@ -14,14 +14,15 @@ ONEDNN = torch.backends.mkldnn.is_available() and 'CPU capability usage: AVX' in
 LEAST_TOKENS = 128  # fewer do not pay for bringing the matrix into oneDNN's order
 
 
-def has_onednn(x: Tensor) -> bool:
-    """Whether oneDNN multiplies tokens (..., C), and these are enough. Exported models keep their linear layers."""
-    return x.device.type == 'cpu' and ONEDNN and not is_exported() and x.numel() >= LEAST_TOKENS * x.shape[-1]
-
-
 def suits_onednn(x: Tensor) -> bool:
-    """Whether products of tokens (..., C), which PyTorch would give to another library, go through oneDNN."""
-    return has_onednn(x) and compute_dtype(x) == torch.float32
+    """Whether products of tokens (..., C) go through oneDNN. Exported models keep their linear layers."""
+    return (
+        x.device.type == 'cpu'
+        and compute_dtype(x) == torch.float32
+        and ONEDNN
+        and not is_exported()
+        and x.numel() >= LEAST_TOKENS * x.shape[-1]
+    )
 
 
 def is_exported() -> bool:

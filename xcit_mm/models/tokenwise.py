@@ -19,7 +19,6 @@ from .products import (
     affine_backward,
     by_columns,
     compute_dtype,
-    has_onednn,
     is_exported,
     is_traced,
     linear,
@@ -28,8 +27,9 @@ from .products import (
     suits_onednn,
 )
 
-# Tokens: few enough for the cache of a CPU, enough to keep another device busy.
-CHUNK_SIZES = {'cpu': 1024, 'other': 65536}
+# Values: so few that the four times as many of the MLP fit into a CPU's cache, so many that a product is worth its
+# preparations (2730 tokens of 384 channels); and enough to keep another device busy.
+CHUNK_SIZES = {'cpu': 2**20, 'other': 2**24}
 
 HAS_OPERATORS = hasattr(torch.library, 'custom_op')  # from PyTorch 2.4 on
 
@@ -37,28 +37,28 @@ HAS_OPERATORS = hasattr(torch.library, 'custom_op')  # from PyTorch 2.4 on
 def compiles_in_chunks(x: Tensor) -> bool:
     """Whether torch.compile gets the functions of this module as operators: inference where products go to oneDNN.
 
-    Elsewhere the compiler joins norms and pointwise steps of whole layers better than chunks can.
+    Elsewhere the compiler joins norms and pointwise steps of whole layers as well as chunks can, or better.
     """
-    return HAS_OPERATORS and not torch.is_grad_enabled() and has_onednn(x)
+    return HAS_OPERATORS and not torch.is_grad_enabled() and suits_onednn(x)
 
 
-def chunk_size(device: torch.device, times: int = 1) -> int:
-    """Tokens of a chunk; ``times`` as many where less is done with each of them."""
-    return times * CHUNK_SIZES.get(device.type, CHUNK_SIZES['other'])
+def chunk_size(x: Tensor) -> int:
+    """Tokens (..., C) of a chunk."""
+    return max(1, CHUNK_SIZES.get(x.device.type, CHUNK_SIZES['other']) // x.shape[-1])
 
 
-def chunks(num_tokens: int, device: torch.device, times: int = 1) -> Iterator[slice]:
-    """Cut a range of tokens."""
-    size = chunk_size(device, times)
-    return (slice(start, min(start + size, num_tokens)) for start in range(0, num_tokens, size))
+def chunks(x: Tensor) -> Iterator[slice]:
+    """Cut tokens (..., N, C)."""
+    size, N = chunk_size(x), x.shape[-2]
+    return (slice(start, min(start + size, N)) for start in range(0, N, size))
 
 
-def pieces(x: Tensor, times: int = 1) -> Iterator[Tuple[slice, slice]]:
+def pieces(x: Tensor) -> Iterator[Tuple[slice, slice]]:
     """Cut tokens (B, N, C) into parts of an image or several whole ones: slices of images and of tokens."""
     B, N, _ = x.shape
-    together = max(1, chunk_size(x.device, times) // N)
+    together = max(1, chunk_size(x) // N)
     for image in range(0, B, together):
-        for part in chunks(N, x.device, times):
+        for part in chunks(x):
             yield slice(image, min(image + together, B)), part
 
 
@@ -94,12 +94,14 @@ def add_gram(total: Tensor, x: Tensor) -> None:
     """
     wide = multiplies_into_fp32(x.dtype, x.device.type)
     x = x if wide else x.float()
-    step = gram_step(x)
+    step, onednn = gram_step(x), suits_onednn(x[0])
     for i in range(0, x.shape[2], step):
-        block, rows, columns = total[:, i : i + step, i:], x[..., i : i + step], x[..., i:]
+        # Contiguous here, since a convolution would copy rows and columns of the last block each.
+        columns = x[..., i:].contiguous() if onednn else x[..., i:]
+        block, rows = total[:, i : i + step, i:], columns[..., :step]
         if wide:
             block += torch.bmm(rows.transpose(1, 2), columns, out_dtype=torch.float32)
-        elif suits_onednn(x[0]):
+        elif onednn:
             for one_block, one_rows, one_columns in zip(block, rows, columns):
                 one_block += product_over_tokens(one_rows, one_columns)
         else:
@@ -119,7 +121,7 @@ def gram(x: Tensor) -> Tensor:
 
 def _gram(x: Tensor) -> Tensor:
     total = x.new_zeros(len(x), x.shape[2], x.shape[2], dtype=torch.float32)
-    for piece in pieces(x, times=4):
+    for piece in pieces(x):
         add_gram(total[piece[0]], x[piece])
     return mirrored(total)
 
@@ -140,14 +142,12 @@ def in_reach(dtype: torch.dtype, matrix: Tensor, offset: Tensor) -> Tuple[Tensor
     return (matrix / size).to(dtype), (offset / size).to(dtype), size
 
 
-def normed_moments(x: Tensor, weight: Tensor, bias: Tensor, eps: float, dtype: torch.dtype) -> Tuple[Tensor, Tensor]:
-    """Second moments and mean of the layer-normed tokens: (B, N, C) -> (B, C, C) / N and (B, 1, C), both fp32.
-
-    The type of the products is an argument, here and below, since an operator does not see whether autocast is on.
-    """
+def normed_moments(x: Tensor, weight: Tensor, bias: Tensor, eps: float) -> Tuple[Tensor, Tensor]:
+    """Second moments and mean of the layer-normed tokens: (B, N, C) -> (B, C, C) / N and (B, 1, C), both fp32."""
     B, N, C = x.shape
     moments = x.new_zeros(B, C, C, dtype=torch.float32)
     mean = x.new_zeros(B, 1, C, dtype=torch.float32)
+    dtype = compute_dtype(x)
     dtype = dtype if multiplies_into_fp32(dtype, x.device.type) else x.dtype
     with torch.autocast(x.device.type, enabled=False):
         for piece in pieces(x):
@@ -157,11 +157,9 @@ def normed_moments(x: Tensor, weight: Tensor, bias: Tensor, eps: float, dtype: t
         return mirrored(moments) / N, mean / N
 
 
-def normed_affine(
-    x: Tensor, weight: Tensor, bias: Tensor, eps: float, dtype: torch.dtype, matrix: Tensor, offset: Tensor
-) -> Tensor:
+def normed_affine(x: Tensor, weight: Tensor, bias: Tensor, eps: float, matrix: Tensor, offset: Tensor) -> Tensor:
     """x + LN(x) P + p, with one map for each image: (B, N, C), P (B, C, C), p (B, 1, C) -> (B, N, C)."""
-    out = torch.empty_like(x)
+    dtype, out = compute_dtype(x), torch.empty_like(x)
     matrix, offset, size = in_reach(dtype, matrix, offset)
     matrix = by_columns(matrix)
     with torch.autocast(x.device.type, enabled=False):
@@ -173,23 +171,16 @@ def normed_affine(
 
 
 def add_normed_mlp(
-    x: Tensor,
-    weight: Tensor,
-    bias: Tensor,
-    eps: float,
-    dtype: torch.dtype,
-    w1: Tensor,
-    b1: Tensor,
-    w2: Tensor,
-    b2: Tensor,
-    gamma: Tensor,
+    x: Tensor, weight: Tensor, bias: Tensor, eps: float, w1: Tensor, b1: Tensor, w2: Tensor, b2: Tensor, gamma: Tensor
 ) -> None:
     """x += gamma (GELU(LN(x) W1^T + b1) W2^T + b2) in place, without a backward pass: (M, C), gamma (C)."""
+    dtype = compute_dtype(x)
     w1, b1, w2, b2 = (t.to(dtype) for t in (w1, b1, w2, b2))
     with torch.autocast(x.device.type, enabled=False):
-        for part in chunks(len(x), x.device):
+        for part in chunks(x):
             normed = F.layer_norm(x[part], x.shape[-1:], weight, bias, eps).to(dtype)
-            x[part].addcmul_(linear(F.gelu(linear(normed, w1, b1)), w2, b2), gamma)
+            hidden = torch.ops.aten.gelu_(linear(normed, w1, b1))
+            x[part].addcmul_(linear(hidden, w2, b2), gamma)
 
 
 class NormedMoments(torch.autograd.Function):
@@ -199,7 +190,7 @@ class NormedMoments(torch.autograd.Function):
     def forward(ctx, x, weight, bias, eps):
         ctx.save_for_backward(x, weight, bias)
         ctx.eps, ctx.dtype = eps, compute_dtype(x)
-        return normed_moments(x, weight, bias, eps, ctx.dtype)
+        return normed_moments(x, weight, bias, eps)
 
     @staticmethod
     @once_differentiable
@@ -227,7 +218,7 @@ class NormedAffine(torch.autograd.Function):
     def forward(ctx, x, weight, bias, eps, matrix, offset):
         ctx.save_for_backward(x, weight, bias, matrix, offset)
         ctx.eps, ctx.dtype = eps, compute_dtype(x)
-        return normed_affine(x, weight, bias, eps, ctx.dtype, matrix, offset)
+        return normed_affine(x, weight, bias, eps, matrix, offset)
 
     @staticmethod
     @once_differentiable
@@ -265,7 +256,7 @@ class NormedMlp(torch.autograd.Function):
         if size is not None:
             factor = size.expand(len(x), 1) if scale is None else size * scale
         with torch.autocast(x.device.type, enabled=False):
-            for part in chunks(len(x), x.device):
+            for part in chunks(x):
                 normed = F.layer_norm(x[part], x.shape[-1:], weight, bias, eps).to(ctx.dtype)
                 hidden.append(linear(normed, v1, c1))
                 branch = linear(F.gelu(hidden[-1]), v2, c2)
@@ -285,7 +276,7 @@ class NormedMlp(torch.autograd.Function):
         v1 = w1.to(ctx.dtype)
         v2, _, size = in_reach(ctx.dtype, w2, b2)
         with torch.autocast(x.device.type, enabled=False):
-            for part, h in zip(chunks(len(x), x.device), hidden):
+            for part, h in zip(chunks(x), hidden):
                 normed, mean, rstd = torch.native_layer_norm(x[part], x.shape[-1:], weight, bias, ctx.eps)
                 grad = grad_out[part].to(ctx.dtype)
                 if scale is not None:

@@ -18,7 +18,7 @@ from ..checkpoint import CheckpointError, match_state_dict
 from ..registry import MODELS
 from .adapter import MultiScaleAdapter
 from .attention import XCA, ClassAttention
-from .products import Linear, compute_dtype, is_traced
+from .products import Linear, is_traced
 from .tokenwise import NormedAffine, NormedMlp, NormedMoments, compiles_in_chunks, inference_functions
 
 ARCHS = {
@@ -213,9 +213,8 @@ class XCABlock(nn.Module):
     def _without_backward(self, x: Tensor, grid: Tuple[int, int]) -> Tensor:
         """The sums are done in place, and nothing but LPI makes further tensors of the size of x."""
         moments, affine, add_mlp = inference_functions()
-        dtype = compute_dtype(x)
         if self.attn.prefers_covariance(*x.shape[1:]):
-            norm = *_arguments(self.norm1), dtype
+            norm = _arguments(self.norm1)
             matrix, offset = self.attn.affine_map(*moments(x, *norm))
             x = affine(x, *norm, matrix * self.gamma1, offset * self.gamma1)
         else:
@@ -223,7 +222,7 @@ class XCABlock(nn.Module):
         x.addcmul_(self.lpi(self.norm3(x), grid), self.gamma3)
         fc1, fc2 = self.mlp.fc1, self.mlp.fc2
         mlp = fc1.weight, fc1.bias, fc2.weight, fc2.bias, self.gamma2
-        add_mlp(x.flatten(0, 1), *_arguments(self.norm2), dtype, *mlp)
+        add_mlp(x.flatten(0, 1), *_arguments(self.norm2), *mlp)
         return x
 
     def _with_backward(self, x: Tensor, grid: Tuple[int, int]) -> Tensor:
