@@ -4,13 +4,14 @@ On a CPU, PyTorch hands fp32 products to MKL and convolutions to oneDNN. The sum
 convolution, and on AMD's processors oneDNN computes them more than twice as fast. Half precision always goes to it.
 """
 
-from typing import List, Optional, Tuple
+from typing import Callable, List, Optional, Sequence, Tuple
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
 ONEDNN = torch.backends.mkldnn.is_available() and 'CPU capability usage: AVX' in torch.__config__.show()
+HAS_OPERATORS = hasattr(torch.library, 'custom_op')  # from PyTorch 2.4 on
 LEAST_TOKENS = 128  # fewer do not pay for bringing the matrix into oneDNN's order
 
 
@@ -129,16 +130,32 @@ class Linear(nn.Linear):
         return linear(x, self.weight, self.bias)
 
 
-def _make_opaque_linear():
-    """:func:`_linear` as one operator that torch.compile calls and does not look into; None before PyTorch 2.4."""
-    if not hasattr(torch.library, 'custom_op'):
+def register(function: Callable, like: Callable, name: Optional[str] = None, mutates: Sequence[str] = ()):
+    """Make a function an operator that torch.compile calls and does not look into; nothing before PyTorch 2.4.
+
+    Args:
+        function (Callable): With types of its arguments; to be called as ``torch.ops.xcit_mm.<name>``.
+        like (Callable): Tensors like its results, from the same arguments.
+        name (str, optional): Defaults to that of the function.
+        mutates (Sequence[str]): Arguments that it changes.
+    """
+    if not HAS_OPERATORS:
         return None
-    opaque = torch.library.custom_op('xcit_mm::linear', _linear, mutates_args=())
-    backward = torch.library.custom_op('xcit_mm::linear_backward', _linear_backward, mutates_args=())
-    opaque.register_fake(lambda x, weight, bias: x.new_empty(*x.shape[:-1], len(weight)))
-    backward.register_fake(
-        lambda grad, x, weight: (torch.empty_like(x), torch.empty_like(weight), weight.new_empty(len(weight)))
+    operator = torch.library.custom_op(f'xcit_mm::{name or function.__name__}', function, mutates_args=mutates)
+    operator.register_fake(like)
+    return operator
+
+
+def _make_opaque_linear():
+    """:func:`_linear` as an operator; None before PyTorch 2.4."""
+    opaque = register(_linear, lambda x, weight, bias: x.new_empty(*x.shape[:-1], len(weight)), name='linear')
+    backward = register(
+        _linear_backward,
+        lambda grad, x, weight: (torch.empty_like(x), torch.empty_like(weight), weight.new_empty(len(weight))),
+        name='linear_backward',
     )
+    if opaque is None:
+        return None
 
     def keep(ctx, inputs, output):
         x, weight, bias = inputs

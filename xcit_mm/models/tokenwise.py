@@ -6,7 +6,7 @@ MLP's first layer are kept; layer norms and GELU are computed again. All of it i
 """
 
 from functools import lru_cache
-from typing import Callable, Iterator, Optional, Tuple
+from typing import Iterator, Optional, Tuple
 
 import torch
 import torch.nn.functional as F
@@ -14,6 +14,7 @@ from torch import Tensor
 from torch.autograd.function import once_differentiable
 
 from .products import (
+    HAS_OPERATORS,
     ONEDNN,
     affine,
     affine_backward,
@@ -24,14 +25,13 @@ from .products import (
     linear,
     linear_backward,
     product_over_tokens,
+    register,
     suits_onednn,
 )
 
 # Values: so few that the four times as many of the MLP fit into a CPU's cache, so many that a product is worth its
 # preparations (2730 tokens of 384 channels); and enough to keep another device busy.
 CHUNK_SIZES = {'cpu': 2**20, 'other': 2**24}
-
-HAS_OPERATORS = hasattr(torch.library, 'custom_op')  # from PyTorch 2.4 on
 
 
 def compiles_in_chunks(x: Tensor) -> bool:
@@ -313,20 +313,8 @@ def _norm_backward(grad: Tensor, x: Tensor, mean: Tensor, rstd: Tensor, weight: 
     return torch.ops.aten.native_layer_norm_backward(grad, x, x.shape[-1:], mean, rstd, weight, bias, [True] * 3)
 
 
-def inference_functions() -> Tuple[Callable, Callable, Callable]:
-    """:func:`normed_moments`, :func:`normed_affine` and :func:`add_normed_mlp`, or their operators if traced."""
-    if not is_traced():
-        return normed_moments, normed_affine, add_normed_mlp
-    return torch.ops.xcit_mm.normed_moments, torch.ops.xcit_mm.normed_affine, torch.ops.xcit_mm.add_normed_mlp
-
-
 def _register_operators() -> None:
     """Operators that torch.compile calls and does not look into."""
-
-    def register(function, like, name=None, mutates=()):
-        operator = torch.library.custom_op(f'xcit_mm::{name or function.__name__}', function, mutates_args=mutates)
-        operator.register_fake(like)
-        return operator
 
     def moments_like(x, *_):
         return x.new_empty(len(x), x.shape[2], x.shape[2], dtype=torch.float32)

@@ -3,7 +3,7 @@
 import math
 from contextlib import contextmanager, nullcontext
 from functools import partial
-from typing import Optional, Sequence, Tuple, Union
+from typing import Callable, Optional, Sequence, Tuple, Union
 
 import torch
 import torch.nn.functional as F
@@ -18,8 +18,17 @@ from ..checkpoint import CheckpointError, match_state_dict
 from ..registry import MODELS
 from .adapter import MultiScaleAdapter
 from .attention import XCA, ClassAttention
+from .in_place import add_normed_lpi, batch_norm_, gelu_, lpi_arguments, works_in_place
 from .products import Linear, is_traced
-from .tokenwise import NormedAffine, NormedMlp, NormedMoments, compiles_in_chunks, inference_functions
+from .tokenwise import (
+    NormedAffine,
+    NormedMlp,
+    NormedMoments,
+    add_normed_mlp,
+    compiles_in_chunks,
+    normed_affine,
+    normed_moments,
+)
 
 ARCHS = {
     'n12': dict(embed_dims=128, depth=12, num_heads=4, tokens_norm=False),
@@ -61,8 +70,18 @@ class PatchEmbed(nn.Module):
     def forward(self, image: Tensor) -> Tuple[Tensor, Tuple[int, int]]:
         """(B, 3, H, W) -> tokens (B, N, C) and their grid (ceil(H / p), ceil(W / p)); N is its product."""
         # Channels last: the tokens are then a view of the convolution's output.
-        x = self.proj(image.contiguous(memory_format=torch.channels_last))
+        x = image.contiguous(memory_format=torch.channels_last)
+        x = self._in_place(x) if not is_traced() and works_in_place(x, self.proj) else self.proj(x)
         return x.flatten(2).transpose(1, 2), (x.shape[2], x.shape[3])
+
+    def _in_place(self, x: Tensor) -> Tensor:
+        for layer in self.proj:
+            if isinstance(layer, nn.Sequential):
+                conv, bn = layer
+                x = batch_norm_(conv(x), bn.weight, bn.bias, bn.running_mean, bn.running_var, bn.eps)
+            else:
+                gelu_(x)
+        return x
 
 
 class PositionEncoding(nn.Module):
@@ -212,14 +231,17 @@ class XCABlock(nn.Module):
 
     def _without_backward(self, x: Tensor, grid: Tuple[int, int]) -> Tensor:
         """The sums are done in place, and nothing but LPI makes further tensors of the size of x."""
-        moments, affine, add_mlp = inference_functions()
+        moments, affine, add_lpi, add_mlp = _inference_functions()
         if self.attn.prefers_covariance(*x.shape[1:]):
             norm = _arguments(self.norm1)
             matrix, offset = self.attn.affine_map(*moments(x, *norm))
             x = affine(x, *norm, matrix * self.gamma1, offset * self.gamma1)
         else:
             x = torch.addcmul(x, self.attn(self.norm1(x)), self.gamma1)
-        x.addcmul_(self.lpi(self.norm3(x), grid), self.gamma3)
+        if works_in_place(x, self.norm3, self.lpi):
+            add_lpi(x, *_arguments(self.norm3), *lpi_arguments(self.lpi), self.gamma3, grid[0])
+        else:
+            x.addcmul_(self.lpi(self.norm3(x), grid), self.gamma3)
         fc1, fc2 = self.mlp.fc1, self.mlp.fc2
         mlp = fc1.weight, fc1.bias, fc2.weight, fc2.bias, self.gamma2
         add_mlp(x.flatten(0, 1), *_arguments(self.norm2), *mlp)
@@ -241,6 +263,12 @@ class XCABlock(nn.Module):
         fc1, fc2 = self.mlp.fc1, self.mlp.fc2
         mlp = fc1.weight, fc1.bias, fc2.weight * self.gamma2[:, None], fc2.bias * self.gamma2
         return NormedMlp.apply(x.flatten(0, 1), *_arguments(self.norm2), *mlp, keep).view_as(x)
+
+
+def _inference_functions() -> Tuple[Callable, ...]:
+    """The parts of a block without a backward pass, or their operators if the model is traced."""
+    functions = normed_moments, normed_affine, add_normed_lpi, add_normed_mlp
+    return tuple(getattr(torch.ops.xcit_mm, f.__name__) for f in functions) if is_traced() else functions
 
 
 def _arguments(norm: nn.LayerNorm) -> Tuple[Tensor, Tensor, float]:
