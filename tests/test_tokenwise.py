@@ -7,6 +7,7 @@ import torch
 from conftest import build, deviation, randomise
 
 from xcit_mm.models import tokenwise
+from xcit_mm.models.in_place import add_normed_lpi, lpi_arguments
 from xcit_mm.models.xcit import XCABlock
 
 
@@ -125,6 +126,9 @@ def test_operators_of_compiled_inference():
     torch.library.opcheck(torch.ops.xcit_mm.normed_moments, (tokens, *norm), **close)
     torch.library.opcheck(torch.ops.xcit_mm.normed_affine, (tokens, *norm, *affine), **close)
     torch.library.opcheck(torch.ops.xcit_mm.add_normed_mlp, (tokens.flatten(0, 1), *norm, *mlp), **close)
+    conv, bn = (torch.randn(24, 1, 3, 3), torch.randn(24)), (*torch.randn(3, 24), torch.rand(24) + 0.5, 1e-5)
+    lpi = *conv, *bn, *conv, torch.randn(24), 10
+    torch.library.opcheck(torch.ops.xcit_mm.add_normed_lpi, (tokens, *norm, *lpi), **close)
 
 
 def test_the_input_of_a_block_is_left_alone(tiny):
@@ -172,3 +176,44 @@ def test_training_keeps_less(tiny, as_written):
     chunked = kept()
     as_written()
     assert chunked < 0.7 * kept()
+
+
+class TestLPIInBands:
+    """LPI of inference, in bands of rows with what these need of their neighbours."""
+
+    @pytest.mark.parametrize('batch, grid', [(1, (12, 16)), (1, (2, 3)), (3, (12, 16)), (3, (5, 5)), (1, (90, 1))])
+    @pytest.mark.parametrize('kind', ['fp32', 'bf16', 'autocast'])
+    def test_the_sums_are_those_of_the_layers(self, tiny, batch, grid, kind, monkeypatch):
+        monkeypatch.setitem(tokenwise.CHUNK_SIZES, 'cpu', 50 * 32)
+        block = model(tiny).blocks[1]
+        tokens = torch.randn(batch, grid[0] * grid[1], 32)
+        if kind == 'bf16':
+            block, tokens = block.bfloat16(), tokens.bfloat16()
+        with torch.no_grad(), torch.autocast('cpu', torch.bfloat16, enabled=kind == 'autocast'):
+            expected = torch.addcmul(tokens, block.lpi(block.norm3(tokens), grid), block.gamma3)
+            assert block._adds_lpi_in_place(tokens)
+            norm = block.norm3.weight, block.norm3.bias, block.norm3.eps
+            add_normed_lpi(tokens, *norm, *lpi_arguments(block.lpi), block.gamma3, grid[0])
+        assert deviation(tokens.float(), expected.float()) < (1e-6 if kind == 'fp32' else 1e-2)
+
+    @pytest.mark.parametrize('part', ['lpi', 'lpi.conv1', 'lpi.act', 'lpi.bn', 'norm3'])
+    def test_hooks_see_the_whole_image(self, tiny, part):
+        net, seen = model(tiny), []
+        net.blocks[1].get_submodule(part).register_forward_hook(lambda m, args, out: seen.append(out.numel()))
+        with torch.no_grad():
+            net(IMAGE)
+        assert seen == [len(IMAGE) * 192 * 32]
+
+    def test_other_layers_are_called_as_they_are(self, tiny):
+        for options in (dict(act_cfg=dict(type='ReLU')), dict(bn_norm_cfg=dict(type='GN', num_groups=4))):
+            net = randomise(build(arch=tiny, patch_size=8, out_type='featmap', **options))
+            block = net.blocks[0]
+            with torch.no_grad():
+                assert not block._adds_lpi_in_place(torch.randn(1, 192, 32))
+                found = net(IMAGE)[-1]
+            assert deviation(found, net(IMAGE)[-1].detach()) < 1e-5
+
+    def test_a_batch_norm_that_trains_is_not_overwritten(self, tiny):
+        net = model(tiny).train()
+        with torch.no_grad():
+            assert not net.blocks[0]._adds_lpi_in_place(torch.randn(1, 192, 32))

@@ -11,19 +11,22 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
-from .products import compute_dtype, register
+from .products import HAS_OPERATORS, compute_dtype, is_exported, is_traced, register
 from .tokenwise import chunk_size
 
 
 def works_in_place(x: Tensor, *modules: nn.Module) -> bool:
-    """Whether the outputs of these modules' layers may be overwritten: nothing needs them later or looks at them.
+    """Whether the outputs of the layers in these modules may be overwritten: nothing needs them later or looks at them.
 
-    The layers are of the paper's types then, and the batch norms have statistics.
+    The layers are convolutions, GELUs and batch norms with statistics then.
     """
     if x.device.type != 'cpu' or torch.is_grad_enabled():
         return False
-    layers = [layer for module in modules for layer in module.modules()]
-    return not any(layer._forward_hooks or layer._forward_pre_hooks or not _is_simple(layer) for layer in layers)
+    for module in modules:
+        for layer in module.modules():
+            if layer._forward_hooks or layer._forward_pre_hooks or not (layer is module or _is_simple(layer)):
+                return False
+    return True
 
 
 def _is_simple(layer: nn.Module) -> bool:
@@ -31,7 +34,12 @@ def _is_simple(layer: nn.Module) -> bool:
         return layer.approximate == 'none'
     if isinstance(layer, _BatchNorm):
         return layer.affine and not layer.training and layer.running_mean is not None
-    return type(layer) in (nn.Conv2d, nn.LayerNorm) or len(layer._modules) > 0
+    return type(layer) in (nn.Conv2d, nn.Sequential)
+
+
+def compiles_in_place(x: Tensor) -> bool:
+    """Whether torch.compile gets :func:`add_normed_lpi` as an operator. There is no autocast in an operator."""
+    return HAS_OPERATORS and is_traced() and not is_exported() and compute_dtype(x) == x.dtype
 
 
 def gelu_(image: Tensor) -> Tensor:

@@ -18,7 +18,7 @@ from ..checkpoint import CheckpointError, match_state_dict
 from ..registry import MODELS
 from .adapter import MultiScaleAdapter
 from .attention import XCA, ClassAttention
-from .in_place import add_normed_lpi, batch_norm_, gelu_, lpi_arguments, works_in_place
+from .in_place import add_normed_lpi, batch_norm_, compiles_in_place, gelu_, lpi_arguments, works_in_place
 from .products import Linear, is_traced
 from .tokenwise import (
     NormedAffine,
@@ -208,7 +208,11 @@ class XCABlock(nn.Module):
         """
         if not self._can_be_chunked(x):
             x = self._add(x, self.attn(self.norm1(x)), self.gamma1)
-            x = self._add(x, self.lpi(self.norm3(x), grid), self.gamma3)
+            if compiles_in_place(x) and self._adds_lpi_in_place(x):
+                lpi = *_arguments(self.norm3), *lpi_arguments(self.lpi), self.gamma3, grid[0]
+                torch.ops.xcit_mm.add_normed_lpi(x, *lpi)
+            else:
+                x = self._add(x, self.lpi(self.norm3(x), grid), self.gamma3)
             return self._add(x, self.mlp(self.norm2(x)), self.gamma2)
         # The stream of tokens has the type of the weights, as autocast leaves it, and is changed through views of it.
         x = x.to(torch.promote_types(x.dtype, self.gamma1.dtype)).contiguous()
@@ -229,6 +233,9 @@ class XCABlock(nn.Module):
             )
         )
 
+    def _adds_lpi_in_place(self, x: Tensor) -> bool:
+        return type(self.norm3) is nn.LayerNorm and works_in_place(x, self.norm3, self.lpi)
+
     def _without_backward(self, x: Tensor, grid: Tuple[int, int]) -> Tensor:
         """The sums are done in place, and nothing but LPI makes further tensors of the size of x."""
         moments, affine, add_lpi, add_mlp = _inference_functions()
@@ -238,7 +245,7 @@ class XCABlock(nn.Module):
             x = affine(x, *norm, matrix * self.gamma1, offset * self.gamma1)
         else:
             x = torch.addcmul(x, self.attn(self.norm1(x)), self.gamma1)
-        if works_in_place(x, self.norm3, self.lpi):
+        if self._adds_lpi_in_place(x):
             add_lpi(x, *_arguments(self.norm3), *lpi_arguments(self.lpi), self.gamma3, grid[0])
         else:
             x.addcmul_(self.lpi(self.norm3(x), grid), self.gamma3)
