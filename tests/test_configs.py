@@ -2,6 +2,7 @@
 
 import ast
 import re
+import sys
 
 import pytest
 import torch
@@ -9,6 +10,9 @@ from conftest import ROOT
 from mmengine.config import Config
 from mmengine.optim import build_optim_wrapper
 from mmengine.registry import MODELS, DefaultScope
+
+from xcit_mm.engine.errors import UsageError
+from xcit_mm.engine.setup import build_runner
 
 CONFIGS = ROOT / 'configs'
 # Trainable parameters in millions, computed from the original modules.
@@ -170,3 +174,20 @@ def test_digits_config_inherits_the_published_one():
     cfg = load('mask_rcnn_xcit_n12_8_digits')
     assert cfg.model.backbone.arch == 'n12' and cfg.model.backbone.init_cfg is None
     assert cfg.model.type == 'MaskRCNN' and cfg.optim_wrapper.optimizer.weight_decay == 0.05
+
+
+@pytest.mark.parametrize('model', ['mask_rcnn_xcit_m24_8_3x_coco', 'upernet_xcit_s12_8_160k_ade20k', 'xcit_s12_8_in1k'])
+def test_engines_for_large_models_are_inherited_beside_a_model(model, tmp_path, monkeypatch):
+    def inherit(engine, rest=''):
+        bases = [f'{ROOT}/configs/{model}.py', f'{ROOT}/configs/_base_/strategies/{engine}.py']
+        (tmp_path / 'cfg.py').write_text(f'_base_ = {bases}\n{rest}')
+        return Config.fromfile(tmp_path / 'cfg.py')
+
+    assert inherit('fsdp').runner_type == 'FlexibleRunner'
+    cfg = inherit('deepspeed', "optim_wrapper = dict(type='DeepSpeedOptimWrapper')")
+    assert cfg.runner_type == 'FlexibleRunner' and cfg.optim_wrapper.optimizer.type == 'AdamW'
+    monkeypatch.setitem(sys.modules, 'deepspeed', None)
+    with pytest.raises(UsageError, match='pip install deepspeed'):
+        build_runner(cfg)
+    with pytest.raises(UsageError, match="optim_wrapper.type='DeepSpeedOptimWrapper'"):
+        build_runner(inherit('deepspeed'))

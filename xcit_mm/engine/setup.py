@@ -8,6 +8,7 @@ import atexit
 import copy
 import datetime
 import difflib
+import importlib.util
 import os
 import sys
 import tempfile
@@ -218,6 +219,20 @@ def end_processes(code: int = 0) -> None:
         os._exit(code)
 
 
+def _check_strategy(cfg: Config) -> None:
+    """DeepSpeed is the one engine that is not installed with this project, and wants a wrapper of its own."""
+    if (cfg.get('strategy') or {}).get('type') != 'DeepSpeedStrategy':
+        return
+    found = cfg.optim_wrapper.get('type', 'OptimWrapper')
+    if found != 'DeepSpeedOptimWrapper':
+        raise UsageError(f"DeepSpeed wants optim_wrapper.type='DeepSpeedOptimWrapper', and the config has {found!r}")
+    if importlib.util.find_spec('deepspeed') is None:
+        raise UsageError(
+            'the config asks for DeepSpeed (strategy.type), which is not installed. pip install deepspeed; or take '
+            'configs/_base_/strategies/fsdp.py, which divides weights too and needs nothing'
+        )
+
+
 def build_runner(cfg: Config) -> Runner:
     """MMEngine's runner, or the one that ``runner_type`` names; with care for what it loads, whatever the config."""
     if cfg.get('default_scope') == 'mmpretrain':
@@ -226,6 +241,7 @@ def build_runner(cfg: Config) -> Runner:
     checkpoint = (cfg.get('default_hooks') or {}).get('checkpoint')
     if checkpoint and checkpoint['type'] == 'CheckpointHook':
         checkpoint['type'] = 'xcit_mm.CheckpointHook'
+    _check_strategy(cfg)
     runner = RUNNERS.build(cfg) if 'runner_type' in cfg else Runner.from_cfg(cfg)
     for kind in HOOKS_OF_ALL:
         if not any(isinstance(hook, kind) for hook in runner.hooks):
