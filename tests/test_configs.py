@@ -187,7 +187,7 @@ def test_engines_for_large_models_are_inherited_beside_a_model(model, tmp_path, 
     cfg = inherit('deepspeed', "optim_wrapper = dict(type='DeepSpeedOptimWrapper')")
     assert cfg.runner_type == 'FlexibleRunner' and cfg.optim_wrapper.optimizer.type == 'AdamW'
     monkeypatch.setitem(sys.modules, 'deepspeed', None)
-    with pytest.raises(UsageError, match='pip install deepspeed'):
+    with pytest.raises(UsageError, match="pip install 'deepspeed<0.17'"):
         build_runner(cfg)
     with pytest.raises(UsageError, match="optim_wrapper.type='DeepSpeedOptimWrapper'"):
         build_runner(inherit('deepspeed'))

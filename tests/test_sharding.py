@@ -1,4 +1,4 @@
-"""Weights divided between processes by PyTorch's FSDP, through MMEngine, on the CPU."""
+"""Weights or optimizer state divided between processes by FSDP and DeepSpeed, through MMEngine, on the CPU."""
 
 import os
 
@@ -6,16 +6,13 @@ import pytest
 import torch
 from conftest import ROOT
 from mmengine.config import Config
-from processes import run_group
+from processes import run, run_group
+from small_runs import small_cfg
 from test_process_counts import BATCH, deviations, make_cfg, train_and_test
 
 from xcit_mm.engine.setup import adapt_to_device, build_runner
 
-pytestmark = [
-    pytest.mark.usefixtures('one_thread'),
-    pytest.mark.slow,
-    pytest.mark.skipif(not hasattr(torch.cpu, 'current_device'), reason="this PyTorch's FSDP needs an accelerator"),
-]
+pytestmark = [pytest.mark.usefixtures('one_thread'), pytest.mark.slow]
 
 
 def member(rank, world, folder, resume):
@@ -33,6 +30,7 @@ def member(rank, world, folder, resume):
     torch.save(sum(blocks), f'{folder}/held_{rank}.pth')
 
 
+@pytest.mark.skipif(not hasattr(torch.cpu, 'current_device'), reason="this PyTorch's FSDP needs an accelerator")
 def test_divided_weights_are_trained_saved_and_resumed_as_whole_ones(small_models, small_digits, tmp_path):
     cfg = make_cfg('semantic_fpn', small_models, small_digits, tmp_path / 'one', seed=0)
     cfg.default_hooks.checkpoint.interval = 1
@@ -52,3 +50,21 @@ def test_divided_weights_are_trained_saved_and_resumed_as_whole_ones(small_model
     whole = sum(value.numel() for name, value in one.items() if '.blocks.' in name and 'running' not in name)
     held = [torch.load(tmp_path / f'held_{rank}.pth') for rank in range(2)]
     assert max(held) < 0.6 * whole
+
+
+def test_deepspeed_trains_saves_and_resumes(small_models, small_digits, tmp_path, monkeypatch):
+    """Needs ``pip install 'deepspeed<0.17'``."""
+    pytest.importorskip('deepspeed')
+    monkeypatch.setenv('DS_ACCELERATOR', 'cpu')
+    cfg = small_cfg(small_models, 'detector', small_digits, tmp_path / 'work')
+    cfg.merge_from_dict(Config.fromfile(ROOT / 'configs/_base_/strategies/deepspeed.py').to_dict())
+    cfg.optim_wrapper.type = 'DeepSpeedOptimWrapper'
+    cfg.log_level = 'INFO'
+    cfg.train_cfg.update(max_epochs=1, val_interval=1)
+    cfg.default_hooks.checkpoint.interval = 1
+    cfg.dump(tmp_path / 'cfg.py')
+    run('train.py', tmp_path / 'cfg.py', cwd=tmp_path, launcher='2')
+    assert (tmp_path / 'work' / 'epoch_1.pth' / 'mp_rank_00_model_states.pt').is_file()
+    options = '--resume', '--cfg-options', 'train_cfg.max_epochs=2'
+    output = run('train.py', tmp_path / 'cfg.py', *options, cwd=tmp_path, launcher='2')
+    assert 'resumed epoch: 1' in output and 'Epoch(train) [2]' in output

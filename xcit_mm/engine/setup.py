@@ -219,18 +219,26 @@ def end_processes(code: int = 0) -> None:
         os._exit(code)
 
 
-def _check_strategy(cfg: Config) -> None:
-    """DeepSpeed is the one engine that is not installed with this project, and wants a wrapper of its own."""
-    if (cfg.get('strategy') or {}).get('type') != 'DeepSpeedStrategy':
+def _prepare_deepspeed(cfg: Config) -> None:
+    """DeepSpeed is the one engine that is not installed with this project, and has settings of its own."""
+    wrapper, strategy = cfg.get('optim_wrapper') or {}, cfg.get('strategy') or {}
+    if strategy.get('type') != 'DeepSpeedStrategy':
         return
-    found = cfg.optim_wrapper.get('type', 'OptimWrapper')
-    if found != 'DeepSpeedOptimWrapper':
-        raise UsageError(f"DeepSpeed wants optim_wrapper.type='DeepSpeedOptimWrapper', and the config has {found!r}")
+    if wrapper.get('type') != 'DeepSpeedOptimWrapper':
+        raise UsageError(
+            f"DeepSpeed wants optim_wrapper.type='DeepSpeedOptimWrapper', and the config has {wrapper.get('type')!r}"
+        )
     if importlib.util.find_spec('deepspeed') is None:
         raise UsageError(
-            'the config asks for DeepSpeed (strategy.type), which is not installed. pip install deepspeed; or take '
-            'configs/_base_/strategies/fsdp.py, which divides weights too and needs nothing'
+            "the config asks for DeepSpeed (strategy.type), which is not installed. pip install 'deepspeed<0.17'; or "
+            'take configs/_base_/strategies/fsdp.py, which divides weights too and needs nothing'
         )
+    if importlib.util.find_spec('deepspeed.runtime.fp16.onebit') is None:
+        raise UsageError("MMEngine does not know this version of DeepSpeed. pip install 'deepspeed<0.17'")
+    clip = wrapper.pop('clip_grad', None)
+    if clip:
+        strategy.setdefault('gradient_clipping', clip['max_norm'])
+    strategy.setdefault('gradient_accumulation_steps', wrapper.pop('accumulative_counts', 1))
 
 
 def build_runner(cfg: Config) -> Runner:
@@ -241,7 +249,7 @@ def build_runner(cfg: Config) -> Runner:
     checkpoint = (cfg.get('default_hooks') or {}).get('checkpoint')
     if checkpoint and checkpoint['type'] == 'CheckpointHook':
         checkpoint['type'] = 'xcit_mm.CheckpointHook'
-    _check_strategy(cfg)
+    _prepare_deepspeed(cfg)
     runner = RUNNERS.build(cfg) if 'runner_type' in cfg else Runner.from_cfg(cfg)
     for kind in HOOKS_OF_ALL:
         if not any(isinstance(hook, kind) for hook in runner.hooks):
