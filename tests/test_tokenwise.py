@@ -217,3 +217,15 @@ class TestLPIInBands:
         net = model(tiny).train()
         with torch.no_grad():
             assert not net.blocks[0]._adds_lpi_in_place(torch.randn(1, 192, 32))
+
+
+def test_stochastic_depth_without_a_backward_pass(tiny):
+    """A teacher that trains along, for example."""
+    block = model(tiny, drop_path_rate=0.9).train().blocks[-1]
+    tokens = torch.randn(64, 192, 32)
+    torch.manual_seed(0)
+    expected = block(tokens, (12, 16))
+    torch.manual_seed(0)
+    with torch.no_grad():
+        found = block(tokens, (12, 16))
+    assert (found == tokens).all(dim=(1, 2)).any() and deviation(found, expected) < 1e-5

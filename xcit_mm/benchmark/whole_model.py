@@ -30,7 +30,7 @@ PARTS: Dict[str, Tuple[Tuple[str, str], ...]] = {
     'preprocessing': (('data_preprocessor', 'forward'),),
     'embedding': (('backbone.patch_embed', 'forward'), ('backbone.pos_embed', 'forward')),
     'blocks: XCA and MLP': (('backbone.blocks.*', 'forward'),),
-    'blocks: LPI': (('backbone.blocks.*.lpi', 'forward'),),
+    'blocks: LPI': (('backbone.blocks.*.lpi', 'forward'), ('backbone.blocks.*', '_add_lpi')),
     'pyramid': (('backbone.pyramid', 'level'),),
     'neck': (('neck', 'forward'),),
     'RPN': (('rpn_head', 'loss_and_predict'), ('rpn_head', 'predict')),

@@ -194,9 +194,12 @@ class XCABlock(nn.Module):
         keep = self._keep(x)
         return torch.addcmul(x, branch, gamma if keep is None else gamma * keep)
 
+    def _drops_images(self) -> bool:
+        return self.training and self.drop_path > 0
+
     def _keep(self, x: Tensor) -> Optional[Tensor]:
         """Stochastic depth: a factor for each image, 0 or 1 / (1 - rate), (B, 1, 1); None where all stay."""
-        if not self.training or self.drop_path == 0:
+        if not self._drops_images():
             return None
         keep = 1 - self.drop_path
         return x.new_empty(len(x), 1, 1).bernoulli_(keep).div_(keep)
@@ -209,14 +212,15 @@ class XCABlock(nn.Module):
         if not self._can_be_chunked(x):
             x = self._add(x, self.attn(self.norm1(x)), self.gamma1)
             if compiles_in_place(x) and self._adds_lpi_in_place(x):
-                lpi = *_arguments(self.norm3), *lpi_arguments(self.lpi), self.gamma3, grid[0]
-                torch.ops.xcit_mm.add_normed_lpi(x, *lpi)
+                self._add_lpi(x, grid)
             else:
                 x = self._add(x, self.lpi(self.norm3(x), grid), self.gamma3)
             return self._add(x, self.mlp(self.norm2(x)), self.gamma2)
         # The stream of tokens has the type of the weights, as autocast leaves it, and is changed through views of it.
         x = x.to(torch.promote_types(x.dtype, self.gamma1.dtype)).contiguous()
-        return self._with_backward(x, grid) if torch.is_grad_enabled() else self._without_backward(x, grid)
+        if torch.is_grad_enabled() or self._drops_images():
+            return self._with_backward(x, grid)
+        return self._without_backward(x, grid)
 
     def _can_be_chunked(self, x: Tensor) -> bool:
         """Whether the layers are the published ones, and nobody but this block looks at their inputs and outputs."""
@@ -234,21 +238,27 @@ class XCABlock(nn.Module):
         )
 
     def _adds_lpi_in_place(self, x: Tensor) -> bool:
-        return type(self.norm3) is nn.LayerNorm and works_in_place(x, self.norm3, self.lpi)
+        simple = type(self.norm3) is nn.LayerNorm and works_in_place(x, self.norm3, self.lpi)
+        return simple and not self._drops_images()
+
+    def _add_lpi(self, x: Tensor, grid: Tuple[int, int]) -> None:
+        """LPI and its residual without a backward pass, in place."""
+        if self._adds_lpi_in_place(x):
+            add = torch.ops.xcit_mm.add_normed_lpi if is_traced() else add_normed_lpi
+            add(x, *_arguments(self.norm3), *lpi_arguments(self.lpi), self.gamma3, grid[0])
+        else:
+            x.addcmul_(self.lpi(self.norm3(x), grid), self.gamma3)
 
     def _without_backward(self, x: Tensor, grid: Tuple[int, int]) -> Tensor:
         """The sums are done in place, and nothing but LPI makes further tensors of the size of x."""
-        moments, affine, add_lpi, add_mlp = _inference_functions()
+        moments, affine, add_mlp = _inference_functions()
         if self.attn.prefers_covariance(*x.shape[1:]):
             norm = _arguments(self.norm1)
             matrix, offset = self.attn.affine_map(*moments(x, *norm))
             x = affine(x, *norm, matrix * self.gamma1, offset * self.gamma1)
         else:
             x = torch.addcmul(x, self.attn(self.norm1(x)), self.gamma1)
-        if self._adds_lpi_in_place(x):
-            add_lpi(x, *_arguments(self.norm3), *lpi_arguments(self.lpi), self.gamma3, grid[0])
-        else:
-            x.addcmul_(self.lpi(self.norm3(x), grid), self.gamma3)
+        self._add_lpi(x, grid)
         fc1, fc2 = self.mlp.fc1, self.mlp.fc2
         mlp = fc1.weight, fc1.bias, fc2.weight, fc2.bias, self.gamma2
         add_mlp(x.flatten(0, 1), *_arguments(self.norm2), *mlp)
@@ -273,8 +283,8 @@ class XCABlock(nn.Module):
 
 
 def _inference_functions() -> Tuple[Callable, ...]:
-    """The parts of a block without a backward pass, or their operators if the model is traced."""
-    functions = normed_moments, normed_affine, add_normed_lpi, add_normed_mlp
+    """What treats every token alike, without a backward pass; or the operators if the model is traced."""
+    functions = normed_moments, normed_affine, add_normed_mlp
     return tuple(getattr(torch.ops.xcit_mm, f.__name__) for f in functions) if is_traced() else functions
 
 
