@@ -179,7 +179,9 @@ def test_training_keeps_less(tiny, as_written):
 class TestLPIInBands:
     """LPI of inference, in bands of rows with what these need of their neighbours."""
 
-    @pytest.mark.parametrize('batch, grid', [(1, (12, 16)), (1, (2, 3)), (3, (12, 16)), (3, (5, 5)), (1, (90, 1))])
+    @pytest.mark.parametrize(
+        'batch, grid', [(1, (12, 16)), (1, (9, 60)), (1, (2, 3)), (3, (12, 16)), (3, (5, 5)), (1, (90, 1))]
+    )
     @pytest.mark.parametrize('kind', ['fp32', 'bf16', 'autocast'])
     def test_the_sums_are_those_of_the_layers(self, tiny, batch, grid, kind, monkeypatch):
         monkeypatch.setitem(tokenwise.CHUNK_SIZES, 'cpu', 50 * 32)

@@ -84,7 +84,7 @@ def add_normed_lpi(
     dtype, C = compute_dtype(x), x.shape[2]
     w1, b1, w2, b2 = (t.to(dtype) for t in (conv1_weight, conv1_bias, conv2_weight, conv2_bias))
     images = x.unflatten(1, (height, -1))
-    pending = []  # the sum of a band waits until the next one has read its rows
+    pending = []  # the sum of a band waits until the next one has read its last two rows
     with torch.autocast(x.device.type, enabled=False):
         for group, rows in bands(images):
             above, below = max(rows.start - 2, 0), min(rows.stop + 2, height)
@@ -106,10 +106,10 @@ def _add_pending(pending: list, gamma: Tensor) -> None:
 
 
 def bands(images: Tensor) -> Iterator[Tuple[slice, slice]]:
-    """Cut images (B, H, W, C) into several whole ones or rows of one: slices of images and of rows."""
+    """Cut images (B, H, W, C) into several whole ones or rows of one, at least two: slices of images and of rows."""
     B, H, W, C = images.shape
     size = chunk_size(images)
-    together, rows = max(1, size // (H * W)), max(1, size // W) if size < H * W else H
+    together, rows = max(1, size // (H * W)), max(2, size // W) if size < H * W else H
     for image in range(0, B, together):
         for row in range(0, H, rows):
             yield slice(image, min(image + together, B)), slice(row, min(row + rows, H))
