@@ -131,9 +131,9 @@ def test_wrong_outputs_are_named(monkeypatch):
 def test_memory_of_a_fresh_process_grows_with_the_image():
     small, why = peak_memory(OURS, Setting('n12', 16, 256, 256))
     assert not why and 1e6 < small < 1e8
-    large, why = peak_memory(OURS, Setting('n12', 16, 1024, 1024))
-    # Sixteen times the tokens; what oneDNN sets aside when it is first used is in both.
-    assert not why and small + 2e7 < large < 20 * small
+    large, why = peak_memory(OURS, Setting('n12', 16, 2048, 2048))
+    # 64 times the tokens; what oneDNN sets aside when it is first used is in both.
+    assert not why and small + 7e7 < large < 80 * small
 
 
 def test_more_than_the_memory_limit_is_an_error_and_not_the_end():
