@@ -105,14 +105,18 @@ def rise(work: Callable[[], object], device: str, limit: Optional[int] = None) -
         return torch.cuda.max_memory_allocated() - before
     if not STATUS.exists():
         raise RuntimeError('on the CPU only on Linux')
-    with contextlib.suppress(OSError, AttributeError):  # another C library than GNU's
-        # It keeps what the warm-up freed, and the work would take that again unseen.
-        ctypes.CDLL('libc.so.6').malloc_trim(0)
+    return_free_memory()  # or the work would take what the warm-up freed again, unseen
     Path('/proc/self/clear_refs').write_text('5')  # sets the high-water mark to the present
     before = process_memory('VmRSS')
     with memory_limit(limit, 'cpu'):
         work()
     return process_memory('VmHWM') - before
+
+
+def return_free_memory() -> None:
+    """Give back what GNU's C library keeps of freed memory; nothing with another one."""
+    with contextlib.suppress(OSError, AttributeError):
+        ctypes.CDLL('libc.so.6').malloc_trim(0)
 
 
 def _measure(request: dict) -> int:
