@@ -122,7 +122,7 @@ def test_operators_of_compiled_inference():
     mlp = torch.randn(40, 24), torch.randn(40), torch.randn(24, 40), torch.randn(24), torch.randn(24)
     close = dict(atol=1e-4, rtol=1e-4)
     torch.library.opcheck(torch.ops.xcit_mm.normed_moments, (tokens, *norm), **close)
-    torch.library.opcheck(torch.ops.xcit_mm.normed_affine, (tokens, *norm, *affine), **close)
+    torch.library.opcheck(torch.ops.xcit_mm.add_normed_affine, (tokens, *norm, *affine), **close)
     torch.library.opcheck(torch.ops.xcit_mm.add_normed_mlp, (tokens.flatten(0, 1), *norm, *mlp), **close)
     conv, bn = (torch.randn(24, 1, 3, 3), torch.randn(24)), (*torch.randn(3, 24), torch.rand(24) + 0.5, 1e-5)
     lpi = *conv, *bn, *conv, torch.randn(24), 10

@@ -4,6 +4,7 @@ On a CPU, PyTorch hands fp32 products to MKL and convolutions to oneDNN. The sum
 convolution, and on AMD's processors oneDNN computes them more than twice as fast. Half precision always goes to it.
 """
 
+from functools import lru_cache
 from typing import Callable, List, Optional, Sequence, Tuple
 
 import torch
@@ -67,6 +68,53 @@ def linear(x: Tensor, weight: Tensor, bias: Optional[Tensor] = None) -> Tensor:
 def _linear(x: Tensor, weight: Tensor, bias: Optional[Tensor]) -> Tensor:
     out = F.conv2d(as_image(x.reshape(-1, x.shape[-1])), weight[:, :, None, None], bias)
     return out.permute(0, 2, 3, 1).reshape(*x.shape[:-1], len(weight))
+
+
+def linear_gelu(x: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
+    """GELU(x W^T + b) without a backward pass: (n, C), (D, C) and (D) -> (n, D)."""
+    if len(x) < LEAST_TOKENS or not joins_gelu(x):
+        return torch.ops.aten.gelu_(linear(x, weight, bias))
+    return conv_gelu(as_image(x), weight[:, :, None, None], bias).permute(0, 2, 3, 1).reshape(len(x), len(weight))
+
+
+def conv_gelu(image: Tensor, weight: Tensor, bias: Tensor, stride: int = 1, padding: int = 0) -> Tensor:
+    """GELU of a convolution of (B, C, H, W), channels last, without a backward pass.
+
+    Where oneDNN can, it applies GELU to the sums before it stores them.
+    """
+    if not joins_gelu(image):
+        return gelu_(F.conv2d(image, weight, bias, stride, padding))
+    return _convolution_with_gelu(image, weight, bias, [padding] * 2, [stride] * 2)
+
+
+def joins_gelu(x: Tensor) -> bool:
+    """Whether oneDNN has convolutions with GELU for this device and type."""
+    return x.device.type == 'cpu' and ONEDNN and _has_convolution_with_gelu(x.dtype)
+
+
+def gelu_(image: Tensor) -> Tensor:
+    """GELU of (B, C, H, W), channels last, in place."""
+    # In the order of its memory, since PyTorch's fast path wants that contiguous.
+    torch.ops.aten.gelu_(image.permute(0, 2, 3, 1))
+    return image
+
+
+def _convolution_with_gelu(image, weight, bias, padding, stride):
+    # The operator that torch.compile uses itself. 'none' stands for GELU without an approximation.
+    return torch.ops.mkldnn._convolution_pointwise(image, weight, bias, padding, stride, [1, 1], 1, 'gelu', [], 'none')
+
+
+@lru_cache(maxsize=None)
+def _has_convolution_with_gelu(dtype: torch.dtype) -> bool:
+    """It is private to PyTorch: tried once, since another release may have it differently."""
+    if dtype not in (torch.float32, torch.bfloat16):
+        return False
+    image, weight = torch.tensor([1.0, -2.0], dtype=dtype).view(1, 1, 1, 2), torch.ones(1, 1, 1, 1, dtype=dtype)
+    try:
+        found = _convolution_with_gelu(image, weight, weight.flatten(), [0, 0], [1, 1])
+    except (AttributeError, RuntimeError, TypeError):
+        return False
+    return torch.allclose(found.float(), F.gelu(image.float() + 1), rtol=1e-2, atol=1e-6)
 
 
 def linear_backward(grad: Tensor, x: Tensor, weight: Tensor) -> Tuple[Tensor, Tensor, Tensor]:

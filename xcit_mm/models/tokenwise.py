@@ -24,6 +24,7 @@ from .products import (
     is_traced,
     linear,
     linear_backward,
+    linear_gelu,
     product_over_tokens,
     register,
     suits_onednn,
@@ -157,9 +158,11 @@ def normed_moments(x: Tensor, weight: Tensor, bias: Tensor, eps: float) -> Tuple
         return mirrored(moments) / N, mean / N
 
 
-def normed_affine(x: Tensor, weight: Tensor, bias: Tensor, eps: float, matrix: Tensor, offset: Tensor) -> Tensor:
-    """x + LN(x) P + p, with one map for each image: (B, N, C), P (B, C, C), p (B, 1, C) -> (B, N, C)."""
-    dtype, out = compute_dtype(x), torch.empty_like(x)
+def normed_affine(
+    x: Tensor, weight: Tensor, bias: Tensor, eps: float, matrix: Tensor, offset: Tensor, out: Tensor
+) -> None:
+    """out = x + LN(x) P + p, with one map for each image: (B, N, C), P (B, C, C), p (B, 1, C); out may be x."""
+    dtype = compute_dtype(x)
     matrix, offset, size = in_reach(dtype, matrix, offset)
     matrix = by_columns(matrix)
     with torch.autocast(x.device.type, enabled=False):
@@ -167,7 +170,11 @@ def normed_affine(x: Tensor, weight: Tensor, bias: Tensor, eps: float, matrix: T
             normed = F.layer_norm(x[piece], x.shape[-1:], weight, bias, eps)
             branch = affine(normed.to(dtype), matrix[piece[0]], offset[piece[0]])
             _add(x[piece], branch, size, out=out[piece])
-    return out
+
+
+def add_normed_affine(x: Tensor, weight: Tensor, bias: Tensor, eps: float, matrix: Tensor, offset: Tensor) -> None:
+    """:func:`normed_affine` in place, without a backward pass."""
+    normed_affine(x, weight, bias, eps, matrix, offset, out=x)
 
 
 def add_normed_mlp(
@@ -179,8 +186,7 @@ def add_normed_mlp(
     with torch.autocast(x.device.type, enabled=False):
         for part in chunks(x):
             normed = F.layer_norm(x[part], x.shape[-1:], weight, bias, eps).to(dtype)
-            hidden = torch.ops.aten.gelu_(linear(normed, w1, b1))
-            x[part].addcmul_(linear(hidden, w2, b2), gamma)
+            x[part].addcmul_(linear(linear_gelu(normed, w1, b1), w2, b2), gamma)
 
 
 class NormedMoments(torch.autograd.Function):
@@ -218,7 +224,9 @@ class NormedAffine(torch.autograd.Function):
     def forward(ctx, x, weight, bias, eps, matrix, offset):
         ctx.save_for_backward(x, weight, bias, matrix, offset)
         ctx.eps, ctx.dtype = eps, compute_dtype(x)
-        return normed_affine(x, weight, bias, eps, matrix, offset)
+        out = torch.empty_like(x)
+        normed_affine(x, weight, bias, eps, matrix, offset, out)
+        return out
 
     @staticmethod
     @once_differentiable
@@ -323,7 +331,7 @@ def _register_operators() -> None:
         return x.new_empty(len(x), 1, x.shape[2], dtype=torch.float32)
 
     register(normed_moments, lambda *inputs: (moments_like(*inputs), mean_like(*inputs)))
-    register(normed_affine, lambda x, *_: torch.empty_like(x))
+    register(add_normed_affine, lambda *_: None, mutates=('x',))
     register(add_normed_mlp, lambda *_: None, mutates=('x',))
     register(_gram, moments_like, name='gram').register_autograd(
         lambda ctx, grad: (ctx.saved_tensors[0].float() @ (grad + grad.transpose(1, 2))).to(ctx.saved_tensors[0].dtype),

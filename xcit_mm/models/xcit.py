@@ -18,15 +18,15 @@ from ..checkpoint import CheckpointError, match_state_dict
 from ..registry import MODELS
 from .adapter import MultiScaleAdapter
 from .attention import XCA, ClassAttention
-from .in_place import add_normed_lpi, batch_norm_, compiles_in_place, gelu_, lpi_arguments, works_in_place
-from .products import Linear, is_traced
+from .in_place import add_normed_lpi, compiles_in_place, embed_patches, folded, lpi_arguments, works_in_place
+from .products import Linear, compute_dtype, is_traced
 from .tokenwise import (
     NormedAffine,
     NormedMlp,
     NormedMoments,
+    add_normed_affine,
     add_normed_mlp,
     compiles_in_chunks,
-    normed_affine,
     normed_moments,
 )
 
@@ -69,19 +69,19 @@ class PatchEmbed(nn.Module):
 
     def forward(self, image: Tensor) -> Tuple[Tensor, Tuple[int, int]]:
         """(B, 3, H, W) -> tokens (B, N, C) and their grid (ceil(H / p), ceil(W / p)); N is its product."""
+        if works_in_place(image, self.proj) and (compiles_in_place(image) or not is_traced()):
+            return self._in_bands(image)
         # Channels last: the tokens are then a view of the convolution's output.
-        x = image.contiguous(memory_format=torch.channels_last)
-        x = self._in_place(x) if not is_traced() and works_in_place(x, self.proj) else self.proj(x)
+        x = self.proj(image.contiguous(memory_format=torch.channels_last))
         return x.flatten(2).transpose(1, 2), (x.shape[2], x.shape[3])
 
-    def _in_place(self, x: Tensor) -> Tensor:
-        for layer in self.proj:
-            if isinstance(layer, nn.Sequential):
-                conv, bn = layer
-                x = batch_norm_(conv(x), bn.weight, bn.bias, bn.running_mean, bn.running_var, bn.eps)
-            else:
-                gelu_(x)
-        return x
+    def _in_bands(self, image: Tensor) -> Tuple[Tensor, Tuple[int, int]]:
+        weights, biases = zip(*(folded(*layers) for layers in self.proj if isinstance(layers, nn.Sequential)))
+        dtype = compute_dtype(image)
+        embed = torch.ops.xcit_mm.embed_patches if is_traced() else embed_patches
+        with torch.autocast(image.device.type, enabled=False):
+            x = embed(image, [w.to(dtype) for w in weights], [b.to(dtype) for b in biases])
+        return x.flatten(1, 2), (x.shape[1], x.shape[2])
 
 
 class PositionEncoding(nn.Module):
@@ -204,8 +204,8 @@ class XCABlock(nn.Module):
         keep = 1 - self.drop_path
         return x.new_empty(len(x), 1, 1).bernoulli_(keep).div_(keep)
 
-    def forward(self, x: Tensor, grid: Tuple[int, int]) -> Tensor:
-        """(B, N, C) -> (B, N, C); grid is (rows, columns), N its product.
+    def forward(self, x: Tensor, grid: Tuple[int, int], overwrite: bool = False) -> Tensor:
+        """(B, N, C) -> (B, N, C); grid is (rows, columns), N its product. ``overwrite`` allows to change x.
 
         As the paper writes it, or the same in chunks of tokens, with and without a backward pass.
         """
@@ -217,10 +217,12 @@ class XCABlock(nn.Module):
                 x = self._add(x, self.lpi(self.norm3(x), grid), self.gamma3)
             return self._add(x, self.mlp(self.norm2(x)), self.gamma2)
         # The stream of tokens has the type of the weights, as autocast leaves it, and is changed through views of it.
-        x = x.to(torch.promote_types(x.dtype, self.gamma1.dtype)).contiguous()
+        dtype = torch.promote_types(x.dtype, self.gamma1.dtype)
+        overwrite = overwrite or x.dtype != dtype or not x.is_contiguous()  # and copied for that
+        x = x.to(dtype).contiguous()
         if torch.is_grad_enabled() or self._drops_images():
             return self._with_backward(x, grid)
-        return self._without_backward(x, grid)
+        return self._without_backward(x if overwrite else x.clone(), grid)
 
     def _can_be_chunked(self, x: Tensor) -> bool:
         """Whether the layers are the published ones, and nobody but this block looks at their inputs and outputs."""
@@ -250,14 +252,14 @@ class XCABlock(nn.Module):
             x.addcmul_(self.lpi(self.norm3(x), grid), self.gamma3)
 
     def _without_backward(self, x: Tensor, grid: Tuple[int, int]) -> Tensor:
-        """The sums are done in place, and nothing but LPI makes further tensors of the size of x."""
-        moments, affine, add_mlp = _inference_functions()
+        """In place: memory for another tensor of this size would cost a CPU more than a sum in it does."""
+        moments, add_affine, add_mlp = _inference_functions()
         if self.attn.prefers_covariance(*x.shape[1:]):
             norm = _arguments(self.norm1)
             matrix, offset = self.attn.affine_map(*moments(x, *norm))
-            x = affine(x, *norm, matrix * self.gamma1, offset * self.gamma1)
+            add_affine(x, *norm, matrix * self.gamma1, offset * self.gamma1)
         else:
-            x = torch.addcmul(x, self.attn(self.norm1(x)), self.gamma1)
+            x.addcmul_(self.attn(self.norm1(x)), self.gamma1)
         self._add_lpi(x, grid)
         fc1, fc2 = self.mlp.fc1, self.mlp.fc2
         mlp = fc1.weight, fc1.bias, fc2.weight, fc2.bias, self.gamma2
@@ -284,7 +286,7 @@ class XCABlock(nn.Module):
 
 def _inference_functions() -> Tuple[Callable, ...]:
     """What treats every token alike, without a backward pass; or the operators if the model is traced."""
-    functions = normed_moments, normed_affine, add_normed_mlp
+    functions = normed_moments, add_normed_affine, add_normed_mlp
     return tuple(getattr(torch.ops.xcit_mm, f.__name__) for f in functions) if is_traced() else functions
 
 
@@ -481,7 +483,7 @@ class XCiT(BaseModule):
         x = self.pos_drop(x + self.pos_embed(*grid).to(x.dtype))
         outs = []
         for i, block in enumerate(self.blocks):
-            x = self._run(block, x, grid)
+            x = self._run(block, x, grid, self._may_overwrite(i))
             for _ in range(self.out_indices.count(i)):
                 outs.append(self._format(None, x, grid, len(outs)))
         if self.with_class_token:
@@ -493,6 +495,11 @@ class XCiT(BaseModule):
                 for _ in range(self.out_indices.count(i)):
                     outs.append(self._format(cls_token, x, grid, len(outs)))
         return tuple(outs)
+
+    def _may_overwrite(self, index: int) -> bool:
+        """Whether nobody but the block of this number gets its input."""
+        before, block = self.blocks[index - 1] if index else self.pos_drop, self.blocks[index]
+        return index - 1 not in self.out_indices and not before._forward_hooks and not block._forward_pre_hooks
 
     def _run(self, block: nn.Module, *args):
         if self.with_cp and self.training and torch.is_grad_enabled():
