@@ -12,6 +12,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 ONEDNN = torch.backends.mkldnn.is_available() and 'CPU capability usage: AVX' in torch.__config__.show()
+ONEDNN_BF16 = ONEDNN and torch.ops.mkldnn._is_mkldnn_bf16_supported()
 HAS_OPERATORS = hasattr(torch.library, 'custom_op')  # from PyTorch 2.4 on
 LEAST_TOKENS = 128  # fewer do not pay for bringing the matrix into oneDNN's order
 
@@ -107,7 +108,7 @@ def _convolution_with_gelu(image, weight, bias, padding, stride):
 @lru_cache(maxsize=None)
 def _has_convolution_with_gelu(dtype: torch.dtype) -> bool:
     """It is private to PyTorch: tried once, since another release may have it differently."""
-    if dtype not in (torch.float32, torch.bfloat16):
+    if dtype != torch.float32 and not (dtype == torch.bfloat16 and ONEDNN_BF16):
         return False
     image, weight = torch.tensor([1.0, -2.0], dtype=dtype).view(1, 1, 1, 2), torch.ones(1, 1, 1, 1, dtype=dtype)
     try:

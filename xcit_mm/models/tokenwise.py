@@ -16,6 +16,7 @@ from torch.autograd.function import once_differentiable
 from .products import (
     HAS_OPERATORS,
     ONEDNN,
+    ONEDNN_BF16,
     affine,
     affine_backward,
     by_columns,
@@ -38,9 +39,13 @@ CHUNK_SIZES = {'cpu': 2**20, 'other': 2**24}
 def compiles_in_chunks(x: Tensor) -> bool:
     """Whether torch.compile gets the functions of this module as operators: inference where products go to oneDNN.
 
-    Elsewhere the compiler joins norms and pointwise steps of whole layers as well as chunks can, or better.
+    Elsewhere the compiler joins norms and pointwise steps of whole layers as well as chunks can, or better. There is no
+    autocast in an operator.
     """
-    return HAS_OPERATORS and not torch.is_grad_enabled() and suits_onednn(x)
+    if not HAS_OPERATORS or torch.is_grad_enabled() or compute_dtype(x) != x.dtype:
+        return False
+    in_bf16 = ONEDNN_BF16 and x.device.type == 'cpu' and x.dtype == torch.bfloat16 and not is_exported()
+    return in_bf16 or suits_onednn(x)
 
 
 def chunk_size(x: Tensor) -> int:
