@@ -6,7 +6,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from .products import Linear, affine
+from .products import Linear, affine, linear
 from .tokenwise import gram
 
 
@@ -103,11 +103,13 @@ class XCA(nn.Module):
         w = self.qkv.weight[: 2 * C].float()
         b = self.qkv.bias[: 2 * C].float()[:, None]
         w_mean = w @ mean.transpose(1, 2)  # (B, 2C, 1)
-        rows = w @ moments + b * mean  # W~ S without its last column, (B, 2C, C)
+        # The moments are symmetric: w @ moments of all images is one product with them.
+        rows = linear(w, moments.flatten(0, 1)).view(2 * C, B, C).transpose(0, 1)
+        rows = rows + b * mean  # W~ S without its last column, (B, 2C, C)
         border = w_mean + b  # the last column of W~ S
         sq_norm = (rows * w).sum(-1) + (border * b).squeeze(-1)
         inv_norm = sq_norm.clamp_min(1e-24).rsqrt().view(B, 2, heads, d)
-        q_rows, w_k = rows[:, :C].view(B, heads, d, C), w[C:].view(heads, d, C)
+        q_rows, w_k = rows[:, :C].unflatten(1, (heads, d)), w[C:].view(heads, d, C)
         q_border, b_k = border[:, :C].view(B, heads, d, 1), b[C:].view(heads, 1, d)
         attn = q_rows @ w_k.transpose(-2, -1) + q_border * b_k
         attn = attn * inv_norm[:, 0, :, :, None] * inv_norm[:, 1, :, None, :] * self.temperature.float()
@@ -121,7 +123,7 @@ class XCA(nn.Module):
         b_v = self.qkv.bias[2 * C :].float().view(heads, d, 1)
         w_o, b_o = self.proj.weight.float(), self.proj.bias.float()
         mixed = (attn @ w_v).reshape(B, C, C)
-        weight = mixed.transpose(1, 2) @ w_o.t()
+        weight = linear(mixed.transpose(1, 2), w_o)
         bias = (attn @ b_v).reshape(B, 1, C) @ w_o.t() + b_o
         return weight, bias
 

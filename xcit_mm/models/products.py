@@ -60,6 +60,7 @@ def linear(x: Tensor, weight: Tensor, bias: Optional[Tensor] = None) -> Tensor:
     """x W^T + b: (..., C), (D, C) and (D) -> (..., D). Differentiable."""
     if not suits_onednn(x):
         return F.linear(x, weight, bias)
+    x = x.contiguous()  # or the image would not be channels last
     if not is_traced():
         return _linear(x, weight, bias)
     # torch.compile would move a convolution's tensors into an order of its own choice.
@@ -102,7 +103,8 @@ def gelu_(image: Tensor) -> Tensor:
 
 def _convolution_with_gelu(image, weight, bias, padding, stride):
     # The operator that torch.compile uses itself. 'none' stands for GELU without an approximation.
-    return torch.ops.mkldnn._convolution_pointwise(image, weight, bias, padding, stride, [1, 1], 1, 'gelu', [], 'none')
+    settings = padding, stride, [1, 1], 1, 'gelu', [], 'none'
+    return torch.ops.mkldnn._convolution_pointwise(image, weight, bias, *settings)
 
 
 @lru_cache(maxsize=None)
