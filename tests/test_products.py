@@ -103,3 +103,30 @@ def test_exported_programs_keep_linear_layers_and_compiled_ones_do_not(monkeypat
     compiled = []
     torch.compile(layer, backend=lambda module, _: compiled.append(names(module.graph)) or module.forward)(x)
     assert len(compiled) == 1 and 'xcit_mm.linear' in compiled[0]
+
+
+@pytest.mark.parametrize('dtype', [torch.float32, torch.bfloat16, torch.float64])
+@pytest.mark.parametrize('n', [1, N])
+def test_gelu_of_a_linear_layer(library, dtype, n):
+    layer, x = nn.Linear(C, D).to(dtype), torch.randn(n, C).to(dtype)
+    with torch.no_grad():
+        expected = nn.functional.gelu(layer.double()(x.double()))
+        layer = layer.to(dtype)
+        found = products.linear_gelu(x, layer.weight, layer.bias)
+    close = dict(rtol=2e-2, atol=2e-2) if dtype == torch.bfloat16 else CLOSE
+    assert found.dtype == dtype and found.is_contiguous()
+    torch.testing.assert_close(found.double(), expected, **close)
+
+
+def test_another_pytorch_without_gelu_in_its_convolutions(monkeypatch):
+    def refuse(*_):
+        raise RuntimeError('no such operator')
+
+    monkeypatch.setattr(products, '_convolution_with_gelu', refuse)
+    products._has_convolution_with_gelu.cache_clear()
+    image, weight, bias = torch.randn(1, C, 5, 7), torch.randn(D, C, 3, 3), torch.randn(D)
+    try:
+        found = products.conv_gelu(image.contiguous(memory_format=torch.channels_last), weight, bias, 2, 1)
+    finally:
+        products._has_convolution_with_gelu.cache_clear()
+    torch.testing.assert_close(found, nn.functional.gelu(nn.functional.conv2d(image, weight, bias, 2, 1)), **CLOSE)

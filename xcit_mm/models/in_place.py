@@ -106,8 +106,9 @@ def add_normed_lpi(
 
     In bands of rows that fit a cache, each with the two rows above and below that it depends on.
     """
-    dtype, C = compute_dtype(x), x.shape[2]
+    dtype, C = compute_dtype(conv1_weight), x.shape[2]
     w1, b1, w2, b2 = (t.to(dtype) for t in (conv1_weight, conv1_bias, conv2_weight, conv2_bias))
+    weight, bias = weight.to(x.dtype), bias.to(x.dtype)
     images = x.unflatten(1, (height, -1))
     pending = []  # the sum of a band waits until the next one has read its last two rows
     with torch.autocast(x.device.type, enabled=False):

@@ -153,8 +153,9 @@ def normed_moments(x: Tensor, weight: Tensor, bias: Tensor, eps: float) -> Tuple
     B, N, C = x.shape
     moments = x.new_zeros(B, C, C, dtype=torch.float32)
     mean = x.new_zeros(B, 1, C, dtype=torch.float32)
-    dtype = compute_dtype(x)
+    dtype = compute_dtype(weight)
     dtype = dtype if multiplies_into_fp32(dtype, x.device.type) else x.dtype
+    weight, bias = weight.to(x.dtype), bias.to(x.dtype)
     with torch.autocast(x.device.type, enabled=False):
         for piece in pieces(x):
             normed = F.layer_norm(x[piece], (C,), weight, bias, eps)
@@ -167,9 +168,10 @@ def normed_affine(
     x: Tensor, weight: Tensor, bias: Tensor, eps: float, matrix: Tensor, offset: Tensor, out: Tensor
 ) -> None:
     """out = x + LN(x) P + p, with one map for each image: (B, N, C), P (B, C, C), p (B, 1, C); out may be x."""
-    dtype = compute_dtype(x)
+    dtype = compute_dtype(weight)
     matrix, offset, size = in_reach(dtype, matrix, offset)
     matrix = by_columns(matrix)
+    weight, bias = weight.to(x.dtype), bias.to(x.dtype)
     with torch.autocast(x.device.type, enabled=False):
         for piece in pieces(x):
             normed = F.layer_norm(x[piece], x.shape[-1:], weight, bias, eps)
@@ -186,8 +188,9 @@ def add_normed_mlp(
     x: Tensor, weight: Tensor, bias: Tensor, eps: float, w1: Tensor, b1: Tensor, w2: Tensor, b2: Tensor, gamma: Tensor
 ) -> None:
     """x += gamma (GELU(LN(x) W1^T + b1) W2^T + b2) in place, without a backward pass: (M, C), gamma (C)."""
-    dtype = compute_dtype(x)
+    dtype = compute_dtype(w1)
     w1, b1, w2, b2 = (t.to(dtype) for t in (w1, b1, w2, b2))
+    weight, bias = weight.to(x.dtype), bias.to(x.dtype)
     with torch.autocast(x.device.type, enabled=False):
         for part in chunks(x):
             normed = F.layer_norm(x[part], x.shape[-1:], weight, bias, eps).to(dtype)

@@ -207,21 +207,25 @@ class XCABlock(nn.Module):
     def forward(self, x: Tensor, grid: Tuple[int, int], overwrite: bool = False) -> Tensor:
         """(B, N, C) -> (B, N, C); grid is (rows, columns), N its product. ``overwrite`` allows to change x.
 
-        As the paper writes it, or the same in chunks of tokens, with and without a backward pass.
+        As the paper writes it, or the same in chunks of tokens, with and without a backward pass. The latter keeps the
+        sums of half precision in fp32 on a CPU: rounding them three times a block is what would cost most accuracy.
         """
         if not self._can_be_chunked(x):
+            x = x.to(self.gamma1.dtype)
             x = self._add(x, self.attn(self.norm1(x)), self.gamma1)
             if compiles_in_place(x) and self._adds_lpi_in_place(x):
                 self._add_lpi(x, grid)
             else:
                 x = self._add(x, self.lpi(self.norm3(x), grid), self.gamma3)
             return self._add(x, self.mlp(self.norm2(x)), self.gamma2)
-        # The stream of tokens has the type of the weights, as autocast leaves it, and is changed through views of it.
+        # Otherwise they have the type of the weights, as autocast leaves them. They are changed through views.
         dtype = torch.promote_types(x.dtype, self.gamma1.dtype)
+        if torch.is_grad_enabled() or self._drops_images():
+            return self._with_backward(x.to(dtype).contiguous(), grid)
+        if x.device.type == 'cpu':
+            dtype = torch.promote_types(dtype, torch.float32)
         overwrite = overwrite or x.dtype != dtype or not x.is_contiguous()  # and copied for that
         x = x.to(dtype).contiguous()
-        if torch.is_grad_enabled() or self._drops_images():
-            return self._with_backward(x, grid)
         return self._without_backward(x if overwrite else x.clone(), grid)
 
     def _can_be_chunked(self, x: Tensor) -> bool:
@@ -249,7 +253,7 @@ class XCABlock(nn.Module):
             add = torch.ops.xcit_mm.add_normed_lpi if is_traced() else add_normed_lpi
             add(x, *_arguments(self.norm3), *lpi_arguments(self.lpi), self.gamma3, grid[0])
         else:
-            x.addcmul_(self.lpi(self.norm3(x), grid), self.gamma3)
+            x.addcmul_(self.lpi(self.norm3(x.to(self.gamma3.dtype)), grid), self.gamma3)
 
     def _without_backward(self, x: Tensor, grid: Tuple[int, int]) -> Tensor:
         """In place: memory for another tensor of this size would cost a CPU more than a sum in it does."""
@@ -259,7 +263,7 @@ class XCABlock(nn.Module):
             matrix, offset = self.attn.affine_map(*moments(x, *norm))
             add_affine(x, *norm, matrix * self.gamma1, offset * self.gamma1)
         else:
-            x.addcmul_(self.attn(self.norm1(x)), self.gamma1)
+            x.addcmul_(self.attn(self.norm1(x.to(self.gamma1.dtype))), self.gamma1)
         self._add_lpi(x, grid)
         fc1, fc2 = self.mlp.fc1, self.mlp.fc2
         mlp = fc1.weight, fc1.bias, fc2.weight, fc2.bias, self.gamma2
@@ -481,11 +485,13 @@ class XCiT(BaseModule):
             )
         x, grid = self.patch_embed(image)
         x = self.pos_drop(x + self.pos_embed(*grid).to(x.dtype))
+        dtype = torch.promote_types(x.dtype, self.blocks[0].gamma1.dtype)
         outs = []
         for i, block in enumerate(self.blocks):
             x = self._run(block, x, grid, self._may_overwrite(i))
             for _ in range(self.out_indices.count(i)):
-                outs.append(self._format(None, x, grid, len(outs)))
+                outs.append(self._format(None, x.to(dtype), grid, len(outs)))
+        x = x.to(dtype)
         if self.with_class_token:
             cls_token = self.cls_token.expand(x.shape[0], -1, -1)
             for i, block in enumerate(self.cls_attn_blocks, start=self.depth):
