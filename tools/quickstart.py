@@ -233,9 +233,12 @@ def stream(command, log, cwd=ROOT, env=None, lock=None, every=20.0):
     env = {**os.environ, **(env or {})}
     with log.open('wb') as file, selectors.DefaultSelector() as selector:
         keep = (lock,) if lock else ()
-        process = subprocess.Popen(command, cwd=str(cwd), env=env, start_new_session=True, pass_fds=keep, **pipes)
-        selector.register(process.stdout, selectors.EVENT_READ)
+        with interrupt_later() as interrupted:
+            process = subprocess.Popen(command, cwd=str(cwd), env=env, start_new_session=True, pass_fds=keep, **pipes)
         try:
+            if interrupted:
+                raise KeyboardInterrupt
+            selector.register(process.stdout, selectors.EVENT_READ)
             if lock:
                 note(lock, process)
             while True:
@@ -253,6 +256,17 @@ def stream(command, log, cwd=ROOT, env=None, lock=None, every=20.0):
             if process.poll() is None:
                 stop(process)
             process.stdout.close()
+
+
+@contextlib.contextmanager
+def interrupt_later():
+    """Note Ctrl-C in a list: in the middle of starting a process it would leave that running."""
+    interrupted = []
+    before = signal.signal(signal.SIGINT, lambda *_: interrupted.append(True))
+    try:
+        yield interrupted
+    finally:
+        signal.signal(signal.SIGINT, before)
 
 
 @contextlib.contextmanager

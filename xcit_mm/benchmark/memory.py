@@ -4,6 +4,7 @@ import contextlib
 import ctypes
 import gc
 import json
+import signal
 import subprocess
 import sys
 import warnings
@@ -62,6 +63,9 @@ def ask_process(module: str, request: dict, timeout: Optional[float] = None) -> 
         return None, f'memory not measured: not done in {timeout:.0f} s'
     if done.returncode == -9:
         return None, 'out of memory: the system ended the process'
+    if request.get('limit') and done.returncode in (-signal.SIGSEGV, -signal.SIGABRT):
+        # Native code that does not look whether it got memory.
+        return None, _out_of_memory(request['limit'])
     try:
         found = json.loads(done.stdout.splitlines()[-1])
         return found['peak'], found['reason']
@@ -82,10 +86,14 @@ def answer(measure: Callable[[dict], int]) -> None:
         why = reason(error)
         # Without memory, oneDNN says no more than that it could not create a primitive.
         if why == 'out of memory' or limit and 'could not create' in why:
-            why = 'out of memory' + (f': needs more than {limit / 1e9:.3g} GB' if limit else '')
+            why = _out_of_memory(limit)
         else:
             why = f'memory not measured: {why}'
     print('\n' + json.dumps({'peak': peak, 'reason': why}))
+
+
+def _out_of_memory(limit: Optional[int]) -> str:
+    return 'out of memory' + (f': needs more than {limit / 1e9:.3g} GB' if limit else '')
 
 
 def rise(work: Callable[[], object], device: str, limit: Optional[int] = None) -> int:

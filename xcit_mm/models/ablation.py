@@ -129,8 +129,8 @@ class AblatedBlock(XCABlock):
             self.norm3, self.lpi, self.gamma3 = block.norm3, block.lpi, block.gamma3
         self.norm2, self.mlp, self.gamma2 = block.norm2, block.mlp, block.gamma2
 
-    def forward(self, x: Tensor, grid: Tuple[int, int]) -> Tensor:
-        """(B, N, C) -> (B, N, C); grid is (rows, columns)."""
+    def forward(self, x: Tensor, grid: Tuple[int, int], overwrite: bool = False) -> Tensor:
+        """(B, N, C) -> (B, N, C); grid is (rows, columns). x is never changed."""
         if self.with_xca:
             x = self._add(x, self.attn(self.norm1(x)), self.gamma1)
         if self.with_lpi:

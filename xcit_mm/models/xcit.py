@@ -485,7 +485,7 @@ class XCiT(BaseModule):
             )
         x, grid = self.patch_embed(image)
         x = self.pos_drop(x + self.pos_embed(*grid).to(x.dtype))
-        dtype = torch.promote_types(x.dtype, self.blocks[0].gamma1.dtype)
+        dtype = torch.promote_types(x.dtype, self.blocks[0].gamma2.dtype)
         outs = []
         for i, block in enumerate(self.blocks):
             x = self._run(block, x, grid, self._may_overwrite(i))

@@ -99,7 +99,7 @@ def channel_attention(backbone: XCiT, images: Tensor) -> Tensor:
     Returns:
         Tensor: (B, depth, heads, d, d) with d = C / heads; rows are queries and sum to 1.
     """
-    with _inputs_of(list(backbone.blocks), lambda block, tokens, grid: _xca_matrix(block, tokens)) as found:
+    with _inputs_of(list(backbone.blocks), lambda block, tokens, *_: _xca_matrix(block, tokens)) as found:
         backbone(images)
     return torch.stack(found, dim=1)
 
