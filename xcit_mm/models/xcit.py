@@ -69,11 +69,18 @@ class PatchEmbed(nn.Module):
 
     def forward(self, image: Tensor) -> Tuple[Tensor, Tuple[int, int]]:
         """(B, 3, H, W) -> tokens (B, N, C) and their grid (ceil(H / p), ceil(W / p)); N is its product."""
-        if works_in_place(image, self.proj) and (compiles_in_place(image) or not is_traced()):
+        if self._can_be_in_bands(image):
             return self._in_bands(image)
         # Channels last: the tokens are then a view of the convolution's output.
         x = self.proj(image.contiguous(memory_format=torch.channels_last))
         return x.flatten(2).transpose(1, 2), (x.shape[2], x.shape[3])
+
+    def _can_be_in_bands(self, image: Tensor) -> bool:
+        if is_traced() and not compiles_in_place(image):
+            return False
+        # An image of another type than the weights is an error of the layers.
+        same_type = image.is_floating_point() and compute_dtype(image) == compute_dtype(self.proj[0][0].weight)
+        return same_type and works_in_place(image, self.proj)
 
     def _in_bands(self, image: Tensor) -> Tuple[Tensor, Tuple[int, int]]:
         weights, biases = zip(*(folded(*layers) for layers in self.proj if isinstance(layers, nn.Sequential)))
