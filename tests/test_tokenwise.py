@@ -244,6 +244,12 @@ class TestPatchesInBands:
             net(IMAGE)
         assert seen == [len(IMAGE)]
 
+    def test_shapes_alone(self, tiny):
+        """What counts operations, for example, runs a model without values."""
+        net = model(tiny).to('meta')
+        with torch.no_grad():
+            assert net(torch.empty(2, 3, 90, 120, device='meta'))[-1].shape == (2, 32, 12, 15)
+
     def test_images_of_another_type_are_refused(self, tiny):
         net = model(tiny)
         with torch.no_grad():

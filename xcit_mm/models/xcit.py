@@ -76,11 +76,10 @@ class PatchEmbed(nn.Module):
         return x.flatten(2).transpose(1, 2), (x.shape[2], x.shape[3])
 
     def _can_be_in_bands(self, image: Tensor) -> bool:
-        if is_traced() and not compiles_in_place(image):
+        if not works_in_place(image, self.proj) or (is_traced() and not compiles_in_place(image)):
             return False
         # An image of another type than the weights is an error of the layers.
-        same_type = image.is_floating_point() and compute_dtype(image) == compute_dtype(self.proj[0][0].weight)
-        return same_type and works_in_place(image, self.proj)
+        return image.is_floating_point() and compute_dtype(image) == compute_dtype(self.proj[0][0].weight)
 
     def _in_bands(self, image: Tensor) -> Tuple[Tensor, Tuple[int, int]]:
         weights, biases = zip(*(folded(*layers) for layers in self.proj if isinstance(layers, nn.Sequential)))
