@@ -6,7 +6,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from .products import Linear, affine, linear
+from .products import Linear, affine, linear, without_autocast
 from .tokenwise import gram
 
 
@@ -78,7 +78,7 @@ class XCA(nn.Module):
     def covariance_form(self, x: Tensor) -> Tensor:
         """(B, N, C) -> (B, N, C), through the second moments of the tokens."""
         # A few sums over all tokens: in half precision they would overflow, or lose the small entries of S.
-        with torch.autocast(x.device.type, enabled=False):
+        with without_autocast(x):
             moments = gram(x) / x.shape[1]
             weight, bias = self.affine_map(moments, x.mean(dim=1, keepdim=True, dtype=torch.float32))
         return affine(x, weight.to(x.dtype), bias.to(x.dtype))
@@ -93,7 +93,7 @@ class XCA(nn.Module):
         Returns:
             tuple[Tensor, Tensor]: P^T (B, C, C) and p (B, 1, C), fp32, so that the output is x P^T + p.
         """
-        with torch.autocast(moments.device.type, enabled=False):
+        with without_autocast(moments):
             return self._fold(self.attn_drop(self._attention_from_moments(moments, mean)))
 
     def _attention_from_moments(self, moments: Tensor, mean: Tensor) -> Tensor:

@@ -4,6 +4,7 @@ On a CPU, PyTorch hands fp32 products to MKL and convolutions to oneDNN. The sum
 convolution, and on AMD's processors oneDNN computes them more than twice as fast. Half precision always goes to it.
 """
 
+from contextlib import nullcontext
 from functools import lru_cache
 from typing import Callable, List, Optional, Sequence, Tuple
 
@@ -49,6 +50,11 @@ def compute_dtype(x: Tensor) -> torch.dtype:
     if kind == 'cpu':
         return torch.get_autocast_cpu_dtype() if torch.is_autocast_cpu_enabled() else x.dtype
     return torch.get_autocast_gpu_dtype() if torch.is_autocast_enabled() else x.dtype
+
+
+def without_autocast(x: Tensor):
+    """Inside, everything has the type of its inputs. Tensors without values know no autocast."""
+    return nullcontext() if x.is_meta else torch.autocast(x.device.type, enabled=False)
 
 
 def as_image(x: Tensor) -> Tensor:
