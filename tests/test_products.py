@@ -107,12 +107,15 @@ def test_exported_programs_keep_linear_layers_and_compiled_ones_do_not(monkeypat
 
 @pytest.mark.parametrize('dtype', [torch.float32, torch.bfloat16, torch.float64])
 @pytest.mark.parametrize('n', [1, N])
-def test_gelu_of_a_linear_layer(library, dtype, n):
+@pytest.mark.parametrize('gelu', [False, True])
+def test_a_linear_layer_prepared_for_many_tokens(library, dtype, n, gelu):
     layer, x = nn.Linear(C, D).to(dtype), torch.randn(n, C).to(dtype)
     with torch.no_grad():
-        expected = nn.functional.gelu(layer.double()(x.double()))
+        expected = layer.double()(x.double())
+        expected = nn.functional.gelu(expected) if gelu else expected
         layer = layer.to(dtype)
-        found = products.linear_gelu(x, layer.weight, layer.bias)
+        run = products.prepared_linear(layer.weight, layer.bias, n, gelu)
+        found = run(torch.cat((x, x)))[n:]  # another number than it was prepared for
     close = dict(rtol=2e-2, atol=2e-2) if dtype == torch.bfloat16 else CLOSE
     assert found.dtype == dtype and found.is_contiguous()
     torch.testing.assert_close(found.double(), expected, **close)
@@ -122,11 +125,11 @@ def test_another_pytorch_without_gelu_in_its_convolutions(monkeypatch):
     def refuse(*_):
         raise RuntimeError('no such operator')
 
-    monkeypatch.setattr(products, '_convolution_with_gelu', refuse)
-    products._has_convolution_with_gelu.cache_clear()
+    monkeypatch.setattr(products, '_convolution', refuse)
+    products._has_own_convolution.cache_clear()
     image, weight, bias = torch.randn(1, C, 5, 7), torch.randn(D, C, 3, 3), torch.randn(D)
     try:
         found = products.conv_gelu(image.contiguous(memory_format=torch.channels_last), weight, bias, 2, 1)
     finally:
-        products._has_convolution_with_gelu.cache_clear()
+        products._has_own_convolution.cache_clear()
     torch.testing.assert_close(found, nn.functional.gelu(nn.functional.conv2d(image, weight, bias, 2, 1)), **CLOSE)

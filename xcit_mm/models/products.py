@@ -78,26 +78,28 @@ def _linear(x: Tensor, weight: Tensor, bias: Optional[Tensor]) -> Tensor:
     return out.permute(0, 2, 3, 1).reshape(*x.shape[:-1], len(weight))
 
 
-def linear_gelu(x: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
-    """GELU(x W^T + b) without a backward pass: (n, C), (D, C) and (D) -> (n, D)."""
-    if len(x) < LEAST_TOKENS or not joins_gelu(x):
-        return torch.ops.aten.gelu_(linear(x, weight, bias))
-    return conv_gelu(as_image(x), weight[:, :, None, None], bias).permute(0, 2, 3, 1).reshape(len(x), len(weight))
+def prepared_linear(weight: Tensor, bias: Tensor, tokens: int, gelu: bool = False) -> Callable[[Tensor], Tensor]:
+    """x -> x W^T + b, or its GELU, without a backward pass, for many tokens (n, C) at a time: (D, C) and (D) -> (n, D).
+
+    Where oneDNN can, the matrix is brought into its order once, not for every call, and GELU is applied to the sums
+    before they are stored.
+
+    Args:
+        weight, bias (Tensor): W and b.
+        tokens (int): How many a call has, about.
+        gelu (bool): GELU of the layer.
+    """
+    if tokens < LEAST_TOKENS or not joins_gelu(weight):
+        return lambda x: torch.ops.aten.gelu_(linear(x, weight, bias)) if gelu else linear(x, weight, bias)
+    matrix = _in_order(weight[:, :, None, None], tokens)
+    return lambda x: _convolution(as_image(x), matrix, bias, 1, 0, gelu).permute(0, 2, 3, 1).reshape(len(x), len(bias))
 
 
 def conv_gelu(image: Tensor, weight: Tensor, bias: Tensor, stride: int = 1, padding: int = 0) -> Tensor:
-    """GELU of a convolution of (B, C, H, W), channels last, without a backward pass.
-
-    Where oneDNN can, it applies GELU to the sums before it stores them.
-    """
+    """GELU of a convolution of (B, C, H, W), channels last, without a backward pass."""
     if not joins_gelu(image):
         return gelu_(F.conv2d(image, weight, bias, stride, padding))
-    return _convolution_with_gelu(image, weight, bias, [padding] * 2, [stride] * 2)
-
-
-def joins_gelu(x: Tensor) -> bool:
-    """Whether oneDNN has convolutions with GELU for this device and type."""
-    return x.device.type == 'cpu' and ONEDNN and _has_convolution_with_gelu(x.dtype)
+    return _convolution(image, weight, bias, stride, padding, gelu=True)
 
 
 def gelu_(image: Tensor) -> Tensor:
@@ -107,23 +109,39 @@ def gelu_(image: Tensor) -> Tensor:
     return image
 
 
-def _convolution_with_gelu(image, weight, bias, padding, stride):
+def joins_gelu(x: Tensor) -> bool:
+    """Whether oneDNN has convolutions with GELU for this device and type."""
+    return x.device.type == 'cpu' and ONEDNN and _has_own_convolution(x.dtype)
+
+
+def _convolution(image: Tensor, weight: Tensor, bias: Tensor, stride: int, padding: int, gelu: bool) -> Tensor:
     # The operator that torch.compile uses itself. 'none' stands for GELU without an approximation.
-    settings = padding, stride, [1, 1], 1, 'gelu', [], 'none'
-    return torch.ops.mkldnn._convolution_pointwise(image, weight, bias, *settings)
+    pointwise = ('gelu', [], 'none') if gelu else ('none', [], '')
+    settings = [padding] * 2, [stride] * 2, [1, 1], 1
+    return torch.ops.mkldnn._convolution_pointwise(image, weight, bias, *settings, *pointwise)
+
+
+def _in_order(weight: Tensor, tokens: int) -> Tensor:
+    """The weight of a 1x1 convolution in the order in which oneDNN wants it, for a row of so many tokens."""
+    sizes = [1, weight.shape[1], 1, tokens]
+    return torch.ops.mkldnn._reorder_convolution_weight(weight, [0, 0], [1, 1], [1, 1], 1, sizes)
 
 
 @lru_cache(maxsize=None)
-def _has_convolution_with_gelu(dtype: torch.dtype) -> bool:
-    """It is private to PyTorch: tried once, since another release may have it differently."""
+def _has_own_convolution(dtype: torch.dtype) -> bool:
+    """They are private to PyTorch: tried once, since another release may have them differently."""
     if dtype != torch.float32 and not (dtype == torch.bfloat16 and ONEDNN_BF16):
         return False
     image, weight = torch.tensor([1.0, -2.0], dtype=dtype).view(1, 1, 1, 2), torch.ones(1, 1, 1, 1, dtype=dtype)
+    expected = image.float() + 1
     try:
-        found = _convolution_with_gelu(image, weight, weight.flatten(), [0, 0], [1, 1])
+        found = [_convolution(image, _in_order(weight, 2), weight.flatten(), 1, 0, gelu) for gelu in (False, True)]
     except (AttributeError, RuntimeError, TypeError):
         return False
-    return torch.allclose(found.float(), F.gelu(image.float() + 1), rtol=1e-2, atol=1e-6)
+    close = dict(rtol=1e-2, atol=1e-6)
+    return torch.allclose(found[0].float(), expected, **close) and torch.allclose(
+        found[1].float(), F.gelu(expected), **close
+    )
 
 
 def linear_backward(grad: Tensor, x: Tensor, weight: Tensor) -> Tuple[Tensor, Tensor, Tensor]:

@@ -25,7 +25,7 @@ from .products import (
     is_traced,
     linear,
     linear_backward,
-    linear_gelu,
+    prepared_linear,
     product_over_tokens,
     register,
     suits_onednn,
@@ -192,9 +192,11 @@ def add_normed_mlp(
     w1, b1, w2, b2 = (t.to(dtype) for t in (w1, b1, w2, b2))
     weight, bias = weight.to(x.dtype), bias.to(x.dtype)
     with torch.autocast(x.device.type, enabled=False):
+        tokens = min(chunk_size(x), len(x))
+        fc1, fc2 = prepared_linear(w1, b1, tokens, gelu=True), prepared_linear(w2, b2, tokens)
         for part in chunks(x):
             normed = F.layer_norm(x[part], x.shape[-1:], weight, bias, eps).to(dtype)
-            x[part].addcmul_(linear(linear_gelu(normed, w1, b1), w2, b2), gamma)
+            x[part].addcmul_(fc2(fc1(normed)), gamma)
 
 
 class NormedMoments(torch.autograd.Function):
