@@ -78,6 +78,13 @@ def _linear(x: Tensor, weight: Tensor, bias: Optional[Tensor]) -> Tensor:
     return out.permute(0, 2, 3, 1).reshape(*x.shape[:-1], len(weight))
 
 
+def linear_gelu(x: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
+    """GELU(x W^T + b) without a backward pass: (n, C), (D, C) and (D) -> (n, D)."""
+    if len(x) < LEAST_TOKENS or not joins_gelu(x):
+        return torch.ops.aten.gelu_(linear(x, weight, bias))
+    return conv_gelu(as_image(x), weight[:, :, None, None], bias).permute(0, 2, 3, 1).reshape(len(x), len(weight))
+
+
 def prepared_linear(weight: Tensor, bias: Tensor, tokens: int, gelu: bool = False) -> Callable[[Tensor], Tensor]:
     """x -> x W^T + b, or its GELU, without a backward pass, for many tokens (n, C) at a time: (D, C) and (D) -> (n, D).
 
@@ -90,7 +97,7 @@ def prepared_linear(weight: Tensor, bias: Tensor, tokens: int, gelu: bool = Fals
         gelu (bool): GELU of the layer.
     """
     if tokens < LEAST_TOKENS or not joins_gelu(weight):
-        return lambda x: torch.ops.aten.gelu_(linear(x, weight, bias)) if gelu else linear(x, weight, bias)
+        return lambda x: (linear_gelu if gelu else linear)(x, weight, bias)
     matrix = _in_order(weight[:, :, None, None], tokens)
     return lambda x: _convolution(as_image(x), matrix, bias, 1, 0, gelu).permute(0, 2, 3, 1).reshape(len(x), len(bias))
 

@@ -25,6 +25,7 @@ from .products import (
     is_traced,
     linear,
     linear_backward,
+    linear_gelu,
     prepared_linear,
     product_over_tokens,
     register,
@@ -34,6 +35,13 @@ from .products import (
 # Values: so few that the four times as many of the MLP fit into a CPU's cache, so many that a product is worth its
 # preparations (2730 tokens of 384 channels); and enough to keep another device busy.
 CHUNK_SIZES = {'cpu': 2**20, 'other': 2**24}
+
+LEAST_VALUES = 2**16  # of tokens in inference: fewer are faster as whole layers
+
+
+def pays_in_chunks(x: Tensor) -> bool:
+    """Whether tokens (B, N, C) are so many, or a backward pass follows, for which chunks keep less."""
+    return torch.is_grad_enabled() or x.numel() >= LEAST_VALUES
 
 
 def compiles_in_chunks(x: Tensor) -> bool:
@@ -192,7 +200,11 @@ def add_normed_mlp(
     w1, b1, w2, b2 = (t.to(dtype) for t in (w1, b1, w2, b2))
     weight, bias = weight.to(x.dtype), bias.to(x.dtype)
     with torch.autocast(x.device.type, enabled=False):
-        tokens = min(chunk_size(x), len(x))
+        tokens = chunk_size(x)
+        if len(x) <= tokens:  # a single one
+            normed = F.layer_norm(x, x.shape[-1:], weight, bias, eps).to(dtype)
+            x.addcmul_(linear(linear_gelu(normed, w1, b1), w2, b2), gamma)
+            return
         fc1, fc2 = prepared_linear(w1, b1, tokens, gelu=True), prepared_linear(w2, b2, tokens)
         for part in chunks(x):
             normed = F.layer_norm(x[part], x.shape[-1:], weight, bias, eps).to(dtype)

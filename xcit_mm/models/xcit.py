@@ -21,6 +21,7 @@ from .attention import XCA, ClassAttention
 from .in_place import add_normed_lpi, compiles_in_place, embed_patches, folded, lpi_arguments, works_in_place
 from .products import Linear, compute_dtype, is_traced
 from .tokenwise import (
+    CHUNK_SIZES,
     NormedAffine,
     NormedMlp,
     NormedMoments,
@@ -28,6 +29,7 @@ from .tokenwise import (
     add_normed_mlp,
     compiles_in_chunks,
     normed_moments,
+    pays_in_chunks,
 )
 
 ARCHS = {
@@ -76,10 +78,18 @@ class PatchEmbed(nn.Module):
         return x.flatten(2).transpose(1, 2), (x.shape[2], x.shape[3])
 
     def _can_be_in_bands(self, image: Tensor) -> bool:
-        if not works_in_place(image, self.proj) or (is_traced() and not compiles_in_place(image)):
+        if not works_in_place(image, self.proj):
+            return False
+        if not (compiles_in_place(image) if is_traced() else self._has_bands(image)):
             return False
         # An image of another type than the weights is an error of the layers.
         return image.is_floating_point() and compute_dtype(image) == compute_dtype(self.proj[0][0].weight)
+
+    def _has_bands(self, image: Tensor) -> bool:
+        """Whether there is more than one: for less, folding the norms would take longer than it saves."""
+        B, _, H, W = image.shape
+        values = self.proj[-1][0].out_channels * B * H * W >> 2 * sum(isinstance(p, nn.Sequential) for p in self.proj)
+        return values > CHUNK_SIZES['cpu']
 
     def _in_bands(self, image: Tensor) -> Tuple[Tensor, Tuple[int, int]]:
         weights, biases = zip(*(folded(*layers) for layers in self.proj if isinstance(layers, nn.Sequential)))
@@ -236,7 +246,7 @@ class XCABlock(nn.Module):
 
     def _can_be_chunked(self, x: Tensor) -> bool:
         """Whether the layers are the published ones, and nobody but this block looks at their inputs and outputs."""
-        if x.is_meta or (is_traced() and not compiles_in_chunks(x)):
+        if x.is_meta or not (compiles_in_chunks(x) if is_traced() else pays_in_chunks(x)):
             return False
         attn, mlp = self.attn, self.mlp
         layers = self.norm1, self.norm2, mlp.fc1, mlp.fc2, mlp.act, attn.qkv, attn.proj
