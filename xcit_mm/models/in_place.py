@@ -68,11 +68,9 @@ def embed_patches(image: Tensor, weights: List[Tensor], biases: List[Tensor]) ->
 
     In bands of rows. What each layer computes of the rows above a band is not enough for another band: it is dropped.
     """
-    heights, width = [image.shape[2]], image.shape[3]
+    out, heights = _embedded_like(image, weights, biases), [image.shape[2]]
     for _ in weights:
         heights.append((heights[-1] + 1) // 2)
-        width = (width + 1) // 2
-    out = image.new_empty(len(image), heights[-1], width, len(weights[-1]), dtype=weights[-1].dtype)
     for group, rows in bands(out):
         needed = [rows]  # rows of the image and of the output of each layer
         for height in heights[-2::-1]:

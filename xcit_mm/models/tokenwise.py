@@ -5,7 +5,7 @@ them stays in a CPU's cache and is then forgotten. For the backward pass only th
 MLP's first layer are kept; layer norms and GELU are computed again. All of it is exact: the same sums in chunks.
 """
 
-from functools import lru_cache
+from functools import lru_cache, partial
 from typing import Iterator, Optional, Tuple
 
 import torch
@@ -40,7 +40,7 @@ LEAST_VALUES = 2**16  # of tokens in inference: fewer are faster as whole layers
 
 
 def pays_in_chunks(x: Tensor) -> bool:
-    """Whether tokens (B, N, C) are so many, or a backward pass follows, for which chunks keep less."""
+    """Whether chunks are worth their while: for many tokens (B, N, C), or a backward pass, for which they keep less."""
     return torch.is_grad_enabled() or x.numel() >= LEAST_VALUES
 
 
@@ -201,11 +201,10 @@ def add_normed_mlp(
     weight, bias = weight.to(x.dtype), bias.to(x.dtype)
     with torch.autocast(x.device.type, enabled=False):
         tokens = chunk_size(x)
-        if len(x) <= tokens:  # a single one
-            normed = F.layer_norm(x, x.shape[-1:], weight, bias, eps).to(dtype)
-            x.addcmul_(linear(linear_gelu(normed, w1, b1), w2, b2), gamma)
-            return
-        fc1, fc2 = prepared_linear(w1, b1, tokens, gelu=True), prepared_linear(w2, b2, tokens)
+        if len(x) > tokens:
+            fc1, fc2 = prepared_linear(w1, b1, tokens, gelu=True), prepared_linear(w2, b2, tokens)
+        else:  # a single chunk
+            fc1, fc2 = partial(linear_gelu, weight=w1, bias=b1), partial(linear, weight=w2, bias=b2)
         for part in chunks(x):
             normed = F.layer_norm(x[part], x.shape[-1:], weight, bias, eps).to(dtype)
             x[part].addcmul_(fc2(fc1(normed)), gamma)

@@ -88,8 +88,8 @@ class PatchEmbed(nn.Module):
     def _has_bands(self, image: Tensor) -> bool:
         """Whether there is more than one: for less, folding the norms would take longer than it saves."""
         B, _, H, W = image.shape
-        values = self.proj[-1][0].out_channels * B * H * W >> 2 * sum(isinstance(p, nn.Sequential) for p in self.proj)
-        return values > CHUNK_SIZES['cpu']
+        steps = len(self.proj) // 2 + 1
+        return B * (H >> steps) * (W >> steps) * self.proj[-1][0].out_channels > CHUNK_SIZES['cpu']
 
     def _in_bands(self, image: Tensor) -> Tuple[Tensor, Tuple[int, int]]:
         weights, biases = zip(*(folded(*layers) for layers in self.proj if isinstance(layers, nn.Sequential)))
@@ -234,14 +234,14 @@ class XCABlock(nn.Module):
             else:
                 x = self._add(x, self.lpi(self.norm3(x), grid), self.gamma3)
             return self._add(x, self.mlp(self.norm2(x)), self.gamma2)
-        # Otherwise they have the type of the weights, as autocast leaves them. They are changed through views.
+        # Otherwise the stream of tokens has the type of the weights, as autocast leaves it.
         dtype = torch.promote_types(x.dtype, self.gamma1.dtype)
         if torch.is_grad_enabled() or self._drops_images():
             return self._with_backward(x.to(dtype).contiguous(), grid)
         if x.device.type == 'cpu':
             dtype = torch.promote_types(dtype, torch.float32)
         overwrite = overwrite or x.dtype != dtype or not x.is_contiguous()  # and copied for that
-        x = x.to(dtype).contiguous()
+        x = x.to(dtype).contiguous()  # changed through views of it
         return self._without_backward(x if overwrite else x.clone(), grid)
 
     def _can_be_chunked(self, x: Tensor) -> bool:
