@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
 from .products import HAS_OPERATORS, compute_dtype, conv_gelu, gelu_, is_exported, is_traced, register
-from .tokenwise import chunk_size
+from .tokenwise import chunk_size, evenly
 
 
 def works_in_place(x: Tensor, *modules: nn.Module) -> bool:
@@ -131,12 +131,11 @@ def _add_pending(pending: list, gamma: Tensor) -> None:
 
 def bands(images: Tensor) -> Iterator[Tuple[slice, slice]]:
     """Cut images (B, H, W, C) into several whole ones or rows of one, at least two: slices of images and of rows."""
-    B, H, W, C = images.shape
+    B, H, W, _ = images.shape
     size = chunk_size(images)
-    together, rows = max(1, size // (H * W)), max(2, size // W) if size < H * W else H
-    for image in range(0, B, together):
-        for row in range(0, H, rows):
-            yield slice(image, min(image + together, B)), slice(row, min(row + rows, H))
+    for group in evenly(B, size // (H * W)):
+        for rows in evenly(H, max(2, size // W)):
+            yield group, rows
 
 
 def lpi_arguments(lpi: nn.Module) -> Tuple[Union[Tensor, float], ...]:

@@ -85,21 +85,24 @@ def linear_gelu(x: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
     return conv_gelu(as_image(x), weight[:, :, None, None], bias).permute(0, 2, 3, 1).reshape(len(x), len(weight))
 
 
-def prepared_linear(weight: Tensor, bias: Tensor, tokens: int, gelu: bool = False) -> Callable[[Tensor], Tensor]:
-    """x -> x W^T + b, or its GELU, without a backward pass, for many tokens (n, C) at a time: (D, C) and (D) -> (n, D).
+def prepared_linear(weight: Tensor, bias: Tensor, gelu: bool = False) -> Callable[[Tensor], Tensor]:
+    """x -> x W^T + b, or its GELU, without a backward pass, for many calls: (n, C), (D, C) and (D) -> (n, D).
 
     Where oneDNN can, the matrix is brought into its order once, not for every call, and GELU is applied to the sums
     before they are stored.
-
-    Args:
-        weight, bias (Tensor): W and b.
-        tokens (int): How many a call has, about.
-        gelu (bool): GELU of the layer.
     """
-    if tokens < LEAST_TOKENS or not joins_gelu(weight):
-        return lambda x: (linear_gelu if gelu else linear)(x, weight, bias)
-    matrix = _in_order(weight[:, :, None, None], tokens)
-    return lambda x: _convolution(as_image(x), matrix, bias, 1, 0, gelu).permute(0, 2, 3, 1).reshape(len(x), len(bias))
+
+    @lru_cache(maxsize=None)  # the order depends on n; with that of another, products can take three times as long
+    def in_order(n: int) -> Tensor:
+        return _in_order(weight[:, :, None, None], n)
+
+    def prepared(x: Tensor) -> Tensor:
+        if len(x) < LEAST_TOKENS or not joins_gelu(x):
+            return (linear_gelu if gelu else linear)(x, weight, bias)
+        image = _convolution(as_image(x), in_order(len(x)), bias, 1, 0, gelu)
+        return image.permute(0, 2, 3, 1).reshape(len(x), len(bias))
+
+    return prepared
 
 
 def conv_gelu(image: Tensor, weight: Tensor, bias: Tensor, stride: int = 1, padding: int = 0) -> Tensor:

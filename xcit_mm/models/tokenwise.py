@@ -32,9 +32,9 @@ from .products import (
     suits_onednn,
 )
 
-# Values: so few that the four times as many of the MLP fit into a CPU's cache, so many that a product is worth its
-# preparations (2730 tokens of 384 channels); and enough to keep another device busy.
-CHUNK_SIZES = {'cpu': 2**20, 'other': 2**24}
+# Values: so few that they fit into a CPU's cache, so many that a product is worth its preparations (5461 tokens of 384
+# channels); and enough to keep another device busy.
+CHUNK_SIZES = {'cpu': 2**21, 'other': 2**24}
 
 LEAST_VALUES = 2**16  # of tokens in inference: fewer are faster as whole layers
 
@@ -61,19 +61,25 @@ def chunk_size(x: Tensor) -> int:
     return max(1, CHUNK_SIZES.get(x.device.type, CHUNK_SIZES['other']) // x.shape[-1])
 
 
-def chunks(x: Tensor) -> Iterator[slice]:
-    """Cut tokens (..., N, C)."""
-    size, N = chunk_size(x), x.shape[-2]
-    return (slice(start, min(start + size, N)) for start in range(0, N, size))
+def mlp_chunk_size(x: Tensor, weight: Tensor) -> int:
+    """Tokens (M, C) of a chunk in an MLP with such weights: fewer, for its hidden values are four times as many."""
+    return max(1, chunk_size(x) * 2 // weight.element_size())
+
+
+def evenly(total: int, size: int) -> Iterator[slice]:
+    """Cut so many into parts of no more than a size, all alike: a small rest would pay for few."""
+    count = -(-total // max(1, size))
+    step = -(-total // max(1, count))
+    return (slice(start, min(start + step, total)) for start in range(0, total, max(1, step)))
 
 
 def pieces(x: Tensor) -> Iterator[Tuple[slice, slice]]:
     """Cut tokens (B, N, C) into parts of an image or several whole ones: slices of images and of tokens."""
     B, N, _ = x.shape
-    together = max(1, chunk_size(x) // N)
-    for image in range(0, B, together):
-        for part in chunks(x):
-            yield slice(image, min(image + together, B)), part
+    size = chunk_size(x)
+    for images in evenly(B, size // max(1, N)):
+        for part in evenly(N, size):
+            yield images, part
 
 
 def gram_step(x: Tensor) -> int:
@@ -200,12 +206,12 @@ def add_normed_mlp(
     w1, b1, w2, b2 = (t.to(dtype) for t in (w1, b1, w2, b2))
     weight, bias = weight.to(x.dtype), bias.to(x.dtype)
     with torch.autocast(x.device.type, enabled=False):
-        tokens = chunk_size(x)
+        tokens = mlp_chunk_size(x, w1)
         if len(x) > tokens:
-            fc1, fc2 = prepared_linear(w1, b1, tokens, gelu=True), prepared_linear(w2, b2, tokens)
+            fc1, fc2 = prepared_linear(w1, b1, gelu=True), prepared_linear(w2, b2)
         else:  # a single chunk
             fc1, fc2 = partial(linear_gelu, weight=w1, bias=b1), partial(linear, weight=w2, bias=b2)
-        for part in chunks(x):
+        for part in evenly(len(x), tokens):
             normed = F.layer_norm(x[part], x.shape[-1:], weight, bias, eps).to(dtype)
             x[part].addcmul_(fc2(fc1(normed)), gamma)
 
@@ -285,7 +291,7 @@ class NormedMlp(torch.autograd.Function):
         if size is not None:
             factor = size.expand(len(x), 1) if scale is None else size * scale
         with torch.autocast(x.device.type, enabled=False):
-            for part in chunks(x):
+            for part in evenly(len(x), mlp_chunk_size(x, v1)):
                 normed = F.layer_norm(x[part], x.shape[-1:], weight, bias, eps).to(ctx.dtype)
                 hidden.append(linear(normed, v1, c1))
                 branch = linear(F.gelu(hidden[-1]), v2, c2)
@@ -305,7 +311,7 @@ class NormedMlp(torch.autograd.Function):
         v1 = w1.to(ctx.dtype)
         v2, _, size = in_reach(ctx.dtype, w2, b2)
         with torch.autocast(x.device.type, enabled=False):
-            for part, h in zip(chunks(x), hidden):
+            for part, h in zip(evenly(len(x), mlp_chunk_size(x, v1)), hidden):
                 normed, mean, rstd = torch.native_layer_norm(x[part], x.shape[-1:], weight, bias, ctx.eps)
                 grad = grad_out[part].to(ctx.dtype)
                 if scale is not None:

@@ -21,7 +21,6 @@ from .attention import XCA, ClassAttention
 from .in_place import add_normed_lpi, compiles_in_place, embed_patches, folded, lpi_arguments, works_in_place
 from .products import Linear, compute_dtype, is_traced
 from .tokenwise import (
-    CHUNK_SIZES,
     NormedAffine,
     NormedMlp,
     NormedMoments,
@@ -56,6 +55,8 @@ class PatchEmbed(nn.Module):
         act_cfg (dict): Activation.
     """
 
+    LEAST_VALUES = 2**18  # of the tokens, in bands
+
     def __init__(self, in_channels: int, embed_dims: int, patch_size: int, norm_cfg: dict, act_cfg: dict):
         super().__init__()
         steps = int(math.log2(patch_size))
@@ -86,10 +87,10 @@ class PatchEmbed(nn.Module):
         return image.is_floating_point() and compute_dtype(image) == compute_dtype(self.proj[0][0].weight)
 
     def _has_bands(self, image: Tensor) -> bool:
-        """Whether there is more than one: for less, folding the norms would take longer than it saves."""
+        """Whether it is large enough: for less, folding the norms would take longer than it saves."""
         B, _, H, W = image.shape
         steps = len(self.proj) // 2 + 1
-        return B * (H >> steps) * (W >> steps) * self.proj[-1][0].out_channels > CHUNK_SIZES['cpu']
+        return B * (H >> steps) * (W >> steps) * self.proj[-1][0].out_channels > self.LEAST_VALUES
 
     def _in_bands(self, image: Tensor) -> Tuple[Tensor, Tuple[int, int]]:
         weights, biases = zip(*(folded(*layers) for layers in self.proj if isinstance(layers, nn.Sequential)))
