@@ -501,7 +501,9 @@ class XCiT(BaseModule):
                 f'{self.patch_size}x{self.patch_size}; resize or pad it'
             )
         x, grid = self.patch_embed(image)
-        x = self.pos_drop(x + self.pos_embed(*grid).to(x.dtype))
+        position = self.pos_embed(*grid).to(x.dtype)
+        overwrite = not torch.is_grad_enabled() and not self.patch_embed._forward_hooks
+        x = self.pos_drop(x.add_(position) if overwrite else x + position)
         dtype = torch.promote_types(x.dtype, self.blocks[0].gamma2.dtype)
         outs = []
         for i, block in enumerate(self.blocks):
