@@ -348,7 +348,11 @@ def test_a_classifier_trains_and_tests_in_every_way(digits, tmp_path):
 
 @pytest.mark.parametrize(
     ('config', 'launcher'),
-    [('xcit_n12_16_dist_in1k', None), ('xcit_n12_16_dist_in1k', 2), ('xcit_n12_16_dist_384_in1k', None)],
+    [
+        ('xcit_n12_16_dist_in1k', None),
+        pytest.param('xcit_n12_16_dist_in1k', 2, marks=pytest.mark.slow),
+        ('xcit_n12_16_dist_384_in1k', None),
+    ],
 )
 def test_a_distilled_classifier_trains_with_its_whole_recipe(config, launcher, digits, tmp_path):
     """The published config; another teacher, since its weights are not at hand, and other classes."""

@@ -118,6 +118,7 @@ def test_a_head_of_another_width_is_refused():
             MODELS.build(dict(cfg, num_last_blocks=2))
 
 
+@pytest.mark.slow
 def test_training_and_knn_on_two_processes(tmp_path):
     def few(split, number):
         loader = f'{split}_dataloader'

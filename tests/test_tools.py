@@ -116,6 +116,7 @@ def test_augmented_testing_of_masks_is_refused_since_mmdet_has_none(trained, dat
     assert 'Traceback' not in output and 'no test-time augmentation for instance masks' in output
 
 
+@pytest.mark.slow
 def test_two_processes_train_a_sync_bn_config_on_the_cpu(data, tmp_path):
     options = small_options(
         data, **{'train_dataloader.batch_size': 2, 'train_cfg.max_epochs': 1, 'train_cfg.val_interval': 1}
