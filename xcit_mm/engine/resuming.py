@@ -8,6 +8,7 @@ from mmengine.hooks import Hook
 from mmengine.runner import BaseLoop, EpochBasedTrainLoop, IterBasedTrainLoop
 
 from ..registry import HOOKS
+from .agreement import any_process
 from .checkpointing import damage, find_checkpoint
 from .errors import UsageError
 
@@ -38,7 +39,8 @@ class ResumeHook(Hook):
 
     def choose(self, runner) -> None:
         """Tell the runner which checkpoint to go on from, if any."""
-        restarted = any(int(os.environ.get(name) or 0) > 0 for name in RESTARTS)
+        # torchrun counts a restart on the machine where a process died, and on others only if it saw one die there too.
+        restarted = any_process(any(int(os.environ.get(name) or 0) > 0 for name in RESTARTS))
         if runner._resume and runner._load_from:
             self._check(runner._load_from)
         elif runner._resume or restarted:
