@@ -1,5 +1,6 @@
 """Training that is interrupted and goes on: checkpoints, data order, random numbers, validation."""
 
+import multiprocessing
 import os
 import signal
 import time
@@ -85,6 +86,20 @@ def test_a_run_that_is_asked_to_end_goes_on_to_the_same_bits(kind, after, worker
     assert runner.iter == 9
     assert_same(state(uninterrupted(kind)), state(tmp_path / LAST[kind]))
     assert not (tmp_path / INTERRUPTED).exists()
+
+
+def test_a_loading_process_that_is_about_to_begin_lives_on(cfg_of, tmp_path, monkeypatch):
+    """A scheduler's signal to all processes may come before one has set anything up."""
+    set_num_threads = torch.set_num_threads
+
+    def signalled(number):  # among the first that PyTorch calls there
+        if multiprocessing.parent_process() is not None:
+            os.kill(os.getpid(), signal.SIGTERM)
+        set_num_threads(number)
+
+    monkeypatch.setattr(torch, 'set_num_threads', signalled)
+    runner = train(cfg_of('classifier', tmp_path, **{'train_dataloader.num_workers': 2}))
+    assert runner.iter == 9
 
 
 @pytest.mark.parametrize('kind', ['classifier'])

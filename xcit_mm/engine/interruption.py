@@ -5,7 +5,7 @@ import signal
 import sys
 import threading
 from functools import partial
-from typing import Sequence
+from typing import Callable, Sequence
 
 from mmengine.dist import is_distributed
 from mmengine.hooks import EMAHook, Hook
@@ -49,7 +49,9 @@ class InterruptionHook(Hook):
         self.previous = {number: signal.signal(number, self._receive) for number in self.signals}
         loops = (runner.train_loop, runner.val_loop)
         for loader in {id(loop.dataloader): loop.dataloader for loop in loops if loop is not None}.values():
-            loader.worker_init_fn = partial(_init_worker, loader.worker_init_fn, self.signals)
+            if hasattr(signal, 'sigwaitinfo'):
+                loader.worker_init_fn = partial(_init_worker, loader.worker_init_fn, self.signals)
+                loader._get_iterator = partial(_start_blocked, loader._get_iterator, self.signals)
 
     def _receive(self, number, frame) -> None:
         if self.received is None:
@@ -100,11 +102,18 @@ class InterruptionHook(Hook):
         self.previous = {}
 
 
+def _start_blocked(start: Callable, signals: Sequence[int]):
+    """Start the processes that load data with the signals blocked: one can come while they are about to begin."""
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, signals)
+    try:
+        return start()
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
+
+
 def _init_worker(init, signals: Sequence[int], worker_id: int) -> None:
     """Let a process that loads data live until the iteration is done, though it gets the signal as well."""
-    if hasattr(signal, 'sigwaitinfo'):
-        signal.pthread_sigmask(signal.SIG_BLOCK, signals)
-        threading.Thread(target=_obey_parent_alone, args=(signals, os.getppid()), daemon=True).start()
+    threading.Thread(target=_obey_parent_alone, args=(signals, os.getppid()), daemon=True).start()
     if init is not None:
         init(worker_id)
 

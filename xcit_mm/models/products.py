@@ -5,7 +5,7 @@ convolution, and on AMD's processors oneDNN computes them more than twice as fas
 """
 
 from contextlib import nullcontext
-from functools import lru_cache
+from functools import lru_cache, partial
 from typing import Callable, List, Optional, Sequence, Tuple
 
 import torch
@@ -85,21 +85,19 @@ def linear_gelu(x: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
     return conv_gelu(as_image(x), weight[:, :, None, None], bias).permute(0, 2, 3, 1).reshape(len(x), len(weight))
 
 
-def prepared_linear(weight: Tensor, bias: Tensor, gelu: bool = False) -> Callable[[Tensor], Tensor]:
-    """x -> x W^T + b, or its GELU, without a backward pass, for many calls: (n, C), (D, C) and (D) -> (n, D).
+def prepared_linear(weight: Tensor, bias: Tensor, tokens: int, gelu: bool = False) -> Callable[[Tensor], Tensor]:
+    """x -> x W^T + b, or its GELU, without a backward pass, for calls with so many tokens each: (n, C) -> (n, D).
 
-    Where oneDNN can, the matrix is brought into its order once, not for every call, and GELU is applied to the sums
-    before they are stored.
+    Where oneDNN can, the matrix (D, C) is brought into its order once, not for every call, and GELU is applied to the
+    sums before they are stored. The order is one for a number of tokens; with that of another, products can take three
+    times as long.
     """
-
-    @lru_cache(maxsize=None)  # the order depends on n; with that of another, products can take three times as long
-    def in_order(n: int) -> Tensor:
-        return _in_order(weight[:, :, None, None], n)
+    if tokens < LEAST_TOKENS or not joins_gelu(weight):
+        return partial(linear_gelu if gelu else linear, weight=weight, bias=bias)
+    ordered = _in_order(weight[:, :, None, None], tokens)
 
     def prepared(x: Tensor) -> Tensor:
-        if len(x) < LEAST_TOKENS or not joins_gelu(x):
-            return (linear_gelu if gelu else linear)(x, weight, bias)
-        image = _convolution(as_image(x), in_order(len(x)), bias, 1, 0, gelu)
+        image = _convolution(as_image(x), ordered, bias, 1, 0, gelu)
         return image.permute(0, 2, 3, 1).reshape(len(x), len(bias))
 
     return prepared

@@ -207,13 +207,14 @@ def add_normed_mlp(
     weight, bias = weight.to(x.dtype), bias.to(x.dtype)
     with torch.autocast(x.device.type, enabled=False):
         parts = list(evenly(len(x), mlp_chunk_size(x, w1)))
+        size = parts[0].stop if parts else 0
         if len(parts) > 1:
-            fc1, fc2 = prepared_linear(w1, b1, gelu=True), prepared_linear(w2, b2)
-        else:
+            fc1, fc2 = prepared_linear(w1, b1, size, gelu=True), prepared_linear(w2, b2, size)
+        else:  # to prepare takes longer than oneDNN's own preparation for one call
             fc1, fc2 = partial(linear_gelu, weight=w1, bias=b1), partial(linear, weight=w2, bias=b2)
         for part in parts:
             # The last goes over some tokens again, to be of the size that the matrices are prepared for.
-            whole = slice(part.stop - parts[0].stop, part.stop)
+            whole = slice(part.stop - size, part.stop)
             normed = F.layer_norm(x[whole], x.shape[-1:], weight, bias, eps).to(dtype)
             x[part].addcmul_(fc2(fc1(normed))[part.start - whole.start :], gamma)
 
