@@ -67,10 +67,10 @@ def mlp_chunk_size(x: Tensor, weight: Tensor) -> int:
 
 
 def evenly(total: int, size: int) -> Iterator[slice]:
-    """Cut so many into parts of no more than a size, all alike: a small rest would pay for few."""
-    count = -(-total // max(1, size))
-    step = -(-total // max(1, count))
-    return (slice(start, min(start + step, total)) for start in range(0, total, max(1, step)))
+    """Cut so many into parts of no more than a size, all alike: a small rest takes longer than its share."""
+    count = max(1, -(-total // max(1, size)))
+    step = max(1, -(-total // count))
+    return (slice(start, min(start + step, total)) for start in range(0, total, step))
 
 
 def pieces(x: Tensor) -> Iterator[Tuple[slice, slice]]:
