@@ -1,14 +1,18 @@
 """Other processes for tests: each with a time limit, and with nothing left of it afterwards."""
 
 import faulthandler
+import multiprocessing
 import os
+import runpy
 import signal
 import socket
 import subprocess
 import sys
 import time
 from contextlib import suppress
+from functools import lru_cache
 from pathlib import Path
+from tempfile import TemporaryDirectory
 
 import pytest
 import torch
@@ -53,17 +57,60 @@ def call(command, limit=600, **options):
     return subprocess.CompletedProcess(process.args, process.returncode, stdout, stderr)
 
 
+@lru_cache(maxsize=None)
+def _imported():
+    """Processes that have imported the libraries already, which takes them longer than most of what is tested."""
+    context = multiprocessing.get_context('forkserver')
+    context.set_forkserver_preload(
+        ['torch', 'mmcv.ops', 'mmpretrain', 'mmdet.apis', 'mmseg.apis', 'xcit_mm.engine.setup']
+    )
+    return context
+
+
+def _main(path, arguments, cwd, environment, outputs):
+    os.setsid()
+    for stream, output in zip((1, 2), outputs):
+        os.dup2(os.open(output, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o644), stream)
+    faulthandler.enable()
+    os.chdir(cwd)
+    os.environ.clear()
+    os.environ.update(environment)
+    torch.set_num_threads(int(os.environ.get('OMP_NUM_THREADS', 2)))
+    sys.argv = [path, *arguments]
+    runpy.run_path(path, run_name='__main__')
+
+
+def start_tool(tool, *arguments, cwd, outputs):
+    """A script of tools/ in a process of its own, which leads a session; with files for its output and its errors."""
+    words = [str(word) for word in (ROOT / 'tools' / tool, *arguments)]
+    process = _imported().Process(
+        target=_main, args=(words[0], words[1:], str(cwd), dict(os.environ), [str(path) for path in outputs])
+    )
+    process.start()
+    return process
+
+
 def run(tool, *arguments, cwd, launcher=None, ok=True, limit=600):
     """A script of tools/ as a user starts it; with ``launcher`` processes by torchrun. Returns all its output."""
-    command = [sys.executable, ROOT / 'tools' / tool]
     if launcher:
-        command[1:1] = ['-m', 'torch.distributed.run', '--nproc_per_node', launcher, '--master_port', free_port()]
-        arguments = (*arguments, '--launcher', 'pytorch')
-    # Threads of several processes on few cores wait for each other.
-    env = dict(os.environ, OMP_NUM_THREADS='1' if launcher else os.environ.get('OMP_NUM_THREADS', '2'))
-    done = call([*command, *arguments], limit, cwd=cwd, env=env)
-    output = done.stdout + done.stderr
-    assert (done.returncode == 0) == ok, output[-4000:]
+        command = [sys.executable, '-m', 'torch.distributed.run', '--nproc_per_node', launcher]
+        command += ['--master_port', free_port(), ROOT / 'tools' / tool, *arguments, '--launcher', 'pytorch']
+        # Threads of several processes on few cores wait for each other.
+        done = call(command, limit, cwd=cwd, env=dict(os.environ, OMP_NUM_THREADS='1'))
+        code, output = done.returncode, done.stdout + done.stderr
+    else:
+        with TemporaryDirectory() as folder:
+            outputs = [Path(folder) / 'stdout', Path(folder) / 'stderr']
+            process = start_tool(tool, *arguments, cwd=cwd, outputs=outputs)
+            try:
+                process.join(limit)
+                code = process.exitcode
+            finally:
+                if process.is_alive():
+                    os.killpg(process.pid, signal.SIGABRT)  # Python prints what each thread was doing
+                    process.join()
+            output = ''.join(path.read_text() for path in outputs)
+    assert code is not None and (code == 0) == ok, output[-4000:]
     return output
 
 

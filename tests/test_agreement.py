@@ -3,7 +3,7 @@
 import pytest
 import timm
 import torch
-from conftest import ROOT, build, deviation, randomise, without_start_values
+from conftest import PUBLISHED, ROOT, build, deviation, randomise, without_start_values
 from mmpretrain.models.backbones.xcit import XCiT as MMPretrainXCiT
 
 from xcit_mm.models import XCA
@@ -76,8 +76,7 @@ def test_original_classifier_with_its_head(path, tmp_path):
     assert deviation(logits, golden['logits']) < TOLERANCE
 
 
-@pytest.mark.parametrize('patch_size', [16, 8])
-@pytest.mark.parametrize('arch', ARCHS)
+@pytest.mark.parametrize('arch, patch_size', PUBLISHED)
 def test_timm(arch, patch_size, tmp_path):
     """Saved by timm as it saves, loaded as it is: class token and tokens, at an odd and non-square size too."""
     name = f'xcit_{TIMM_NAMES[arch]}_p{patch_size}_224'
@@ -90,8 +89,7 @@ def test_timm(arch, patch_size, tmp_path):
             assert deviation(ours(image)[0], theirs.forward_features(image)) < TOLERANCE
 
 
-@pytest.mark.parametrize('patch_size', [16, 8])
-@pytest.mark.parametrize('arch', ARCHS)
+@pytest.mark.parametrize('arch, patch_size', PUBLISHED)
 def test_mmpretrain(arch, patch_size, tmp_path):
     """Saved as MMPretrain saves a classifier, loaded as it is: every block's map and the class token."""
     settings = ARCHS[arch]

@@ -3,18 +3,15 @@
 Minutes of training: run with -m slow -s, which prints what was done.
 """
 
-import multiprocessing
 import os
 import random
 import re
-import runpy
-import sys
 import time
 from collections import Counter
 
 import pytest
 from conftest import ROOT
-from processes import end_group
+from processes import end_group, start_tool
 from small_runs import assert_same, state
 
 from xcit_mm.datasets.digits import make_digits
@@ -83,23 +80,13 @@ MOMENTS = {
 }
 
 
-def run_training(arguments, log):
-    """tools/train.py as the leader of a group of processes; the libraries are imported already."""
-    os.setsid()
-    for stream in (1, 2):
-        os.dup2(os.open(log, os.O_WRONLY | os.O_CREAT | os.O_APPEND), stream)
-    sys.argv = ['train.py', *arguments]
-    runpy.run_path(str(ROOT / 'tools' / 'train.py'), run_name='__main__')
-
-
 class Started:
     """A run in a process of its own."""
 
-    def __init__(self, context, arguments, log):
+    def __init__(self, arguments, cwd, log):
         self.log = log
         log.touch()
-        self.process = context.Process(target=run_training, args=(arguments, str(log)))
-        self.process.start()
+        self.process = start_tool('train.py', *arguments, cwd=cwd, outputs=[log, log])
         self.pid = self.process.pid
         while self.process.is_alive() and os.getpgid(self.pid) != self.pid:
             time.sleep(0.01)
@@ -138,14 +125,10 @@ def test_a_run_that_is_killed_twenty_times_ends_with_the_same_bits(kind, tmp_pat
     base = ROOT / 'configs' / f'{MODELS[kind]}.py'
     (tmp_path / 'cfg.py').write_text(f'_base_ = {str(base)!r}\n{CHANGES[kind]}{ADDED_TO_ALL}')
     data = tmp_path / 'digits' / dict(detector='coco', segmentor='ade')[kind]
-    context = multiprocessing.get_context('forkserver')
-    context.set_forkserver_preload(
-        ['torch', 'mmcv.ops', 'mmpretrain', 'mmdet.apis', 'mmseg.apis', 'xcit_mm.engine.setup']
-    )
 
     def start(name, *options):
         arguments = [tmp_path / 'cfg.py', '--work-dir', tmp_path / name, '--data-root', data, *options]
-        return Started(context, [str(a) for a in arguments], tmp_path / f'{name}.log')
+        return Started(arguments, tmp_path, tmp_path / f'{name}.log')
 
     start('whole').finish()
     choice = random.Random(0)

@@ -6,7 +6,7 @@
 import pytest
 import timm
 import torch
-from conftest import ROOT, build, deviation, official_names, randomise, without_start_values
+from conftest import PUBLISHED, ROOT, build, deviation, official_names, randomise, without_start_values
 from mmengine.config import Config
 from mmengine.registry import MODELS, DefaultScope
 from mmengine.runner import load_checkpoint, save_checkpoint
@@ -57,8 +57,7 @@ def assert_same_numbers(path, arch, patch_size, image, logits, maps, out_types):
             assert ours.shape == theirs.shape and deviation(ours, theirs) < TOLERANCE
 
 
-@pytest.mark.parametrize('patch_size', [16, 8])
-@pytest.mark.parametrize('arch', ARCHS)
+@pytest.mark.parametrize('arch, patch_size', PUBLISHED)
 def test_files_of_timm(arch, patch_size, tmp_path):
     """Saved as safetensors, as timm publishes its weights, and by torch.save (but m24 and l24 only once, for time)."""
     theirs = randomise(without_start_values(lambda: timm.create_model(f'xcit_{TIMM_NAMES[arch]}_p{patch_size}_224')))
@@ -77,8 +76,7 @@ def test_files_of_timm(arch, patch_size, tmp_path):
         path.unlink()
 
 
-@pytest.mark.parametrize('patch_size', [16, 8])
-@pytest.mark.parametrize('arch', ARCHS)
+@pytest.mark.parametrize('arch, patch_size', PUBLISHED)
 def test_files_of_mmpretrain(arch, patch_size, tmp_path):
     """Its own classifier, saved by MMEngine."""
     settings = dict(ARCHS[arch], type='XCiT', patch_size=patch_size)

@@ -179,16 +179,17 @@ def test_a_segmentor_trains_and_tests(method, data, tmp_path):
     test = [config, tmp_path / 'run' / 'iter_2.pth', '--work-dir', tmp_path / 'test']
     assert 'mIoU' in run('test.py', *test, '--show-dir', tmp_path / 'pictures', *arguments, cwd=tmp_path)
     assert len(list((tmp_path / 'pictures').rglob('*.png'))) == 4
+    single = ['test_dataloader.dataset.indices=1', 'test_dataloader.batch_size=1']
+    assert 'mIoU' in run('test.py', *test, *arguments, *single, '--tta', cwd=tmp_path)
 
 
-def test_a_segmentor_in_two_processes_and_with_augmented_testing(data, tmp_path):
+@pytest.mark.slow
+def test_a_segmentor_in_two_processes(data, tmp_path):
     config = ROOT / 'configs' / 'sem_fpn_xcit_n6_8_digits.py'
     arguments = segmentor_options(data, batch_size=2)
     assert 'mIoU' in run('train.py', config, '--work-dir', tmp_path / 'run', *arguments, cwd=tmp_path, launcher=2)
     test = [config, tmp_path / 'run' / 'iter_2.pth', '--work-dir', tmp_path / 'test', *arguments]
     assert 'mIoU' in run('test.py', *test, cwd=tmp_path, launcher=2)
-    single = ['test_dataloader.dataset.indices=1', 'test_dataloader.batch_size=1']
-    assert 'mIoU' in run('test.py', *test, *single, '--tta', cwd=tmp_path)
 
 
 def test_a_config_name_with_a_typo(tmp_path):
