@@ -24,6 +24,24 @@ PUBLISHED = [
 ]
 
 
+# What takes longest goes first, so that several processes of tests end at about the same time.
+LONGEST = (
+    'tools',
+    'interruption',
+    'downstream',
+    'benchmark',
+    'classification',
+    'model_zoo',
+    'published_files',
+    'agreement',
+)
+
+
+def pytest_collection_modifyitems(items):
+    order = {f'test_{name}.py': place for place, name in enumerate(LONGEST)}
+    items.sort(key=lambda item: order.get(item.path.name, len(LONGEST)))
+
+
 def pytest_configure():
     torch.set_num_threads(int(os.environ.get('OMP_NUM_THREADS', 2)))
     # MMEngine lists the start value of every single parameter at level INFO.

@@ -590,7 +590,8 @@ def test(setup, arguments):
     # One file of tests at a time on each core, up to the number that memory is enough for.
     workers = min(os.cpu_count() or 1, 4)
     os.environ.setdefault('OMP_NUM_THREADS', str(max(1, (os.cpu_count() or 1) // workers)))
-    code = follow(['-m', 'pytest', '-n', str(workers), '--dist', 'loadfile', *arguments], setup)
+    several = ['-n', str(workers), '--dist', 'loadfile', '--no-loadscope-reorder']
+    code = follow(['-m', 'pytest', *several, *arguments], setup)
     if code:
         say(f'\nThe tests did not pass (exit code {code}). One alone: python3 tools/quickstart.py test -k NAME')
     else:
