@@ -91,7 +91,7 @@ def start_tool(tool, *arguments, cwd, outputs):
 
 
 def run(tool, *arguments, cwd, launcher=None, ok=True, limit=600):
-    """A script of tools/ as a user starts it; with ``launcher`` processes by torchrun. Returns all its output."""
+    """A script of tools/ with its command line; with ``launcher`` processes by torchrun. Returns all its output."""
     if launcher:
         command = [sys.executable, '-m', 'torch.distributed.run', '--nproc_per_node', launcher]
         command += ['--master_port', free_port(), ROOT / 'tools' / tool, *arguments, '--launcher', 'pytorch']
