@@ -1,5 +1,7 @@
 """Products of tokens: through oneDNN the same as through PyTorch's linear layers, forward and backward."""
 
+import time
+
 import pytest
 import torch
 from torch import nn
@@ -134,3 +136,43 @@ def test_another_pytorch_without_gelu_in_its_convolutions(monkeypatch):
     finally:
         products._has_own_convolution.cache_clear()
     torch.testing.assert_close(found, nn.functional.gelu(nn.functional.conv2d(image, weight, bias, 2, 1)), **CLOSE)
+
+
+@pytest.mark.parametrize('channels', [6, 3])
+@pytest.mark.parametrize('bias', [True, False])
+def test_large_convolutions_by_a_part_of_their_channels(monkeypatch, bias, channels):
+    reference = nn.Conv2d(4, channels, 3, stride=2, padding=1, bias=bias)
+    ours = products.Conv2d(4, channels, 3, stride=2, padding=1, bias=bias)
+    ours.load_state_dict(reference.state_dict())
+    image = torch.randn(2, 4, 9, 12).contiguous(memory_format=torch.channels_last)
+    monkeypatch.setattr(products.Conv2d, 'LARGEST', 2 * 9 * 12)  # one output channel, or a few where that cannot be
+    calls = []
+    monkeypatch.setattr(ours, '_conv_forward', lambda *args: calls.append(args) or nn.Conv2d._conv_forward(ours, *args))
+    a, b = image.clone().requires_grad_(), image.clone().requires_grad_()
+    out, expected = ours(a), reference(b)
+    assert len(calls) == channels and out.is_contiguous(memory_format=torch.channels_last)
+    torch.testing.assert_close(out, expected)
+    grad = torch.randn_like(out)
+    out.backward(grad)
+    expected.backward(grad)
+    for found, wanted in ((a, b), *zip(ours.parameters(), reference.parameters())):
+        torch.testing.assert_close(found.grad, wanted.grad, rtol=1e-5, atol=1e-5)
+    calls.clear()
+    with torch.no_grad():
+        ours(image)
+    assert len(calls) == 1  # inference has nothing to gain
+
+
+@pytest.mark.slow
+def test_gradients_of_huge_images_take_time_in_proportion_to_their_size():
+    """As one convolution, the larger takes oneDNN a quarter of an hour."""
+
+    def seconds(rows):
+        conv = products.Conv2d(64, 128, 3, stride=2, padding=1, bias=False)
+        out = conv(torch.ones(1, 64, rows, 2048).contiguous(memory_format=torch.channels_last))
+        start = time.perf_counter()
+        out.backward(torch.ones_like(out))
+        return time.perf_counter() - start
+
+    seconds(64)
+    assert seconds(2048) < 10 * seconds(1024)

@@ -11,7 +11,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
-from .products import HAS_OPERATORS, compute_dtype, conv_gelu, gelu_, is_exported, is_traced, register
+from .products import HAS_OPERATORS, Conv2d, compute_dtype, conv_gelu, gelu_, is_exported, is_traced, register
 from .tokenwise import chunk_size, evenly
 
 
@@ -34,7 +34,7 @@ def _is_simple(layer: nn.Module) -> bool:
         return layer.approximate == 'none'
     if isinstance(layer, _BatchNorm):
         return layer.affine and not layer.training and layer.running_mean is not None
-    return type(layer) in (nn.Conv2d, nn.Sequential)
+    return type(layer) in (Conv2d, nn.Conv2d, nn.Sequential)
 
 
 def compiles_in_place(x: Tensor) -> bool:

@@ -4,6 +4,7 @@ On a CPU, PyTorch hands fp32 products to MKL and convolutions to oneDNN. The sum
 convolution, and on AMD's processors oneDNN computes them more than twice as fast. Half precision always goes to it.
 """
 
+import math
 from contextlib import nullcontext
 from functools import lru_cache, partial
 from typing import Callable, List, Optional, Sequence, Tuple
@@ -211,6 +212,25 @@ class Linear(nn.Linear):
     def forward(self, x: Tensor) -> Tensor:
         """(..., in) -> (..., out)."""
         return linear(x, self.weight, self.bias)
+
+
+class Conv2d(nn.Conv2d):
+    """PyTorch's convolution, in training on a CPU of very large images by a part of its output channels at a time.
+
+    From 2 GiB on, oneDNN has no fast gradient of the weight for channels-last fp32: it falls back to its reference,
+    which takes hundreds of times as long.
+    """
+
+    LARGEST = 2**29  # places of the input times output channels
+
+    def forward(self, x: Tensor) -> Tensor:
+        """(B, in, H, W) -> (B, out, H', W')."""
+        size = x.numel() // self.in_channels * self.out_channels
+        if size < self.LARGEST or x.device.type != 'cpu' or is_traced() or not torch.is_grad_enabled():
+            return super().forward(x)
+        parts = 2 ** math.ceil(math.log2((size + 1) / self.LARGEST))  # equal ones: channels are often multiples of 16
+        biases = [None] * parts if self.bias is None else self.bias.chunk(parts)
+        return torch.cat([self._conv_forward(x, w, b) for w, b in zip(self.weight.chunk(parts), biases)], 1)
 
 
 def register(function: Callable, like: Callable, name: Optional[str] = None, mutates: Sequence[str] = ()):

@@ -19,7 +19,7 @@ from ..registry import MODELS
 from .adapter import MultiScaleAdapter
 from .attention import XCA, ClassAttention
 from .in_place import add_normed_lpi, compiles_in_place, embed_patches, folded, lpi_arguments, works_in_place
-from .products import Linear, compute_dtype, is_traced
+from .products import Conv2d, Linear, compute_dtype, is_traced
 from .tokenwise import (
     NormedAffine,
     NormedMlp,
@@ -63,7 +63,7 @@ class PatchEmbed(nn.Module):
         widths = [embed_dims >> i for i in range(steps - 1, -1, -1)]
         layers = []
         for i, (c_in, c_out) in enumerate(zip([in_channels, *widths], widths)):
-            conv = nn.Conv2d(c_in, c_out, kernel_size=3, stride=2, padding=1, bias=False)
+            conv = Conv2d(c_in, c_out, kernel_size=3, stride=2, padding=1, bias=False)
             layers.append(nn.Sequential(conv, build_norm_layer(norm_cfg, c_out)[1]))
             if i < steps - 1:
                 layers.append(build_activation_layer(act_cfg))
