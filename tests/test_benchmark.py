@@ -125,6 +125,18 @@ def test_wrong_outputs_are_named(monkeypatch):
     assert measured()[OURS].note == 'deviates by 1.0e-03, more than 1e-05'
 
 
+def test_peers_without_numbers_are_named_and_no_measure(monkeypatch):
+    usual = timing.Step
+
+    class NoNumbers(usual):
+        def __call__(self, image):
+            return super().__call__(image) * (float('nan') if 'timm' in type(self.contender.model).__module__ else 1)
+
+    monkeypatch.setattr(timing, 'Step', NoNumbers)
+    rows = measured(dtype='bf16')
+    assert rows['timm'].note == 'its output has values that are no numbers' and not rows[OURS].note
+
+
 # --- memory
 
 

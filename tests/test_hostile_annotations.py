@@ -113,6 +113,7 @@ LEFT_OUT = {
     'polygon of an odd count': (of_first(segmentation=[[1, 1, 9, 9, 5, 5, 7]]), 'polygon of fewer than three points'),
     'polygon that is not a number': (of_first(segmentation=[[1, 1, 9, float('inf'), 5, 5]]), 'no list of numbers'),
     'polygon of texts': (of_first(segmentation=[['a'] * 6]), 'no list of numbers'),
+    'polygon with a huge number': (of_first(segmentation=[[1, 1, 5, 1, 5, 3e77]]), 'polygon far outside the image'),
     'no mask': (without('segmentation'), 'no mask'),
     'empty mask': (of_first(segmentation=[]), 'no mask'),
     'RLE of another size': (of_first(segmentation=dict(size=[9, 9], counts=[81])), 'RLE of another size'),
@@ -128,7 +129,7 @@ LEFT_OUT = {
     'category that is a list': (of_first(category_id=[1]), 'id that is no number'),
     'unknown image': (of_first(image_id=777), 'unknown image'),
 }
-HARMLESS = ('outside', 'without area', 'unknown')
+HARMLESS = ('box outside', 'without area', 'unknown')
 
 
 @pytest.mark.parametrize('name', LEFT_OUT)

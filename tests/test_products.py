@@ -19,7 +19,16 @@ def library(request, monkeypatch):
     if request.param == 'onednn' and not torch.backends.mkldnn.is_available():
         pytest.skip('this PyTorch has no oneDNN')
     monkeypatch.setattr(products, 'ONEDNN', request.param == 'onednn')
+    monkeypatch.setattr(products, 'MKL_IS_FASTER', False)
     return request.param
+
+
+@pytest.fixture(params=[True, False], ids=['tiles', 'no tiles'])
+def tiles(request, monkeypatch):
+    monkeypatch.setattr(products, 'HAS_TILES', request.param)
+    products._grid.cache_clear()
+    yield request.param
+    products._grid.cache_clear()
 
 
 def tokens(*shape, layout='rows'):
@@ -81,10 +90,14 @@ def test_one_map_for_each_image(library, images, prepare):
 
 def test_few_tokens_other_types_and_exported_models_stay_with_linear_layers(monkeypatch):
     monkeypatch.setattr(products, 'ONEDNN', True)
+    monkeypatch.setattr(products, 'MKL_IS_FASTER', False)
     assert products.suits_onednn(torch.zeros(1, N, C))
     assert not products.suits_onednn(torch.zeros(1, 1, C))
     assert not products.suits_onednn(torch.zeros(N, C, dtype=torch.bfloat16))
     assert not products.suits_onednn(torch.zeros(N, C, device='meta'))
+    monkeypatch.setattr(products, 'MKL_IS_FASTER', True)
+    assert not products.suits_onednn(torch.zeros(1, N, C)) and products.is_large_in_fp32(torch.zeros(1, N, C))
+    monkeypatch.setattr(products, 'MKL_IS_FASTER', False)
     traced = torch.jit.trace(products.Linear(C, D), torch.randn(N, C))
     kinds = {node.kind() for node in traced.inlined_graph.nodes()}
     assert 'aten::linear' in kinds and not any('conv' in kind for kind in kinds)
@@ -94,6 +107,7 @@ def test_exported_programs_keep_linear_layers_and_compiled_ones_do_not(monkeypat
     if not hasattr(getattr(torch, 'compiler', None), '_is_exporting_flag'):
         pytest.skip('this PyTorch does not tell export from compile')
     monkeypatch.setattr(products, 'ONEDNN', True)
+    monkeypatch.setattr(products, 'MKL_IS_FASTER', False)
     layer, x = products.Linear(C, D), torch.randn(N, C)
 
     def names(graph):
@@ -108,9 +122,9 @@ def test_exported_programs_keep_linear_layers_and_compiled_ones_do_not(monkeypat
 
 
 @pytest.mark.parametrize('dtype', [torch.float32, torch.bfloat16, torch.float64])
-@pytest.mark.parametrize('n', [1, N])
+@pytest.mark.parametrize('n', [1, N, 151, 192])
 @pytest.mark.parametrize('gelu', [False, True])
-def test_a_linear_layer_prepared_for_many_tokens(library, dtype, n, gelu):
+def test_a_linear_layer_prepared_for_many_tokens(library, tiles, dtype, n, gelu):
     layer, x = nn.Linear(C, D).to(dtype), torch.randn(n, C).to(dtype)
     with torch.no_grad():
         expected = layer.double()(x.double())
@@ -122,6 +136,15 @@ def test_a_linear_layer_prepared_for_many_tokens(library, dtype, n, gelu):
     close = dict(rtol=2e-2, atol=2e-2) if dtype == torch.bfloat16 else CLOSE
     assert found.dtype == dtype and found.is_contiguous()
     torch.testing.assert_close(found.double(), expected, **close)
+
+
+def test_images_of_tokens(tiles):
+    x = torch.randn(150, C).bfloat16()
+    image = products.as_image(x)
+    assert image.shape == ((1, C, 3, 50) if tiles else (1, C, 1, 150)) and image.data_ptr() == x.data_ptr()
+    assert image.is_contiguous(memory_format=torch.channels_last)
+    assert products.as_image(x[:149]).shape == (1, C, 1, 149)  # a prime number
+    assert products.as_image(x.float()).shape == (1, C, 1, 150)
 
 
 def test_another_pytorch_without_gelu_in_its_convolutions(monkeypatch):

@@ -1,5 +1,6 @@
 """Outputs first, then time: all contenders of a setting in one process, in turns."""
 
+import math
 import time
 from statistics import median
 from typing import Callable, Dict, List, Optional, Sequence, Tuple
@@ -184,9 +185,12 @@ def _compare(rows: Dict[str, Row], peak: float) -> None:
         # Written so that a NaN does not pass.
         if row.deviation is not None and row.setting.dtype == 'fp32' and not row.deviation < FP32_TOLERANCE:
             row.note = f'deviates by {row.deviation:.1e}, more than {FP32_TOLERANCE:.0e}'
+        elif row.rms is not None and not math.isfinite(row.rms):
+            row.note = 'its output has values that are no numbers'
     if ours and ours.gradient is not None and ours.setting.dtype == 'fp32' and not ours.gradient < GRADIENT_TOLERANCE:
         ours.note = f'its gradient deviates by {ours.gradient:.1e}, more than {GRADIENT_TOLERANCE:.0e}'
     if ours and ours.rms is not None and ours.setting.dtype != 'fp32':
         peers = [rows[name].rms for name in PEERS if name in rows and rows[name].rms is not None]
+        peers = [rms for rms in peers if math.isfinite(rms)]
         if not ours.rms < HALF_MARGIN * min(peers, default=float('inf')):
             ours.note = f'deviates by {ours.rms:.1e} (rms), more than the better peer with {min(peers, default=0):.1e}'

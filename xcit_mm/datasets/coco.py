@@ -199,6 +199,9 @@ def _mistake_of_mask(annotation: dict, image: dict, test_mode: bool) -> Optional
         good = [polygon for polygon in mask if len(polygon) >= 6 and len(polygon) % 2 == 0]
         if not good or (test_mode and len(good) < len(mask)):
             return 'polygon of fewer than three points'
+        side = max(image['height'], image['width'])
+        if any(min(polygon) < -side or max(polygon) > 2 * side for polygon in good):
+            return 'polygon far outside the image'  # pycocotools would hold every place on its border
         annotation['segmentation'] = good
         return None
     if not isinstance(mask, dict) or mask.get('size') != [image['height'], image['width']]:

@@ -1,12 +1,15 @@
 """The products of tokens with matrices, by the faster library.
 
 On a CPU, PyTorch hands fp32 products to MKL and convolutions to oneDNN. The sums of a linear layer are those of a 1x1
-convolution, and on AMD's processors oneDNN computes them more than twice as fast. Half precision always goes to it.
+convolution, and on AMD's processors oneDNN computes them more than twice as fast; on Intel's own, MKL is as fast or a
+little faster. Half precision always goes to oneDNN.
 """
 
 import math
+import platform
 from contextlib import nullcontext
 from functools import lru_cache, partial
+from pathlib import Path
 from typing import Callable, List, Optional, Sequence, Tuple
 
 import torch
@@ -17,10 +20,24 @@ ONEDNN = torch.backends.mkldnn.is_available() and 'CPU capability usage: AVX' in
 ONEDNN_BF16 = ONEDNN and torch.ops.mkldnn._is_mkldnn_bf16_supported()
 HAS_OPERATORS = hasattr(torch.library, 'custom_op')  # from PyTorch 2.4 on
 LEAST_TOKENS = 128  # fewer do not pay for bringing the matrix into oneDNN's order
+ROW = 64  # tokens
 
 
-def suits_onednn(x: Tensor) -> bool:
-    """Whether products of tokens (..., C) go through oneDNN. Exported models keep their linear layers."""
+def _is_intel() -> bool:
+    cpus = Path('/proc/cpuinfo')
+    return 'GenuineIntel' in (cpus.read_text(errors='replace') if cpus.is_file() else platform.processor())
+
+
+MKL_IS_FASTER = torch.backends.mkl.is_available() and _is_intel()
+# Tiles of Intel's processors for half precision; their products want images that are not a single row.
+HAS_TILES = ONEDNN_BF16 and bool(getattr(torch.cpu, '_is_amx_tile_supported', bool)())
+
+
+def is_large_in_fp32(x: Tensor) -> bool:
+    """Whether products of tokens (..., C) are those of fp32 on a CPU, and worth oneDNN's preparations.
+
+    Exported models keep their linear layers.
+    """
     return (
         x.device.type == 'cpu'
         and compute_dtype(x) == torch.float32
@@ -28,6 +45,11 @@ def suits_onednn(x: Tensor) -> bool:
         and not is_exported()
         and x.numel() >= LEAST_TOKENS * x.shape[-1]
     )
+
+
+def suits_onednn(x: Tensor) -> bool:
+    """Whether products of tokens (..., C) go through oneDNN as convolutions."""
+    return is_large_in_fp32(x) and not MKL_IS_FASTER
 
 
 def is_exported() -> bool:
@@ -59,8 +81,16 @@ def without_autocast(x: Tensor):
 
 
 def as_image(x: Tensor) -> Tensor:
-    """Tokens (n, C) as an image of one row, (1, C, 1, n), channels last: a view."""
-    return x[None, None].permute(0, 3, 1, 2)
+    """Tokens (n, C) as an image, (1, C, h, w), channels last: a view."""
+    return x.view(1, *_grid(len(x), x.dtype), x.shape[-1]).permute(0, 3, 1, 2)
+
+
+@lru_cache(maxsize=None)
+def _grid(tokens: int, dtype: torch.dtype) -> Tuple[int, int]:
+    """Height and width of the image of so many tokens."""
+    widths = range(ROW, 15, -1) if HAS_TILES and dtype == torch.bfloat16 else ()
+    width = next((width for width in widths if tokens % width == 0), tokens)
+    return tokens // width, width
 
 
 def linear(x: Tensor, weight: Tensor, bias: Optional[Tensor] = None) -> Tensor:
@@ -81,7 +111,7 @@ def _linear(x: Tensor, weight: Tensor, bias: Optional[Tensor]) -> Tensor:
 
 def linear_gelu(x: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
     """GELU(x W^T + b) without a backward pass: (n, C), (D, C) and (D) -> (n, D)."""
-    if len(x) < LEAST_TOKENS or not joins_gelu(x):
+    if len(x) < LEAST_TOKENS or not joins_gelu(x) or _is_for_mkl(x):
         return torch.ops.aten.gelu_(linear(x, weight, bias))
     return conv_gelu(as_image(x), weight[:, :, None, None], bias).permute(0, 2, 3, 1).reshape(len(x), len(weight))
 
@@ -93,7 +123,7 @@ def prepared_linear(weight: Tensor, bias: Tensor, tokens: int, gelu: bool = Fals
     sums before they are stored. The order is one for a number of tokens; with that of another, products can take three
     times as long.
     """
-    if tokens < LEAST_TOKENS or not joins_gelu(weight):
+    if tokens < LEAST_TOKENS or not joins_gelu(weight) or _is_for_mkl(weight):
         return partial(linear_gelu if gelu else linear, weight=weight, bias=bias)
     ordered = _in_order(weight[:, :, None, None], tokens)
 
@@ -118,6 +148,10 @@ def gelu_(image: Tensor) -> Tensor:
     return image
 
 
+def _is_for_mkl(x: Tensor) -> bool:
+    return MKL_IS_FASTER and x.dtype == torch.float32
+
+
 def joins_gelu(x: Tensor) -> bool:
     """Whether oneDNN has convolutions with GELU for this device and type."""
     return x.device.type == 'cpu' and ONEDNN and _has_own_convolution(x.dtype)
@@ -131,8 +165,8 @@ def _convolution(image: Tensor, weight: Tensor, bias: Tensor, stride: int, paddi
 
 
 def _in_order(weight: Tensor, tokens: int) -> Tensor:
-    """The weight of a 1x1 convolution in the order in which oneDNN wants it, for a row of so many tokens."""
-    sizes = [1, weight.shape[1], 1, tokens]
+    """The weight of a 1x1 convolution in the order in which oneDNN wants it, for the image of so many tokens."""
+    sizes = [1, weight.shape[1], *_grid(tokens, weight.dtype)]
     return torch.ops.mkldnn._reorder_convolution_weight(weight, [0, 0], [1, 1], [1, 1], 1, sizes)
 
 

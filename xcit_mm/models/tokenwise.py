@@ -17,11 +17,13 @@ from .products import (
     HAS_OPERATORS,
     ONEDNN,
     ONEDNN_BF16,
+    ROW,
     affine,
     affine_backward,
     by_columns,
     compute_dtype,
     is_exported,
+    is_large_in_fp32,
     is_traced,
     linear,
     linear_backward,
@@ -53,7 +55,7 @@ def compiles_in_chunks(x: Tensor) -> bool:
     if not HAS_OPERATORS or torch.is_grad_enabled() or compute_dtype(x) != x.dtype:
         return False
     in_bf16 = ONEDNN_BF16 and x.device.type == 'cpu' and x.dtype == torch.bfloat16 and not is_exported()
-    return in_bf16 or suits_onednn(x)
+    return in_bf16 or is_large_in_fp32(x)
 
 
 def chunk_size(x: Tensor) -> int:
@@ -66,10 +68,11 @@ def mlp_chunk_size(x: Tensor, weight: Tensor) -> int:
     return max(1, chunk_size(x) * 2 // weight.element_size())
 
 
-def evenly(total: int, size: int) -> Iterator[slice]:
-    """Cut so many into parts of no more than a size, all alike: a small rest takes longer than its share."""
+def evenly(total: int, size: int, multiple: int = 1) -> Iterator[slice]:
+    """Cut so many into parts of about a size, all alike but the last: a small rest takes longer than its share."""
     count = max(1, -(-total // max(1, size)))
     step = max(1, -(-total // count))
+    step = -(-step // multiple) * multiple if count > 1 else step
     return (slice(start, min(start + step, total)) for start in range(0, total, step))
 
 
@@ -206,7 +209,7 @@ def add_normed_mlp(
     w1, b1, w2, b2 = (t.to(dtype) for t in (w1, b1, w2, b2))
     weight, bias = weight.to(x.dtype), bias.to(x.dtype)
     with torch.autocast(x.device.type, enabled=False):
-        parts = list(evenly(len(x), mlp_chunk_size(x, w1)))
+        parts = list(evenly(len(x), mlp_chunk_size(x, w1), ROW))
         size = parts[0].stop if parts else 0
         if len(parts) > 1:
             fc1, fc2 = prepared_linear(w1, b1, size, gelu=True), prepared_linear(w2, b2, size)
