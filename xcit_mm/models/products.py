@@ -5,7 +5,6 @@ convolution, and on AMD's processors oneDNN computes them more than twice as fas
 little faster. Half precision always goes to oneDNN.
 """
 
-import math
 import platform
 from contextlib import nullcontext
 from functools import lru_cache, partial
@@ -20,7 +19,7 @@ ONEDNN = torch.backends.mkldnn.is_available() and 'CPU capability usage: AVX' in
 ONEDNN_BF16 = ONEDNN and torch.ops.mkldnn._is_mkldnn_bf16_supported()
 HAS_OPERATORS = hasattr(torch.library, 'custom_op')  # from PyTorch 2.4 on
 LEAST_TOKENS = 128  # fewer do not pay for bringing the matrix into oneDNN's order
-ROW = 64  # tokens
+ROW = 64  # tokens in a row of their image, at most
 
 
 def _is_intel() -> bool:
@@ -262,7 +261,7 @@ class Conv2d(nn.Conv2d):
         size = x.numel() // self.in_channels * self.out_channels
         if size < self.LARGEST or x.device.type != 'cpu' or is_traced() or not torch.is_grad_enabled():
             return super().forward(x)
-        parts = 2 ** math.ceil(math.log2((size + 1) / self.LARGEST))  # equal ones: channels are often multiples of 16
+        parts = 2 ** (size // self.LARGEST).bit_length()  # equal ones: channels are often multiples of 16
         biases = [None] * parts if self.bias is None else self.bias.chunk(parts)
         return torch.cat([self._conv_forward(x, w, b) for w, b in zip(self.weight.chunk(parts), biases)], 1)
 

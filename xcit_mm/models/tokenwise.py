@@ -47,7 +47,7 @@ def pays_in_chunks(x: Tensor) -> bool:
 
 
 def compiles_in_chunks(x: Tensor) -> bool:
-    """Whether torch.compile gets the functions of this module as operators: inference where products go to oneDNN.
+    """Whether torch.compile gets the functions of this module as operators: inference on a CPU in fp32 or bf16.
 
     Elsewhere the compiler joins norms and pointwise steps of whole layers as well as chunks can, or better. There is no
     autocast in an operator.
