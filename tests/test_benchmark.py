@@ -264,7 +264,11 @@ def run_profile(*arguments, out, ok=True):
 
 
 @pytest.mark.parametrize(
-    ('config', 'head'), [('mask_rcnn_xcit_n12_8_digits', 'mask head'), ('sem_fpn_xcit_n6_8_digits', 'decode head')]
+    ('config', 'head'),
+    [
+        ('mask_rcnn_xcit_n12_8_digits', 'mask head'),
+        pytest.param('sem_fpn_xcit_n6_8_digits', 'decode head', marks=pytest.mark.slow),
+    ],
 )
 def test_profile_of_a_whole_model(config, head, tmp_path):
     """Every part that a model has takes time, forward and in training backward too; the shares add up."""
