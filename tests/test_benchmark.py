@@ -84,10 +84,14 @@ def test_fp32_outputs_agree(rows):
 
 def test_time_ratio_and_share_of_the_peak(rows):
     ours = rows[OURS]
-    assert ours.ratio == 1 and rows['timm'].ratio == rows['timm'].seconds / ours.seconds
+    assert ours.ratio == 1 and 0.3 < rows['timm'].ratio / (rows['timm'].seconds / ours.seconds) < 3
     assert all(0 < row.fastest <= row.seconds and 0 < row.of_peak < 1.5 for row in rows.values())
     assert ours.multiply_adds < rows['timm'].multiply_adds
     assert verdict(list(rows.values())).startswith(f'xcit_mm is {min(rows[n].ratio for n in PEERS):.2f} times as fast')
+
+
+def test_a_slow_minute_of_the_machine_does_not_count():
+    assert timing._in_same_rounds([2, 4, 80], [1, 2, 40]) == timing._in_same_rounds([2, 4, 2], [1, 2, 1]) == 2
 
 
 def test_bf16_is_compared_with_fp32():

@@ -78,12 +78,13 @@ class Row:
 
     Attributes:
         seconds, fastest (float): Median and minimum of the rounds, for the whole batch.
-        ratio (float): Median time over that of this project's backbone in the same rounds.
+        ratio (float): Time over that of this project's backbone in the same round, median of the rounds.
         deviation, rms (float): Of the output from the plain form of this project's backbone in fp32: the largest
             difference over the largest value, and the root of the summed squares of one over the other.
         gradient (float): As ``deviation``, of the gradient of the image; in training.
         multiply_adds (int): Of what the contender computes; None for other models than XCiT, and in training.
-        of_peak (float): Multiply-adds in this time, over those of one large matrix product in the same rounds.
+        of_peak (float): Multiply-adds per second, over those of a large matrix product in the same round, median of
+            the rounds.
         compile_seconds (float): First call of a compiled model.
         peak_memory (int): Bytes, see :mod:`xcit_mm.benchmark.memory`.
         note (str): Why it was left out, or what is wrong with it.

@@ -60,7 +60,11 @@ def measure(
             row.note = failed[name]
         elif name in work:
             row.seconds, row.fastest = median(seconds[name]), min(seconds[name])
-    _compare(rows, peak_multiply_adds / min(seconds[PEAK]))
+            if OURS in work and OURS not in failed:
+                row.ratio = _in_same_rounds(seconds[name], seconds[OURS])
+            if row.multiply_adds:
+                row.of_peak = row.multiply_adds / peak_multiply_adds * _in_same_rounds(seconds[PEAK], seconds[name])
+    _check(rows)
     return list(rows.values())
 
 
@@ -169,19 +173,20 @@ def _in_turns(
     return seconds, failed
 
 
+def _in_same_rounds(times: List[float], of_other: List[float]) -> float:
+    """Median ratio: a machine that has slower minutes has them for both."""
+    return median(time / other for time, other in zip(times, of_other))
+
+
 def _synchronise(device: str) -> None:
     if device == 'cuda':
         torch.cuda.synchronize()
 
 
-def _compare(rows: Dict[str, Row], peak: float) -> None:
-    """Fill in the ratios and notes; ``peak`` is in multiply-adds per second."""
+def _check(rows: Dict[str, Row]) -> None:
+    """Note what deviates too far."""
     ours = rows.get(OURS)
     for row in rows.values():
-        if row.seconds and ours and ours.seconds:
-            row.ratio = row.seconds / ours.seconds
-        if row.seconds and row.multiply_adds:
-            row.of_peak = row.multiply_adds / row.seconds / peak
         # Written so that a NaN does not pass.
         if row.deviation is not None and row.setting.dtype == 'fp32' and not row.deviation < FP32_TOLERANCE:
             row.note = f'deviates by {row.deviation:.1e}, more than {FP32_TOLERANCE:.0e}'

@@ -95,12 +95,21 @@ def _grid(tokens: int, dtype: torch.dtype) -> Tuple[int, int]:
 def linear(x: Tensor, weight: Tensor, bias: Optional[Tensor] = None) -> Tensor:
     """x W^T + b: (..., C), (D, C) and (D) -> (..., D). Differentiable."""
     if not suits_onednn(x):
-        return F.linear(x, weight, bias)
+        by_mkl = MKL_IS_FASTER and bias is not None and is_large_in_fp32(x)
+        if not by_mkl or torch.is_grad_enabled() or is_traced():
+            return F.linear(x, weight, bias)
+        return _bias_added(torch.matmul(x, weight.t()), bias)
     x = x.contiguous()  # or the image would not be channels last
     if not is_traced():
         return _linear(x, weight, bias)
     # torch.compile would move a convolution's tensors into an order of its own choice.
     return F.linear(x, weight, bias) if _opaque_linear is None else _opaque_linear(x, weight, bias)
+
+
+def _bias_added(out: Tensor, bias: Tensor, gelu: bool = False) -> Tensor:
+    # PyTorch would write the bias into all rows first, for MKL to add the product to them: that takes longer.
+    out.add_(bias)
+    return torch.ops.aten.gelu_(out) if gelu else out
 
 
 def _linear(x: Tensor, weight: Tensor, bias: Optional[Tensor]) -> Tensor:
@@ -120,10 +129,13 @@ def prepared_linear(weight: Tensor, bias: Tensor, tokens: int, gelu: bool = Fals
 
     Where oneDNN can, the matrix (D, C) is brought into its order once, not for every call, and GELU is applied to the
     sums before they are stored. The order is one for a number of tokens; with that of another, products can take three
-    times as long.
+    times as long. With MKL the results of all calls lie in the same memory.
     """
-    if tokens < LEAST_TOKENS or not joins_gelu(weight) or _is_for_mkl(weight):
+    if tokens < LEAST_TOKENS or not (_is_for_mkl(weight) or joins_gelu(weight)):
         return partial(linear_gelu if gelu else linear, weight=weight, bias=bias)
+    if _is_for_mkl(weight):
+        out = weight.new_empty(tokens, len(weight))
+        return lambda x: _bias_added(torch.mm(x, weight.t(), out=out), bias, gelu)
     ordered = _in_order(weight[:, :, None, None], tokens)
 
     def prepared(x: Tensor) -> Tensor:
@@ -148,7 +160,7 @@ def gelu_(image: Tensor) -> Tensor:
 
 
 def _is_for_mkl(x: Tensor) -> bool:
-    return MKL_IS_FASTER and x.dtype == torch.float32
+    return MKL_IS_FASTER and x.device.type == 'cpu' and x.dtype == torch.float32
 
 
 def joins_gelu(x: Tensor) -> bool:
