@@ -25,7 +25,7 @@ def pretrained(path, **kwargs):
 
 @pytest.fixture(params=['token', 'covariance'])
 def attention_form(request, monkeypatch):
-    monkeypatch.setattr(XCA, 'prefers_covariance', staticmethod(lambda n, c: request.param == 'covariance'))
+    monkeypatch.setattr(XCA, 'prefers_covariance', staticmethod(lambda *_: request.param == 'covariance'))
 
 
 @pytest.mark.parametrize('path', GOLDEN, ids=lambda p: p.stem)

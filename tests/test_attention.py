@@ -5,7 +5,7 @@ import torch
 import torch.nn.functional as F
 from conftest import deviation, randomise
 
-from xcit_mm.models import XCA, ClassAttention
+from xcit_mm.models import XCA, ClassAttention, attention
 
 
 def gradients(module, output, *inputs):
@@ -79,3 +79,19 @@ def test_class_attention_dropout_weighs_the_value_bias():
     v = F.linear(everything, module.qkv.weight[32:], module.qkv.bias[32:]).view(1, 10, 2, 8).transpose(1, 2)
     expected = module.proj((weights.unsqueeze(2) @ v).transpose(1, 2).reshape(1, 1, 16))
     assert deviation(ours, expected) < 1e-5
+
+
+@pytest.mark.parametrize('tiles', [False, True])
+def test_the_form_depends_on_tokens_channels_and_fast_half_precision(tiles, monkeypatch):
+    monkeypatch.setattr(attention, 'HAS_TILES', tiles)
+    attn = attention.XCA(16, 2)
+    taken = []
+    for form in ('token_form', 'covariance_form'):
+        run = getattr(attn, form)
+        monkeypatch.setattr(attn, form, lambda x, run=run, form=form: taken.append(form) or run(x))
+    outputs = []
+    for tokens, dtype in ((31, torch.float32), (32, torch.float32), (63, torch.bfloat16), (64, torch.bfloat16)):
+        with torch.autocast('cpu', dtype, enabled=dtype != torch.float32):
+            outputs.append(attn(torch.randn(1, tokens, 16)))
+    assert taken == ['token_form', 'covariance_form', 'token_form' if tiles else 'covariance_form', 'covariance_form']
+    assert [out.shape[1] for out in outputs] == [31, 32, 63, 64]

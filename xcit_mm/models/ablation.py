@@ -99,7 +99,7 @@ class XCAWithoutNorm(XCA):
         self.attn_drop, self.proj_drop = attn.attn_drop, attn.proj_drop
 
     @staticmethod
-    def prefers_covariance(num_tokens: int, dim: int) -> bool:
+    def prefers_covariance(*_) -> bool:
         """The covariance form is that of normalised queries and keys."""
         return False
 

@@ -6,7 +6,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from .products import Linear, affine, linear, without_autocast
+from .products import HAS_TILES, Linear, affine, compute_dtype, linear, without_autocast
 from .tokenwise import gram
 
 
@@ -36,7 +36,8 @@ class XCA(nn.Module):
     :math:`x P^\top`), no q, k, v is ever stored, and the backward pass keeps nothing of size N but x.
     The price is a few C x C products for each image, so the form pays when there are many tokens for each channel.
 
-    Both forms are exact and agree to rounding. Which one runs depends on N and C alone (:meth:`prefers_covariance`).
+    Both forms are exact and agree to rounding. Which one runs depends on N and C, and where half precision is much
+    faster than fp32 on the type too (:meth:`prefers_covariance`).
 
     Args:
         dim (int): Channels C.
@@ -55,13 +56,16 @@ class XCA(nn.Module):
         self.proj_drop = nn.Dropout(proj_drop)
 
     @staticmethod
-    def prefers_covariance(num_tokens: int, dim: int) -> bool:
-        """The token form costs 4 N C^2 multiply-adds and more, the covariance form 2 N C^2 + 4 C^3."""
-        return num_tokens >= 2 * dim
+    def prefers_covariance(num_tokens: int, dim: int, dtype: torch.dtype = torch.float32) -> bool:
+        """The token form costs 4 N C^2 multiply-adds and more, the covariance form 2 N C^2 + 4 C^3.
+
+        S and the 4 C^3 are computed in fp32, which takes longer than what they save where bf16 has tiles.
+        """
+        return num_tokens >= (4 if HAS_TILES and dtype == torch.bfloat16 else 2) * dim
 
     def forward(self, x: Tensor) -> Tensor:
         """(B, N, C) -> (B, N, C)."""
-        if self.prefers_covariance(x.shape[1], x.shape[2]):
+        if self.prefers_covariance(*x.shape[1:], compute_dtype(x)):
             x = self.covariance_form(x)
         else:
             x = self.token_form(x)
