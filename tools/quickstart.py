@@ -375,8 +375,7 @@ class Setup:
         engine, mmcv = by_name[self.family.mmengine], by_name[self.family.mmcv]
         rest = [pin for pin in libraries if pin not in (engine, mmcv)]
         tools = [*self.family.build_tools, 'wheel', 'ninja', 'psutil']
-        # Python compiles what it imports; to compile all 17,000 files here takes half a minute.
-        install = [str(self.python), '-m', 'pip', 'install', '--no-compile']
+        install = [str(self.python), '-m', 'pip', 'install']
         raw = [*install, '--progress-bar', 'raw']
         pinned = ['-c', f'requirements/{family}-torch.txt', '-c', f'requirements/{family}.txt']
         # Without isolation pip builds with what is installed: mmcv has to be compiled against the torch it will meet.
