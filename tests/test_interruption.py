@@ -279,7 +279,9 @@ def free_of_determinism():
     torch.backends.cudnn.deterministic = False
 
 
-@pytest.mark.parametrize('kind', RUNS)
+@pytest.mark.parametrize(
+    'kind', [pytest.param(kind, marks=pytest.mark.slow if kind == 'semantic_fpn' else []) for kind in RUNS]
+)
 def test_the_deterministic_mode_trains_to_the_same_bits(kind, cfg_of, tmp_path, free_of_determinism):
     """With any number of processes that load data."""
     states = []

@@ -67,6 +67,8 @@ def is_traced() -> bool:
 def compute_dtype(x: Tensor) -> torch.dtype:
     """Type of matrix products with x: autocast's where it is on, else that of x."""
     kind = x.device.type
+    if x.is_meta:  # knows no autocast
+        return x.dtype
     if hasattr(torch, 'get_autocast_dtype'):
         return torch.get_autocast_dtype(kind) if torch.is_autocast_enabled(kind) else x.dtype
     if kind == 'cpu':
@@ -75,7 +77,7 @@ def compute_dtype(x: Tensor) -> torch.dtype:
 
 
 def without_autocast(x: Tensor):
-    """Inside, everything has the type of its inputs. Tensors without values know no autocast."""
+    """Inside, everything has the type of its inputs."""
     return nullcontext() if x.is_meta else torch.autocast(x.device.type, enabled=False)
 
 
