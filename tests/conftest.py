@@ -5,6 +5,7 @@ import os
 import runpy
 import shutil
 import sys
+from itertools import product
 
 import pytest
 import torch
@@ -18,10 +19,9 @@ from xcit_mm.models.xcit import ARCHS
 
 # Arch and patch size of each published model. L24 takes ten seconds a test, and differs from M24 in its widths alone;
 # so do the other deep ones with patches of 8 from those of 16 in the patches.
+SLOW_ONES = [('l24', 16), *((arch, 8) for arch in ('t24', 's24', 'm24', 'l24'))]
 PUBLISHED = [
-    pytest.param(arch, patch_size, marks=pytest.mark.slow if arch == 'l24' or (arch[-2:], patch_size) == ('24', 8) else [])
-    for arch in ARCHS
-    for patch_size in (16, 8)
+    pytest.param(*model, marks=pytest.mark.slow if model in SLOW_ONES else []) for model in product(ARCHS, (16, 8))
 ]
 
 
