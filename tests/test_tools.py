@@ -170,7 +170,7 @@ def segmentor_options(data, batch_size=4):
     return ['--data-root', data.parent / 'ade', '--cfg-options', *(f'{k}={v}' for k, v in options.items())]
 
 
-@pytest.mark.parametrize('method', ['sem_fpn', 'upernet'])
+@pytest.mark.parametrize('method', [pytest.param('sem_fpn', marks=pytest.mark.slow), 'upernet'])
 def test_a_segmentor_trains_and_tests(method, data, tmp_path):
     """MMSegmentation through the same tools, on the maps of the same pictures."""
     config = ROOT / 'configs' / f'{method}_xcit_n6_8_digits.py'
