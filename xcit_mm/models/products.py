@@ -133,9 +133,10 @@ def prepared_linear(weight: Tensor, bias: Tensor, tokens: int, gelu: bool = Fals
     sums before they are stored. The order is one for a number of tokens; with that of another, products can take three
     times as long. With MKL the results of all calls lie in the same memory.
     """
-    if tokens < LEAST_TOKENS or not (_is_for_mkl(weight) or joins_gelu(weight)):
+    by_mkl = _is_for_mkl(weight)
+    if tokens < LEAST_TOKENS or not (by_mkl or joins_gelu(weight)):
         return partial(linear_gelu if gelu else linear, weight=weight, bias=bias)
-    if _is_for_mkl(weight):
+    if by_mkl:
         out = weight.new_empty(tokens, len(weight))
         return lambda x: _bias_added(torch.mm(x, weight.t(), out=out), bias, gelu)
     ordered = _in_order(weight[:, :, None, None], tokens)
