@@ -192,8 +192,13 @@ def normed_affine(
     with torch.autocast(x.device.type, enabled=False):
         for piece in pieces(x):
             normed = F.layer_norm(x[piece], x.shape[-1:], weight, bias, eps)
-            branch = affine(normed.to(dtype), matrix[piece[0]], offset[piece[0]])
-            _add(x[piece], branch, size, out=out[piece])
+            if x.dtype == dtype == torch.float32 and not suits_onednn(normed[0]):
+                # The library of the products adds to memory that is there, which saves the branch.
+                torch.add(x[piece], offset[piece[0]], out=out[piece])
+                out[piece].baddbmm_(normed, matrix[piece[0]])
+            else:
+                branch = affine(normed.to(dtype), matrix[piece[0]], offset[piece[0]])
+                _add(x[piece], branch, size, out=out[piece])
 
 
 def add_normed_affine(x: Tensor, weight: Tensor, bias: Tensor, eps: float, matrix: Tensor, offset: Tensor) -> None:
