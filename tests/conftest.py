@@ -15,6 +15,7 @@ from mmengine.registry import MODELS, DefaultScope
 from processes import ROOT, call
 
 from xcit_mm.datasets.digits import make_digits
+from xcit_mm.models import attention
 from xcit_mm.models.xcit import ARCHS
 
 # Arch and patch size of each published model. The widest take five to ten seconds a test, and differ from the others in
@@ -65,6 +66,14 @@ def one_thread():
     torch.set_num_threads(1)
     yield
     torch.set_num_threads(threads)
+
+
+@pytest.fixture(scope='module')
+def covariance_of_few_tokens():
+    """For small models that are to take the covariance form as large ones do."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(attention, 'LEAST_VALUES', 0)
+        yield
 
 
 def build(**kwargs):

@@ -81,17 +81,34 @@ def test_class_attention_dropout_weighs_the_value_bias():
     assert deviation(ours, expected) < 1e-5
 
 
-@pytest.mark.parametrize('tiles', [False, True])
-def test_the_form_depends_on_tokens_channels_and_fast_half_precision(tiles, monkeypatch):
-    monkeypatch.setattr(attention, 'HAS_TILES', tiles)
-    attn = attention.XCA(16, 2)
+def forms_taken(attn, monkeypatch):
+    """The forms that a layer takes from now on, in order."""
     taken = []
     for form in ('token_form', 'covariance_form'):
         run = getattr(attn, form)
         monkeypatch.setattr(attn, form, lambda x, run=run, form=form: taken.append(form) or run(x))
+    return taken
+
+
+@pytest.mark.parametrize('tiles', [False, True])
+def test_the_form_depends_on_tokens_channels_and_fast_half_precision(tiles, monkeypatch):
+    monkeypatch.setattr(attention, 'HAS_TILES', tiles)
+    monkeypatch.setattr(attention, 'LEAST_VALUES', 0)
+    attn = attention.XCA(16, 2)
+    taken = forms_taken(attn, monkeypatch)
     outputs = []
     for tokens, dtype in ((31, torch.float32), (32, torch.float32), (63, torch.bfloat16), (64, torch.bfloat16)):
         with torch.autocast('cpu', dtype, enabled=dtype != torch.float32):
             outputs.append(attn(torch.randn(1, tokens, 16)))
     assert taken == ['token_form', 'covariance_form', 'token_form' if tiles else 'covariance_form', 'covariance_form']
     assert [out.shape[1] for out in outputs] == [31, 32, 63, 64]
+
+
+def test_few_small_images_are_not_worth_the_covariance_form(monkeypatch):
+    attn = attention.XCA(128, 4)
+    taken = forms_taken(attn, monkeypatch)
+    images = torch.randn(3, 512, 128)
+    alone = attn(images[:1])
+    together = attn(images)
+    assert taken == ['token_form', 'covariance_form']
+    assert (together[:1] - alone).abs().max() < 1e-5 * alone.abs().max()

@@ -8,6 +8,8 @@ from torch import nn
 
 from xcit_mm.models.xcit import ARCHS, XCiT
 
+pytestmark = pytest.mark.usefixtures('covariance_of_few_tokens')
+
 
 @pytest.mark.parametrize('patch_size', [8, 16])
 @pytest.mark.parametrize('size', [(64, 96), (65, 47), (100, 33)])

@@ -21,6 +21,8 @@ from xcit_mm.checkpoint.layouts import find_layout
 from xcit_mm.models import XCA
 
 TOOL = ROOT / 'tools' / 'benchmark.py'
+pytestmark = pytest.mark.usefixtures('covariance_of_few_tokens')
+
 # 320 tokens of 128 channels: XCA runs in its covariance form.
 SMALL = dict(arch='n12', patch_size=8, height=128, width=160)
 

@@ -14,7 +14,7 @@ import xcit_mm.models.xcit as xcit
 from xcit_mm.benchmark.machine import process_memory
 from xcit_mm.benchmark.memory import return_free_memory
 
-pytestmark = pytest.mark.usefixtures('one_thread')
+pytestmark = pytest.mark.usefixtures('one_thread', 'covariance_of_few_tokens')
 
 HAS_FP16 = torch.__version__ >= torch.torch_version.TorchVersion('2.4')  # autocast on the CPU
 TYPES = [

@@ -9,7 +9,7 @@ from conftest import build, deviation, randomise
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-pytestmark = pytest.mark.usefixtures('one_thread')
+pytestmark = pytest.mark.usefixtures('one_thread', 'covariance_of_few_tokens')
 
 DEPTH = 3
 ARCH = dict(embed_dims=16, depth=DEPTH, num_heads=2)

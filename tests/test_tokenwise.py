@@ -10,6 +10,8 @@ from xcit_mm.models import tokenwise
 from xcit_mm.models.in_place import add_normed_lpi, lpi_arguments
 from xcit_mm.models.xcit import XCABlock
 
+pytestmark = pytest.mark.usefixtures('covariance_of_few_tokens')
+
 
 @pytest.fixture(autouse=True)
 def small_chunks(monkeypatch):

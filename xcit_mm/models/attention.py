@@ -1,13 +1,15 @@
 """The two attentions of XCiT: cross-covariance attention (XCA) and class attention."""
 
-from typing import Tuple
+from typing import Optional, Tuple
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from .products import HAS_TILES, Linear, affine, compute_dtype, linear, without_autocast
+from .products import HAS_TILES, Linear, affine, compute_dtype, is_traced, linear, without_autocast
 from .tokenwise import gram
+
+LEAST_VALUES = 2**17  # of tokens: with fewer, the covariance form's many small steps take longer than what they save
 
 
 class XCA(nn.Module):
@@ -36,8 +38,8 @@ class XCA(nn.Module):
     :math:`x P^\top`), no q, k, v is ever stored, and the backward pass keeps nothing of size N but x.
     The price is a few C x C products for each image, so the form pays when there are many tokens for each channel.
 
-    Both forms are exact and agree to rounding. Which one runs depends on N and C, and where half precision is much
-    faster than fp32 on the type too (:meth:`prefers_covariance`).
+    Both forms are exact and agree to rounding. Which one runs depends on N and C, on the batch if there is little to
+    do, and where half precision is much faster than fp32 on the type too (:meth:`prefers_covariance`).
 
     Args:
         dim (int): Channels C.
@@ -56,19 +58,26 @@ class XCA(nn.Module):
         self.proj_drop = nn.Dropout(proj_drop)
 
     @staticmethod
-    def prefers_covariance(num_tokens: int, dim: int, dtype: torch.dtype = torch.float32) -> bool:
+    def prefers_covariance(
+        num_tokens: int, dim: int, dtype: torch.dtype = torch.float32, batch_size: Optional[int] = None
+    ) -> bool:
         """The token form costs 4 N C^2 multiply-adds and more, the covariance form 2 N C^2 + 4 C^3.
 
-        S and the 4 C^3 are computed in fp32, which takes longer than what they save where bf16 has tiles.
+        S and the 4 C^3 are computed in fp32, which takes longer than what they save where bf16 has tiles. Without a
+        batch size the choice is the one for large batches.
         """
-        return num_tokens >= (4 if HAS_TILES and dtype == torch.bfloat16 else 2) * dim
+        enough = batch_size is None or batch_size * num_tokens * dim >= LEAST_VALUES
+        return enough and num_tokens >= (4 if HAS_TILES and dtype == torch.bfloat16 else 2) * dim
+
+    def takes_covariance(self, x: Tensor, dtype: torch.dtype) -> bool:
+        """Whether tokens (B, N, C) go through the covariance form, in products of this type."""
+        B, N, C = x.shape
+        # Models are compiled, and their multiply-adds counted, for any batch size.
+        return self.prefers_covariance(N, C, dtype, None if is_traced() or x.is_meta else B)
 
     def forward(self, x: Tensor) -> Tensor:
         """(B, N, C) -> (B, N, C)."""
-        if self.prefers_covariance(*x.shape[1:], compute_dtype(x)):
-            x = self.covariance_form(x)
-        else:
-            x = self.token_form(x)
+        x = self.covariance_form(x) if self.takes_covariance(x, compute_dtype(x)) else self.token_form(x)
         return self.proj_drop(x)
 
     def token_form(self, x: Tensor) -> Tensor:

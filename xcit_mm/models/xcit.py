@@ -275,7 +275,7 @@ class XCABlock(nn.Module):
     def _without_backward(self, x: Tensor, grid: Tuple[int, int]) -> Tensor:
         """In place: memory for another tensor of this size would cost a CPU more than a sum in it does."""
         moments, add_affine, add_mlp = _inference_functions()
-        if self.attn.prefers_covariance(*x.shape[1:], compute_dtype(self.gamma1)):
+        if self.attn.takes_covariance(x, compute_dtype(self.gamma1)):
             norm = _arguments(self.norm1)
             matrix, offset = self.attn.affine_map(*moments(x, *norm))
             add_affine(x, *norm, matrix * self.gamma1, offset * self.gamma1)
@@ -289,7 +289,7 @@ class XCABlock(nn.Module):
 
     def _with_backward(self, x: Tensor, grid: Tuple[int, int]) -> Tensor:
         """LayerScale is folded into the last layer of each branch, so that its output need not be kept."""
-        if self.attn.prefers_covariance(*x.shape[1:], compute_dtype(x)):
+        if self.attn.takes_covariance(x, compute_dtype(x)):
             norm = _arguments(self.norm1)
             matrix, offset = self.attn.affine_map(*NormedMoments.apply(x, *norm))
             keep = self._keep(x)
