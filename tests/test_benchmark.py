@@ -272,8 +272,8 @@ def run_profile(*arguments, out, ok=True):
 @pytest.mark.parametrize(
     ('config', 'head'),
     [
-        ('mask_rcnn_xcit_n12_8_digits', 'mask head'),
-        pytest.param('sem_fpn_xcit_n6_8_digits', 'decode head', marks=pytest.mark.slow),
+        pytest.param('mask_rcnn_xcit_n12_8_digits', 'mask head', marks=pytest.mark.slow),
+        ('sem_fpn_xcit_n6_8_digits', 'decode head'),
     ],
 )
 def test_profile_of_a_whole_model(config, head, tmp_path):

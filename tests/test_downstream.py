@@ -119,6 +119,7 @@ print(json.dumps(found))
     assert found == {name: ['xcit_mm.models.xcit', True] for name in names}
 
 
+@pytest.mark.slow
 def test_a_published_config_under_mmdets_own_tools(project, installed):
     trained, tested = own_tools('mask_rcnn_published', project, installed)
     assert 'coco/segm_mAP' in tested

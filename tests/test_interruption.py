@@ -72,7 +72,7 @@ def resume(cfg):
 
 @pytest.mark.parametrize(
     'kind, after, workers',
-    [('classifier', 4, 0), ('classifier', 6, 2), ('semantic_fpn', 5, 2)],
+    [('classifier', 4, 0), ('classifier', 6, 2), pytest.param('semantic_fpn', 5, 2, marks=pytest.mark.slow)],
 )
 def test_a_run_that_is_asked_to_end_goes_on_to_the_same_bits(kind, after, workers, cfg_of, uninterrupted, tmp_path):
     """In the middle of an epoch and at its end; with other numbers of processes that load data."""
