@@ -98,7 +98,7 @@ def test_the_form_depends_on_tokens_channels_and_fast_half_precision(tiles, monk
     taken = forms_taken(attn, monkeypatch)
     outputs = []
     for tokens, dtype in ((31, torch.float32), (32, torch.float32), (63, torch.bfloat16), (64, torch.bfloat16)):
-        with torch.autocast('cpu', dtype, enabled=dtype != torch.float32):
+        with torch.autocast('cpu', torch.bfloat16, enabled=dtype == torch.bfloat16):
             outputs.append(attn(torch.randn(1, tokens, 16)))
     assert taken == ['token_form', 'covariance_form', 'token_form' if tiles else 'covariance_form', 'covariance_form']
     assert [out.shape[1] for out in outputs] == [31, 32, 63, 64]
