@@ -580,6 +580,14 @@ def test_bad_images_are_named_once_and_counted(workers, tmp_path, log):
     assert 'xcit_mm.Load' not in kept.read_text()
 
 
+def test_a_run_that_never_ends_keeps_no_list_for_others(tmp_path, log):
+    """In a notebook, say, where a training was broken off."""
+    build_runner(classification_cfg(tmp_path)).call_hook('before_run')
+    (bad,) = damage(tmp_path / 'images' / '1', 3)
+    assert LoadImageFromFile()(dict(img_path=bad)) is None
+    assert any(line.startswith(f'bad image {bad}: ') for line in log())
+
+
 def test_a_grey_image_gets_no_detections_and_a_bad_map_no_score(data, log, tmp_path):
     (image,) = damage(data / 'ade' / 'images' / 'validation', 0)
     (bad_map,) = damage(data / 'ade' / 'annotations' / 'validation', 1)

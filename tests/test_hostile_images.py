@@ -20,7 +20,7 @@ from PIL import Image
 
 import xcit_mm.apis.inference as inference
 from xcit_mm.datasets.digits import make_digits
-from xcit_mm.datasets.loading import REPORT_VARIABLE, LoadImageFromFile
+from xcit_mm.datasets.loading import LoadImageFromFile
 from xcit_mm.engine.bad_images import guard_loading
 
 pytestmark = pytest.mark.usefixtures('one_thread')
@@ -137,7 +137,6 @@ def data(digits, tmp_path):
 @pytest.fixture
 def named(monkeypatch):
     """What is written into the log as a warning."""
-    monkeypatch.delenv(REPORT_VARIABLE, raising=False)  # of another test's run, which would get it instead
     messages = []
     monkeypatch.setattr(MMLogger, 'callHandlers', lambda self, record: messages.append(record.getMessage()))
     logger = MMLogger.get_current_instance()

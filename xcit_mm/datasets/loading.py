@@ -7,7 +7,6 @@ import io
 import logging
 import os
 import re
-from functools import lru_cache
 from typing import Dict, List, NamedTuple, Optional
 
 import mmcv
@@ -22,8 +21,6 @@ from PIL import Image
 from ..engine.errors import UsageError
 from ..registry import TRANSFORMS
 
-# Names the list of bad images, for the processes of a run however they are started.
-REPORT_VARIABLE = 'XCIT_MM_BAD_IMAGES'
 TREATMENTS = ('resample', 'blank')
 # So many files in a row that cannot be read are not damaged files; MMEngine would give up after 1000.
 TOO_MANY_IN_A_ROW = 200
@@ -171,24 +168,16 @@ class BadImageReport:
             os.close(descriptor)
 
 
-_report_of_process = lru_cache(maxsize=1)(BadImageReport)
-
-
-def _note(file: BadFile) -> None:
-    path = os.environ.get(REPORT_VARIABLE)
-    if path:
-        try:
-            return _report_of_process(path).add(file)
-        except OSError:  # a full disk, say, is no reason to lose the run
-            pass
-    print_log(f'bad image {file.path}: {file.reason}; {file.consequence}', 'current', logging.WARNING)
-
-
 class _Watch:
-    """Notes the bad files that one transform meets, and ends the run when it meets nothing else."""
+    """Notes the bad files that one transform meets, and ends the run when it meets nothing else.
 
-    def __init__(self):
+    Args:
+        report (str, optional): The list of bad images of the run. Without one they are named in the log, each time.
+    """
+
+    def __init__(self, report: Optional[str] = None):
         self.in_a_row = 0
+        self.report = report and BadImageReport(report)
 
     def good(self) -> None:
         self.in_a_row = 0
@@ -201,7 +190,15 @@ class _Watch:
                 f'the data set is complete and lies where the config says (data_root, data_prefix); '
                 f'--bad-images refuse lists everything that cannot be read'
             )
-        _note(BadFile(path, reason, consequence))
+        self.note(BadFile(path, reason, consequence))
+
+    def note(self, file: BadFile) -> None:
+        if self.report:
+            try:
+                return self.report.add(file)
+            except OSError:  # a full disk, say, is no reason to lose the run
+                pass
+        print_log(f'bad image {file.path}: {file.reason}; {file.consequence}', 'current', logging.WARNING)
 
 
 def _beyond_bytes(path: str) -> Optional[str]:
@@ -231,6 +228,8 @@ class LoadImageFromFile(MMCVLoadImageFromFile):
     Args:
         bad_image (str): 'resample', for training: the data set draws another image. 'blank', for testing: a grey image
             of the same size takes its place, so that it counts as wrong.
+        report (str, optional): A file in which all processes of a run list the bad images, for
+            :class:`xcit_mm.engine.hooks.BadImagesHook`. Without one they are named in the log, each time.
         to_float32, color_type, imdecode_backend, backend_args: As for :class:`mmcv.transforms.LoadImageFromFile`.
 
     Raises:
@@ -240,6 +239,7 @@ class LoadImageFromFile(MMCVLoadImageFromFile):
     def __init__(
         self,
         bad_image: str = 'resample',
+        report: Optional[str] = None,
         to_float32: bool = False,
         color_type: str = 'color',
         imdecode_backend: str = 'cv2',
@@ -247,7 +247,7 @@ class LoadImageFromFile(MMCVLoadImageFromFile):
     ):
         super().__init__(to_float32, color_type, imdecode_backend, backend_args=backend_args)
         self.bad_image = _checked(bad_image)
-        self.watch = _Watch()
+        self.watch = _Watch(report)
 
     def transform(self, results: dict) -> Optional[dict]:
         path = results['img_path']
@@ -263,7 +263,9 @@ class LoadImageFromFile(MMCVLoadImageFromFile):
         widened = widen(image)
         if widened is not image:
             rows, columns = image.shape[:2]
-            _note(BadFile(path, f'it is only {rows} x {columns} pixels (height x width)', 'its edge is repeated'))
+            self.watch.note(
+                BadFile(path, f'it is only {rows} x {columns} pixels (height x width)', 'its edge is repeated')
+            )
             image = widened
         results['img'] = image.astype(np.float32) if self.to_float32 else image
         results['img_shape'] = results['ori_shape'] = image.shape[:2]
@@ -304,17 +306,24 @@ class LoadSegMap(BaseTransform):
             are ignored.
         num_classes (int, optional): How many classes the data set has; pixels of others are ignored, and the map is
             named. They are not looked for if it is not given.
+        report (str, optional): As for :class:`LoadImageFromFile`.
         **kwargs: As for :class:`mmseg.datasets.transforms.LoadAnnotations`.
 
     Raises:
         UsageError: If 200 maps in a row are bad.
     """
 
-    def __init__(self, bad_image: str = 'resample', num_classes: Optional[int] = None, **kwargs):
+    def __init__(
+        self,
+        bad_image: str = 'resample',
+        num_classes: Optional[int] = None,
+        report: Optional[str] = None,
+        **kwargs,
+    ):
         self.load = MMENGINE_TRANSFORMS.build(dict(type='mmseg.LoadAnnotations', **kwargs))
         self.num_classes = num_classes
         self.bad_image = _checked(bad_image)
-        self.watch = _Watch()
+        self.watch = _Watch(report)
 
     def transform(self, results: dict) -> Optional[dict]:
         reason = None
@@ -365,6 +374,6 @@ class LoadSegMap(BaseTransform):
             if unknown.any():
                 values = ', '.join(map(str, np.unique(labels[unknown])[:5]))
                 reason = f'it has classes that the data set has not ({values}; there are {self.num_classes}, from 0)'
-                _note(BadFile(results['seg_map_path'], reason, 'these pixels are ignored'))
+                self.watch.note(BadFile(results['seg_map_path'], reason, 'these pixels are ignored'))
                 results['gt_seg_map'] = np.where(unknown, IGNORED, labels).astype(labels.dtype)
         return results

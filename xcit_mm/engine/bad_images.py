@@ -29,11 +29,15 @@ PLACES = {
 }
 
 
-def guard_loading(runner) -> None:
+def guard_loading(runner, report: Optional[str] = None) -> None:
     """Let every pipeline of a runner pass over images that cannot be read, and check annotations of COCO.
 
     The config keeps the libraries' own types, which their inferencers look for by name; only what the runner is about
     to build is changed.
+
+    Args:
+        runner (Runner): Before its data sets are built.
+        report (str, optional): A file that lists what could not be read, as :class:`BadImagesHook` wants it.
     """
     scope = runner.cfg.get('default_scope') or 'mmengine'
     for split in ('train', 'val', 'test'):
@@ -56,6 +60,7 @@ def guard_loading(runner) -> None:
                 if kind in GUARDED.values():
                     # Testing draws no other image in place of one: that would change what is measured.
                     transform.setdefault('bad_image', 'resample' if split == 'train' else 'blank')
+                    transform.setdefault('report', report)
         setattr(runner, f'_{split}_dataloader', loader)
 
 

@@ -14,7 +14,7 @@ from mmengine.runner import BaseLoop
 from torch.nn.parallel import DataParallel, DistributedDataParallel
 
 from ..checkpoint.heads import fit_state_dict
-from ..datasets.loading import REPORT_VARIABLE, BadImageReport
+from ..datasets.loading import BadImageReport
 from ..registry import HOOKS
 
 
@@ -77,15 +77,13 @@ class BadImagesHook(Hook):
         self.counted = 0
 
     @staticmethod
-    def open_report(runner) -> str:
-        """Tell all processes of the run, however they will be started, where the list is."""
-        os.environ[REPORT_VARIABLE] = os.path.abspath(os.path.join(runner.log_dir, 'bad_images.txt'))
-        return os.environ[REPORT_VARIABLE]
+    def path(runner) -> str:
+        """Where the list is. Data sets are told when they are built, which may be before any hook is called."""
+        return os.path.abspath(os.path.join(runner.log_dir, 'bad_images.txt'))
 
     def before_run(self, runner) -> None:
-        path = self.open_report(runner)
         if self.report is None:  # a runner can train and then test
-            self.report = BadImageReport(path)
+            self.report = BadImageReport(self.path(runner))
 
     def _after_iter(self, runner, batch_idx: int, data_batch=None, outputs=None, mode: str = 'train') -> None:
         if is_main_process():
@@ -101,6 +99,3 @@ class BadImagesHook(Hook):
         counts = Counter(file.consequence for file in files)
         summary = ', '.join(f'{consequence}: {number}' for consequence, number in counts.items())
         runner.logger.warning(f'bad images so far: {len(files)} ({summary}). They are listed in {self.report.path}')
-
-    def after_run(self, runner) -> None:
-        os.environ.pop(REPORT_VARIABLE, None)

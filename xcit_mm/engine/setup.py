@@ -257,7 +257,5 @@ def build_runner(cfg: Config) -> Runner:
     if not isinstance(runner, Runner) and runner._resume:
         # The runner for divided models resumes before it calls any hook.
         next(hook for hook in runner.hooks if isinstance(hook, ResumeHook)).choose(runner)
-    guard_loading(runner)
-    # Some versions of MMEngine start the processes that load data before any hook is called.
-    BadImagesHook.open_report(runner)
+    guard_loading(runner, BadImagesHook.path(runner))
     return runner
