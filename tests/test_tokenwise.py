@@ -4,9 +4,10 @@ import copy
 
 import pytest
 import torch
+import torch.nn.functional as F
 from conftest import build, deviation, randomise
 
-from xcit_mm.models import tokenwise
+from xcit_mm.models import products, tokenwise
 from xcit_mm.models.in_place import add_normed_lpi, lpi_arguments
 from xcit_mm.models.xcit import XCABlock
 
@@ -45,14 +46,29 @@ def gradients(net, image):
     return {'image': image.grad, **{name: p.grad for name, p in net.named_parameters()}}
 
 
+@pytest.mark.parametrize('mkl', [True, False], ids=['MKL', 'oneDNN'])
 @pytest.mark.parametrize('size', [(96, 128), (64, 80)])  # the covariance form, and more images than one in a chunk
-def test_inference(tiny, as_written, size):
+def test_inference(tiny, as_written, monkeypatch, size, mkl):
+    monkeypatch.setattr(products, 'MKL_IS_FASTER', mkl)
     net, image = model(tiny), IMAGE[..., : size[0], : size[1]]
     with torch.no_grad():
         chunked = net(image)
         as_written()
         for ours, reference in zip(chunked, net(image)):
             assert deviation(ours, reference) < 2e-6
+
+
+@pytest.mark.parametrize('mean, outlier', [(0, 0), (100, 0), (0, 1000)])
+def test_an_affine_map_of_normed_tokens_as_one_product(mean, outlier):
+    torch.manual_seed(0)
+    x = torch.randn(2, 300, 64) + mean
+    x[..., 7] += outlier
+    weight, bias = torch.rand(64) + 0.5, torch.randn(64)
+    matrix, offset = torch.randn(2, 64, 40), torch.randn(2, 1, 40)
+    exact = F.layer_norm(x.double(), (64,), weight.double(), bias.double(), 1e-6) @ matrix.double() + offset
+    plain = F.layer_norm(x, (64,), weight, bias, 1e-6) @ matrix + offset
+    found = tokenwise.normed_plus_one(x, 1e-6) @ tokenwise.without_offset(weight, bias, matrix, offset)
+    assert deviation(found, exact) < 2 * deviation(plain, exact) + 1e-7
 
 
 @pytest.mark.parametrize('training', [False, True])

@@ -100,18 +100,13 @@ def linear(x: Tensor, weight: Tensor, bias: Optional[Tensor] = None) -> Tensor:
         by_mkl = MKL_IS_FASTER and bias is not None and is_large_in_fp32(x)
         if not by_mkl or torch.is_grad_enabled() or is_traced():
             return F.linear(x, weight, bias)
-        return _bias_added(torch.matmul(x, weight.t()), bias)
+        # PyTorch would write the bias into all rows first, for MKL to add the product to them: that takes longer.
+        return torch.matmul(x, weight.t()).add_(bias)
     x = x.contiguous()  # or the image would not be channels last
     if not is_traced():
         return _linear(x, weight, bias)
     # torch.compile would move a convolution's tensors into an order of its own choice.
     return F.linear(x, weight, bias) if _opaque_linear is None else _opaque_linear(x, weight, bias)
-
-
-def _bias_added(out: Tensor, bias: Tensor, gelu: bool = False) -> Tensor:
-    # PyTorch would write the bias into all rows first, for MKL to add the product to them: that takes longer.
-    out.add_(bias)
-    return torch.ops.aten.gelu_(out) if gelu else out
 
 
 def _linear(x: Tensor, weight: Tensor, bias: Optional[Tensor]) -> Tensor:
@@ -121,7 +116,8 @@ def _linear(x: Tensor, weight: Tensor, bias: Optional[Tensor]) -> Tensor:
 
 def linear_gelu(x: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
     """GELU(x W^T + b) without a backward pass: (n, C), (D, C) and (D) -> (n, D)."""
-    if len(x) < LEAST_TOKENS or not joins_gelu(x) or _is_for_mkl(x):
+    by_mkl = MKL_IS_FASTER and x.dtype == torch.float32
+    if len(x) < LEAST_TOKENS or not joins_gelu(x) or by_mkl:
         return torch.ops.aten.gelu_(linear(x, weight, bias))
     return conv_gelu(as_image(x), weight[:, :, None, None], bias).permute(0, 2, 3, 1).reshape(len(x), len(weight))
 
@@ -131,14 +127,10 @@ def prepared_linear(weight: Tensor, bias: Tensor, tokens: int, gelu: bool = Fals
 
     Where oneDNN can, the matrix (D, C) is brought into its order once, not for every call, and GELU is applied to the
     sums before they are stored. The order is one for a number of tokens; with that of another, products can take three
-    times as long. With MKL the results of all calls lie in the same memory.
+    times as long.
     """
-    by_mkl = _is_for_mkl(weight)
-    if tokens < LEAST_TOKENS or not (by_mkl or joins_gelu(weight)):
+    if tokens < LEAST_TOKENS or not joins_gelu(weight):
         return partial(linear_gelu if gelu else linear, weight=weight, bias=bias)
-    if by_mkl:
-        out = weight.new_empty(tokens, len(weight))
-        return lambda x: _bias_added(torch.mm(x, weight.t(), out=out), bias, gelu)
     ordered = _in_order(weight[:, :, None, None], tokens)
 
     def prepared(x: Tensor) -> Tensor:
@@ -160,10 +152,6 @@ def gelu_(image: Tensor) -> Tensor:
     # In the order of its memory, since PyTorch's fast path wants that contiguous.
     torch.ops.aten.gelu_(image.permute(0, 2, 3, 1))
     return image
-
-
-def _is_for_mkl(x: Tensor) -> bool:
-    return MKL_IS_FASTER and x.device.type == 'cpu' and x.dtype == torch.float32
 
 
 def joins_gelu(x: Tensor) -> bool:

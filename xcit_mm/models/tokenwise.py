@@ -181,24 +181,52 @@ def normed_moments(x: Tensor, weight: Tensor, bias: Tensor, eps: float) -> Tuple
         return mirrored(moments) / N, mean / N
 
 
+def adds_to_memory(x: Tensor, dtype: torch.dtype) -> bool:
+    """Whether products of tokens (n, C) in this type come from a library that adds them to memory: MKL or cuBLAS."""
+    return x.dtype == dtype == torch.float32 and not suits_onednn(x)
+
+
+def without_offset(weight: Tensor, bias: Tensor, matrix: Tensor, offset: Tensor) -> Tensor:
+    """The matrix M' of an affine map of layer-normed tokens that is a product alone, LN(x) M + m = (n + 1) M'.
+
+    n is what the layer norm multiplies with its weights w and adds its bias b to. It sums to zero over the channels,
+    so that n + 1 sums to C, and a number added to a whole column of M' adds C times as much to all results:
+
+        M'_ij = w_i M_ij + (m_j + sum_k b_k M_kj - sum_k w_k M_kj) / C
+
+    Args:
+        weight, bias (Tensor): w and b, (C).
+        matrix (Tensor): M, (..., C, D).
+        offset (Tensor): m, (..., 1, D).
+    """
+    scaled = matrix * weight[:, None]
+    missing = offset + (bias @ matrix).unsqueeze(-2) - scaled.sum(-2, keepdim=True)
+    return scaled + missing / len(weight)
+
+
+def normed_plus_one(x: Tensor, eps: float) -> Tensor:
+    """n + 1 of :func:`without_offset`: (..., C) -> (..., C)."""
+    return F.layer_norm(x, x.shape[-1:], None, x.new_ones(x.shape[-1]), eps)
+
+
 def normed_affine(
     x: Tensor, weight: Tensor, bias: Tensor, eps: float, matrix: Tensor, offset: Tensor, out: Tensor
 ) -> None:
     """out = x + LN(x) P + p, with one map for each image: (B, N, C), P (B, C, C), p (B, 1, C); out may be x."""
     dtype = compute_dtype(weight)
-    matrix, offset, size = in_reach(dtype, matrix, offset)
-    matrix = by_columns(matrix)
-    weight, bias = weight.to(x.dtype), bias.to(x.dtype)
     with torch.autocast(x.device.type, enabled=False):
+        weight, bias = weight.to(x.dtype), bias.to(x.dtype)
+        if adds_to_memory(x[:1], dtype):
+            matrix = by_columns(without_offset(weight, bias, matrix, offset))
+            for piece in pieces(x):
+                torch.baddbmm(x[piece], normed_plus_one(x[piece], eps), matrix[piece[0]], out=out[piece])
+            return
+        matrix, offset, size = in_reach(dtype, matrix, offset)
+        matrix = by_columns(matrix)
         for piece in pieces(x):
             normed = F.layer_norm(x[piece], x.shape[-1:], weight, bias, eps)
-            if x.dtype == dtype == torch.float32 and not suits_onednn(normed[0]):
-                # The library of the products adds to memory that is there, which saves the branch.
-                torch.add(x[piece], offset[piece[0]], out=out[piece])
-                out[piece].baddbmm_(normed, matrix[piece[0]])
-            else:
-                branch = affine(normed.to(dtype), matrix[piece[0]], offset[piece[0]])
-                _add(x[piece], branch, size, out=out[piece])
+            branch = affine(normed.to(dtype), matrix[piece[0]], offset[piece[0]])
+            _add(x[piece], branch, size, out=out[piece])
 
 
 def add_normed_affine(x: Tensor, weight: Tensor, bias: Tensor, eps: float, matrix: Tensor, offset: Tensor) -> None:
@@ -213,9 +241,17 @@ def add_normed_mlp(
     dtype = compute_dtype(w1)
     w1, b1, w2, b2 = (t.to(dtype) for t in (w1, b1, w2, b2))
     weight, bias = weight.to(x.dtype), bias.to(x.dtype)
+    parts = list(evenly(len(x), mlp_chunk_size(x, w1), ROW))
+    size = parts[0].stop if parts else 0
     with torch.autocast(x.device.type, enabled=False):
-        parts = list(evenly(len(x), mlp_chunk_size(x, w1), ROW))
-        size = parts[0].stop if parts else 0
+        if len(parts) > 1 and adds_to_memory(x, dtype):
+            first, second = without_offset(weight, bias, w1.t(), b1[None]), w2.t() * gamma
+            hidden, offset = x.new_empty(size, len(w1)), b2 * gamma
+            for part in parts:
+                tokens = x[part]
+                h = torch.mm(normed_plus_one(tokens, eps), first, out=hidden[: len(tokens)])
+                tokens.add_(offset).addmm_(torch.ops.aten.gelu_(h), second)
+            return
         if len(parts) > 1:
             fc1, fc2 = prepared_linear(w1, b1, size, gelu=True), prepared_linear(w2, b2, size)
         else:  # to prepare takes longer than oneDNN's own preparation for one call
