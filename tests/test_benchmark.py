@@ -270,27 +270,28 @@ def run_profile(*arguments, out, ok=True):
 
 
 @pytest.mark.parametrize(
-    ('config', 'head'),
+    ('config', 'head', 'modes'),
     [
-        pytest.param('mask_rcnn_xcit_n12_8_digits', 'mask head', marks=pytest.mark.slow),
-        ('sem_fpn_xcit_n6_8_digits', 'decode head'),
+        pytest.param('mask_rcnn_xcit_n12_8_digits', 'mask head', ['inference', 'training'], marks=pytest.mark.slow),
+        pytest.param('sem_fpn_xcit_n6_8_digits', 'decode head', ['inference', 'training'], marks=pytest.mark.slow),
+        ('sem_fpn_xcit_n6_8_digits', 'decode head', ['training']),
     ],
 )
-def test_profile_of_a_whole_model(config, head, tmp_path):
+def test_profile_of_a_whole_model(config, head, modes, tmp_path):
     """Every part that a model has takes time, forward and in training backward too; the shares add up."""
     if 'sem_fpn' in config and importlib.import_module('mmseg').__version__ == '1.2.2':
         pytest.skip('MMSegmentation 1.2.2 fails where padding meets a loss with class weights')
-    run_profile(f'configs/{config}.py', '--size', '96x64', out=tmp_path)
+    run_profile(f'configs/{config}.py', '--size', '96x64', '--modes', *modes, out=tmp_path)
     text = (tmp_path / f'{config}.md').read_text()
-    assert text.count('Peak memory above the weights: ') == 2
-    for section, columns in zip(text.split('\n## ')[1:], (1, 2)):
+    assert text.count('Peak memory above the weights: ') == len(modes)
+    for section, mode in zip(text.split('\n## ')[1:], modes):
         rows = [line.strip('| ').split(' | ') for line in section.splitlines() if line.startswith('| ')][2:]
         shares = {row[0].strip(): float(row[-1].split()[0]) for row in rows}
         assert {'blocks: XCA and MLP', 'blocks: LPI', 'neck', head} <= set(shares)
         assert shares.pop('all') == 100
         assert sum(shares.values()) == pytest.approx(100, abs=1)
         blocks = next(row for row in rows if row[0].strip() == 'blocks: XCA and MLP')
-        assert len(blocks) == columns + 2
+        assert len(blocks) == dict(inference=3, training=4)[mode]
         assert all(float(cell) > 0 for cell in blocks[1:-1])
 
 

@@ -10,7 +10,7 @@ pytestmark = [
 ]
 
 
-@pytest.mark.parametrize('mode', ['inference', 'training', 'autocast'])
+@pytest.mark.parametrize('mode', ['inference', 'training', pytest.param('autocast', marks=pytest.mark.slow)])
 def test_one_graph_for_any_size(tiny, mode):
     net = randomise(build(arch=dict(tiny, depth=2), patch_size=8, out_type='featmap')).train(mode == 'training')
     graphs = []

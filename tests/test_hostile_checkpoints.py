@@ -153,8 +153,11 @@ def load_plainly(path):
 
 @pytest.mark.parametrize(
     'read, share',
-    [(start_backbone, 1), (load_whole, 1), (before_a_test, 6), (convert_file, 6)]
-    + [pytest.param(read, 1, marks=pytest.mark.slow) for read in (before_a_test, convert_file)],
+    [(start_backbone, 2), (load_whole, 2), (before_a_test, 6), (convert_file, 6)]
+    + [
+        pytest.param(read, 1, marks=pytest.mark.slow)
+        for read in (start_backbone, load_whole, before_a_test, convert_file)
+    ],
 )
 def test_bad_files_are_refused_or_read_whole(read, share, corpus, classifier):
     paths, canary = corpus

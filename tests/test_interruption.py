@@ -172,6 +172,7 @@ def test_no_intact_checkpoint_is_an_error_and_so_is_a_damaged_one_that_is_named(
         train(Config({**resume(cfg).to_dict(), 'load_from': str(tmp_path / 'epoch_1.pth')}))
 
 
+@pytest.mark.slow
 def test_the_hooks_work_in_the_libraries_own_tools(cfg_of, uninterrupted, tmp_path):
     """These make a runner from the config and know nothing of this project."""
     cfg = cfg_of('semantic_fpn', tmp_path)

@@ -174,6 +174,7 @@ def member(rank, world, folder):
     torch.save(found, f'{folder}/found_{rank}.pth')
 
 
+@pytest.mark.slow
 def test_all_processes_stop_or_skip_though_one_alone_has_the_bad_images(cfg, tmp_path):
     cfg.update(launcher='pytorch')
     cfg.train_dataloader.batch_size = 2

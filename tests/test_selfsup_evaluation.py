@@ -58,6 +58,7 @@ def _process(rank, world, folder):
         torch.save(found, f'{folder}/found.pth')
 
 
+@pytest.mark.slow
 def test_knn_on_two_processes_is_that_of_one(tmp_path):
     run_group(_process, tmp_path)
     assert torch.load(tmp_path / 'found.pth') == knn_accuracy(*features(train=61), ks=(5, 20, 200))

@@ -59,6 +59,7 @@ def test_training_reports_progress_and_leaves_checkpoint_and_scalars(trained):
     assert list(folder.rglob('events.out.tfevents*'))
 
 
+@pytest.mark.slow
 def test_a_resumed_run_ends_with_the_same_weights(trained, data, tmp_path):
     folder, _ = trained
     options = small_options(data)
