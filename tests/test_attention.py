@@ -107,7 +107,7 @@ def test_the_form_depends_on_tokens_channels_and_fast_half_precision(tiles, monk
 def test_few_small_images_are_not_worth_the_covariance_form(monkeypatch):
     attn = attention.XCA(128, 4)
     taken = forms_taken(attn, monkeypatch)
-    images = torch.randn(3, 512, 128)
+    images = torch.randn(5, 512, 128)
     alone = attn(images[:1])
     together = attn(images)
     assert taken == ['token_form', 'covariance_form']

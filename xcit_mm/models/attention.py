@@ -9,7 +9,7 @@ from torch import Tensor, nn
 from .products import HAS_TILES, Linear, affine, compute_dtype, is_traced, linear, without_autocast
 from .tokenwise import gram
 
-LEAST_VALUES = 2**17  # of tokens: with fewer, the covariance form's many small steps take longer than what they save
+LEAST_VALUES = 2**18  # of tokens: with fewer, the covariance form's many small steps take longer than what they save
 
 
 class XCA(nn.Module):
@@ -83,9 +83,14 @@ class XCA(nn.Module):
     def token_form(self, x: Tensor) -> Tensor:
         """(B, N, C) -> (B, N, C), as the paper writes it."""
         B, N, C = x.shape
-        q, k, v = self.qkv(x).reshape(B, N, 3, self.num_heads, C // self.num_heads).permute(2, 0, 3, 4, 1)
-        attn = F.normalize(q, dim=-1) @ F.normalize(k, dim=-1).transpose(-2, -1) * self.temperature
-        attn = self.attn_drop(attn.softmax(dim=-1))
+        qkv = self.qkv(x)
+        # A sum along the tokens is a fast one here, where the channels of a token lie side by side.
+        sq_norm = qkv[..., : 2 * C].to(torch.promote_types(qkv.dtype, torch.float32)).square().sum(1)
+        inv_norm = sq_norm.clamp_min(1e-24).rsqrt().view(B, 2, self.num_heads, -1, 1)
+        q, k, v = qkv.view(B, N, 3, self.num_heads, C // self.num_heads).permute(2, 0, 3, 4, 1)
+        q = (q * inv_norm[:, 0]).to(v.dtype)  # before the product, which might overflow fp16
+        attn = q @ k.transpose(-2, -1) * inv_norm[:, 1].transpose(-2, -1) * self.temperature
+        attn = self.attn_drop(attn.softmax(dim=-1)).to(v.dtype)
         return self.proj((attn @ v).permute(0, 3, 1, 2).reshape(B, N, C))
 
     def covariance_form(self, x: Tensor) -> Tensor:
