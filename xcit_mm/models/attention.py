@@ -87,7 +87,7 @@ class XCA(nn.Module):
         # A sum along the tokens is a fast one here, where the channels of a token lie side by side.
         sq_norm = qkv[..., : 2 * C].to(torch.promote_types(qkv.dtype, torch.float32)).square().sum(1)
         inv_norm = sq_norm.clamp_min(1e-24).rsqrt().view(B, 2, self.num_heads, -1, 1)
-        q, k, v = qkv.view(B, N, 3, self.num_heads, C // self.num_heads).permute(2, 0, 3, 4, 1)
+        q, k, v = qkv.reshape(B, N, 3, self.num_heads, C // self.num_heads).permute(2, 0, 3, 4, 1)
         q = (q * inv_norm[:, 0]).to(v.dtype)  # before the product, which might overflow fp16
         attn = q @ k.transpose(-2, -1) * inv_norm[:, 1].transpose(-2, -1) * self.temperature
         attn = self.attn_drop(attn.softmax(dim=-1)).to(v.dtype)
