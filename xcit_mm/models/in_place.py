@@ -14,6 +14,10 @@ from torch.nn.modules.batchnorm import _BatchNorm
 from .products import HAS_OPERATORS, Conv2d, compute_dtype, conv_gelu, gelu_, is_exported, is_traced, register
 from .tokenwise import chunk_size, evenly
 
+# Bytes of a map of a band. From 32 MiB on, glibc gets memory from the system anew each time, and the first touch of its
+# pages takes as long as what is done with them. A quarter is for the rows that a band has in common with the next.
+LARGEST_MAP = 2**25 * 3 // 4
+
 
 def works_in_place(x: Tensor, *modules: nn.Module) -> bool:
     """Whether the outputs of the layers in these modules may be overwritten: nothing needs them later or looks at them.
@@ -71,7 +75,9 @@ def embed_patches(image: Tensor, weights: List[Tensor], biases: List[Tensor]) ->
     out, heights = _embedded_like(image, weights, biases), [image.shape[2]]
     for _ in weights:
         heights.append((heights[-1] + 1) // 2)
-    for group, rows in bands(out):
+    first_map = 4 ** (len(weights) - 1) * len(weights[0]) * out.element_size()  # bytes for each token
+    size = min(chunk_size(out), LARGEST_MAP // first_map)
+    for group, rows in bands(out, size):
         needed = [rows]  # rows of the image and of the output of each layer
         for height in heights[-2::-1]:
             needed.insert(0, slice(max(2 * needed[0].start - 2, 0), min(2 * needed[0].stop, height)))
@@ -110,7 +116,7 @@ def add_normed_lpi(
     images = x.unflatten(1, (height, -1))
     pending = []  # the sum of a band waits until the next one has read its last two rows
     with torch.autocast(x.device.type, enabled=False):
-        for group, rows in bands(images):
+        for group, rows in bands(images, chunk_size(images)):
             above, below = max(rows.start - 2, 0), min(rows.stop + 2, height)
             image = F.layer_norm(images[group, above:below], (C,), weight, bias, eps).to(dtype).permute(0, 3, 1, 2)
             _add_pending(pending, gamma)
@@ -129,10 +135,13 @@ def _add_pending(pending: list, gamma: Tensor) -> None:
         target.addcmul_(branch, gamma)
 
 
-def bands(images: Tensor) -> Iterator[Tuple[slice, slice]]:
-    """Cut images (B, H, W, C) into several whole ones or rows of one, at least two: slices of images and of rows."""
+def bands(images: Tensor, size: int) -> Iterator[Tuple[slice, slice]]:
+    """Cut images (B, H, W, C) into several whole ones or rows of one, at least two, of about so many tokens.
+
+    Yields:
+        tuple[slice, slice]: Of images and of rows.
+    """
     B, H, W, _ = images.shape
-    size = chunk_size(images)
     for group in evenly(B, size // (H * W)):
         for rows in evenly(H, max(2, size // W)):
             yield group, rows
