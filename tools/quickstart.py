@@ -561,7 +561,7 @@ def demo(setup, resume, again, lock):
         if pointer.exists():
             say(f'\n{WORK_DIR} holds an unfinished training, which goes on from its last checkpoint.')
         options = ['--work-dir', WORK_DIR, *(['--resume'] if resume or pointer.exists() else [])]
-        step(2, 'Training Mask R-CNN on XCiT (about 12 min on two cores)', 'tools/train.py', CONFIG, *options)
+        step(2, 'Training Mask R-CNN on XCiT (12 to 25 min on two cores)', 'tools/train.py', CONFIG, *options)
         if not pointer.exists():
             raise SetupError(f'the training left no checkpoint in {work}.')
         finished.write_text(json.dumps({'checkpoint': pointer.read_text().strip()}))
