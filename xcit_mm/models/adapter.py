@@ -1,5 +1,6 @@
 """From one stride to four: the adapter that lets a plain transformer feed a feature pyramid."""
 
+from functools import partial
 from typing import Sequence, Tuple
 
 import torch.nn.functional as F
@@ -8,6 +9,7 @@ from mmengine.model import BaseModule
 from torch import Tensor, nn
 
 from ..registry import MODELS
+from .in_place import Deconv2x2
 
 
 @MODELS.register_module()
@@ -49,8 +51,7 @@ class MultiScaleAdapter(BaseModule):
     ):
         super().__init__(init_cfg=init_cfg)
 
-        def deconv():
-            return nn.ConvTranspose2d(in_channels, in_channels, kernel_size=2, stride=2)
+        deconv = partial(Deconv2x2, in_channels, in_channels)
 
         # The names fpn1 ... fpn4 and their numbering are those of the published detectors.
         if stride == 16:

@@ -11,7 +11,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
-from .products import HAS_OPERATORS, Conv2d, compute_dtype, conv_gelu, gelu_, is_exported, is_traced, register
+from .products import HAS_OPERATORS, Conv2d, compute_dtype, conv_gelu, gelu_, is_exported, is_traced, linear, register
 from .tokenwise import chunk_size, evenly
 
 # Bytes of a map of a band. From 32 MiB on, glibc gets memory from the system anew each time, and the first touch of its
@@ -89,6 +89,46 @@ def embed_patches(image: Tensor, weights: List[Tensor], biases: List[Tensor]) ->
     return out
 
 
+def deconvolve(image: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
+    """2x2 deconvolution of stride 2: (B, C, H, W) in any layout, (C, D, 2, 2) and (D) -> (B, D, 2H, 2W), contiguous.
+
+    Its windows do not overlap: every pixel gives 2x2 pixels by a product with a matrix. PyTorch's own writes the whole
+    map twice, since it keeps a channels-last layout that nobody after it can use.
+    """
+    B, C, H, W = image.shape
+    D = weight.shape[1]
+    matrix = weight.flatten(1).t().contiguous()  # (4D, C)
+    out = image.new_empty(B, D, H, 2, W, 2)
+    size = LARGEST_MAP // (4 * D * image.element_size())
+    for group, rows in bands(image.permute(0, 2, 3, 1), size):
+        for pixels, target in zip(image[group, :, rows], out[group, :, rows]):
+            # The matrix times the pixels, so that rows of pixels stay rows of pixels.
+            parts = linear(matrix, pixels.flatten(1).t()).view(D, 2, 2, -1, W)
+            for i in range(2):
+                for j in range(2):
+                    torch.add(parts[:, i, j], bias[:, None, None], out=target[:, :, i, :, j])
+    return out.view(B, D, 2 * H, 2 * W)
+
+
+class Deconv2x2(nn.ConvTranspose2d):
+    """PyTorch's deconvolution with a 2x2 kernel and stride 2, in inference on a CPU by :func:`deconvolve`.
+
+    Args:
+        in_channels, out_channels (int): C and D.
+    """
+
+    def __init__(self, in_channels: int, out_channels: int):
+        super().__init__(in_channels, out_channels, kernel_size=2, stride=2)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """(B, C, H, W) -> (B, D, 2H, 2W)."""
+        if not works_in_place(x) or x.dtype != torch.float32 or compute_dtype(x) != self.weight.dtype:
+            return super().forward(x)
+        if is_traced() and not compiles_in_place(x):
+            return super().forward(x)
+        return (torch.ops.xcit_mm.deconvolve if is_traced() else deconvolve)(x, self.weight, self.bias)
+
+
 def add_normed_lpi(
     x: Tensor,
     weight: Tensor,
@@ -161,4 +201,7 @@ def _embedded_like(image, weights, biases):
 
 
 register(embed_patches, _embedded_like)
+register(
+    deconvolve, lambda image, weight, bias: image.new_empty(len(image), len(bias), *(2 * n for n in image.shape[2:]))
+)
 register(add_normed_lpi, lambda *_: None, mutates=('x',))
