@@ -93,7 +93,7 @@ def forms_taken(attn, monkeypatch):
 @pytest.mark.parametrize('tiles', [False, True])
 def test_the_form_depends_on_tokens_channels_and_fast_half_precision(tiles, monkeypatch):
     monkeypatch.setattr(attention, 'HAS_TILES', tiles)
-    monkeypatch.setattr(attention, 'LEAST_VALUES', 0)
+    monkeypatch.setitem(attention.LEAST_VALUES, 'cpu', 0)
     attn = attention.XCA(16, 2)
     taken = forms_taken(attn, monkeypatch)
     outputs = []

@@ -37,6 +37,7 @@ def classifier(seed=0, **kwargs):
 def step(model, image, label, dtype, scale=1.0):
     """The loss and the gradients of one training step; ``scale`` as a gradient scaler would."""
     model.zero_grad()
+    torch.manual_seed(0)  # stochastic depth
     with torch.autocast('cpu', dtype, enabled=dtype is not None):
         logits = model['head'](model['backbone'](image)[-1])
     loss = nn.functional.cross_entropy(logits.float(), label)
@@ -67,10 +68,11 @@ def assert_near(model, image, label, dtype, bound=None):
 
 
 @pytest.mark.parametrize('dtype', TYPES)
+@pytest.mark.parametrize('drop_path', [0.0, 0.3])
 @pytest.mark.parametrize('size', [64, 256])
-def test_a_training_step_is_near_that_of_fp32(size, dtype):
+def test_a_training_step_is_near_that_of_fp32(size, drop_path, dtype):
     """Both forms of the attention: 16 tokens and 256 for 32 channels."""
-    assert_near(classifier(arch=SMALL, patch_size=16), *batch_of(size), dtype)
+    assert_near(classifier(arch=SMALL, patch_size=16, drop_path_rate=drop_path), *batch_of(size), dtype)
 
 
 @pytest.mark.parametrize('dtype', TYPES)

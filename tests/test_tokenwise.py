@@ -88,18 +88,18 @@ def test_gradients_in_double_precision_are_those_of_finite_differences():
 
     torch.manual_seed(0)
     norm = (randn(6), randn(6))
-    mlp = (randn(8, 6), randn(8), randn(6, 8), randn(6))
-    scale = torch.rand(120, 1, dtype=torch.float64)
+    mlp = (randn(8, 6), randn(8), randn(6, 8), randn(6), randn(6))
+    scale = torch.rand(2, 1, 1, dtype=torch.float64)
     check = dict(atol=1e-5, rtol=1e-4, fast_mode=True)
     assert torch.autograd.gradcheck(
-        lambda x, w, b, *p: tokenwise.NormedMlp.apply(x, w, b, 1e-6, *p, scale), (randn(120, 6), *norm, *mlp), **check
+        lambda x, w, b, *p: tokenwise.NormedMlp.apply(x, w, b, 1e-6, *p, scale), (randn(2, 60, 6), *norm, *mlp), **check
     )
-    affine = (randn(2, 6, 6), randn(2, 1, 6))
-    assert torch.autograd.gradcheck(
-        lambda x, w, b, P, p: tokenwise.NormedAffine.apply(x, w, b, 1e-6, P, p),
-        (randn(2, 60, 6), *norm, *affine),
-        **check,
-    )
+    for gamma in (randn(6), randn(2, 1, 6)):
+        assert torch.autograd.gradcheck(
+            lambda x, w, b, P, p, g: tokenwise.NormedAffine.apply(x, w, b, 1e-6, P, p, g),
+            (randn(2, 60, 6), *norm, randn(2, 6, 6), randn(2, 1, 6), gamma),
+            **check,
+        )
 
 
 @pytest.mark.parametrize('kind', ['autocast', 'bfloat16'])
@@ -139,7 +139,7 @@ def test_operator_of_compiled_models(dtype):
 def test_operators_of_compiled_inference():
     torch.manual_seed(0)
     tokens, norm = torch.randn(2, 150, 24), (torch.randn(24), torch.randn(24), 1e-6)
-    affine = torch.randn(2, 24, 24), torch.randn(2, 1, 24)
+    affine = torch.randn(2, 24, 24), torch.randn(2, 1, 24), torch.randn(24)
     mlp = torch.randn(40, 24), torch.randn(40), torch.randn(24, 40), torch.randn(24), torch.randn(24)
     close = dict(atol=1e-4, rtol=1e-4)
     torch.library.opcheck(torch.ops.xcit_mm.normed_moments, (tokens, *norm), **close)

@@ -9,7 +9,9 @@ from torch import Tensor, nn
 from .products import HAS_TILES, Linear, affine, compute_dtype, is_traced, linear, without_autocast
 from .tokenwise import gram
 
-LEAST_VALUES = 2**18  # of tokens: with fewer, the covariance form's many small steps take longer than what they save
+# Values of tokens: with fewer, the covariance form's many small steps take longer than what they save. On a GPU each of
+# them is a launch; their number is an estimate from the launches of both forms and the products saved.
+LEAST_VALUES = {'cpu': 2**18, 'other': 2**20}
 
 
 class XCA(nn.Module):
@@ -59,21 +61,27 @@ class XCA(nn.Module):
 
     @staticmethod
     def prefers_covariance(
-        num_tokens: int, dim: int, dtype: torch.dtype = torch.float32, batch_size: Optional[int] = None
+        num_tokens: int,
+        dim: int,
+        dtype: torch.dtype = torch.float32,
+        batch_size: Optional[int] = None,
+        device: str = 'cpu',
     ) -> bool:
         """The token form costs 4 N C^2 multiply-adds and more, the covariance form 2 N C^2 + 4 C^3.
 
-        S and the 4 C^3 are computed in fp32, which takes longer than what they save where bf16 has tiles. Without a
-        batch size the choice is the one for large batches.
+        S and the 4 C^3 are computed in fp32, which takes longer than what they save where a CPU has tiles for bf16.
+        Without a batch size the choice is the one for large batches.
         """
-        enough = batch_size is None or batch_size * num_tokens * dim >= LEAST_VALUES
-        return enough and num_tokens >= (4 if HAS_TILES and dtype == torch.bfloat16 else 2) * dim
+        least = LEAST_VALUES.get(device, LEAST_VALUES['other'])
+        enough = batch_size is None or batch_size * num_tokens * dim >= least
+        tiles = device == 'cpu' and HAS_TILES and dtype == torch.bfloat16
+        return enough and num_tokens >= (4 if tiles else 2) * dim
 
     def takes_covariance(self, x: Tensor, dtype: torch.dtype) -> bool:
         """Whether tokens (B, N, C) go through the covariance form, in products of this type."""
         B, N, C = x.shape
         # Models are compiled, and their multiply-adds counted, for any batch size.
-        return self.prefers_covariance(N, C, dtype, None if is_traced() or x.is_meta else B)
+        return self.prefers_covariance(N, C, dtype, None if is_traced() or x.is_meta else B, x.device.type)
 
     def forward(self, x: Tensor) -> Tensor:
         """(B, N, C) -> (B, N, C)."""
@@ -111,38 +119,41 @@ class XCA(nn.Module):
         Returns:
             tuple[Tensor, Tensor]: P^T (B, C, C) and p (B, 1, C), fp32, so that the output is x P^T + p.
         """
+        C = mean.shape[2]
         with without_autocast(moments):
-            return self._fold(self.attn_drop(self._attention_from_moments(moments, mean)))
+            w_qk, w_v = self.qkv.weight.float().split((2 * C, C))
+            b_qk, b_v = self.qkv.bias.float().split((2 * C, C))
+            attn = self._attention_from_moments(moments, mean, w_qk, b_qk)
+            return self._fold(self.attn_drop(attn), w_v, b_v)
 
-    def _attention_from_moments(self, moments: Tensor, mean: Tensor) -> Tensor:
-        """S / N -> A (B, heads, d, d). The factor 1 / N cancels in the normalisation."""
+    def _attention_from_moments(self, moments: Tensor, mean: Tensor, w: Tensor, b: Tensor) -> Tensor:
+        """S / N -> A (B, heads, d, d). The factor 1 / N cancels in the normalisation.
+
+        With the covariance of the tokens, S / N = cov + mean mean^T, no borders remain: w~ S w~^T / N is
+        w cov w^T + u u^T, where u = w mean + b is the mean query or key.
+        """
         B, C, _ = moments.shape
         heads, d = self.num_heads, C // self.num_heads
-        w = self.qkv.weight[: 2 * C].float()
-        b = self.qkv.bias[: 2 * C].float()[:, None]
-        w_mean = w @ mean.transpose(1, 2)  # (B, 2C, 1)
-        # The moments are symmetric: w @ moments of all images is one product with them.
-        rows = linear(w, moments.flatten(0, 1)).view(2 * C, B, C).transpose(0, 1)
-        rows = rows + b * mean  # W~ S without its last column, (B, 2C, C)
-        border = w_mean + b  # the last column of W~ S
-        sq_norm = (rows * w).sum(-1) + (border * b).squeeze(-1)
-        inv_norm = sq_norm.clamp_min(1e-24).rsqrt().view(B, 2, heads, d)
-        q_rows, w_k = rows[:, :C].unflatten(1, (heads, d)), w[C:].view(heads, d, C)
-        q_border, b_k = border[:, :C].view(B, heads, d, 1), b[C:].view(heads, 1, d)
-        attn = q_rows @ w_k.transpose(-2, -1) + q_border * b_k
-        attn = attn * inv_norm[:, 0, :, :, None] * inv_norm[:, 1, :, None, :] * self.temperature.float()
+        cov = torch.baddbmm(moments, mean.transpose(1, 2), mean, alpha=-1)
+        u = F.linear(mean.squeeze(1), w, b)  # (B, 2C)
+        # The covariance is symmetric: cov @ w^T of all images is one product.
+        cov_w = linear(cov.flatten(0, 1), w).view(B, C, 2 * C)
+        sq_norm = torch.addcmul((cov_w * w.t()).sum(1), u, u)
+        inv_q, inv_k = sq_norm.clamp_min(1e-24).rsqrt().view(B, 2, heads, d).unbind(1)
+        u_q, u_k = u.view(B, 2, heads, d).unbind(1)
+        attn = w[:C].view(heads, d, C) @ cov_w[..., C:].unflatten(2, (heads, d)).permute(0, 2, 1, 3)
+        attn = torch.addcmul(attn, u_q.unsqueeze(3), u_k.unsqueeze(2))
+        attn = attn * (inv_q.unsqueeze(3) * self.temperature.float()) * inv_k.unsqueeze(2)
         return attn.softmax(dim=-1)
 
-    def _fold(self, attn: Tensor):
+    def _fold(self, attn: Tensor, w_v: Tensor, b_v: Tensor) -> Tuple[Tensor, Tensor]:
         """A -> the affine map of the whole layer: P^T (B, C, C) and p (B, 1, C)."""
         B, heads, d, _ = attn.shape
         C = heads * d
-        w_v = self.qkv.weight[2 * C :].float().view(heads, d, C)
-        b_v = self.qkv.bias[2 * C :].float().view(heads, d, 1)
         w_o, b_o = self.proj.weight.float(), self.proj.bias.float()
-        mixed = (attn @ w_v).reshape(B, C, C)
+        mixed = (attn @ w_v.view(heads, d, C)).reshape(B, C, C)
         weight = linear(mixed.transpose(1, 2), w_o)
-        bias = (attn @ b_v).reshape(B, 1, C) @ w_o.t() + b_o
+        bias = F.linear((attn @ b_v.view(heads, d, 1)).reshape(B, 1, C), w_o, b_o)
         return weight, bias
 
 

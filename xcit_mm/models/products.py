@@ -67,18 +67,25 @@ def is_traced() -> bool:
 def compute_dtype(x: Tensor) -> torch.dtype:
     """Type of matrix products with x: autocast's where it is on, else that of x."""
     kind = x.device.type
-    if x.is_meta:  # knows no autocast
+    if not _autocasts(x):
         return x.dtype
     if hasattr(torch, 'get_autocast_dtype'):
-        return torch.get_autocast_dtype(kind) if torch.is_autocast_enabled(kind) else x.dtype
-    if kind == 'cpu':
-        return torch.get_autocast_cpu_dtype() if torch.is_autocast_cpu_enabled() else x.dtype
-    return torch.get_autocast_gpu_dtype() if torch.is_autocast_enabled() else x.dtype
+        return torch.get_autocast_dtype(kind)
+    return torch.get_autocast_cpu_dtype() if kind == 'cpu' else torch.get_autocast_gpu_dtype()
+
+
+def _autocasts(x: Tensor) -> bool:
+    if x.is_meta:  # knows no autocast
+        return False
+    if hasattr(torch, 'get_autocast_dtype'):
+        return torch.is_autocast_enabled(x.device.type)
+    return torch.is_autocast_cpu_enabled() if x.device.type == 'cpu' else torch.is_autocast_enabled()
 
 
 def without_autocast(x: Tensor):
     """Inside, everything has the type of its inputs."""
-    return nullcontext() if x.is_meta else torch.autocast(x.device.type, enabled=False)
+    # Entering autocast takes longer than a small step on a GPU.
+    return torch.autocast(x.device.type, enabled=False) if _autocasts(x) else nullcontext()
 
 
 def as_image(x: Tensor) -> Tensor:
@@ -207,7 +214,7 @@ def affine(x: Tensor, matrix: Tensor, offset: Tensor) -> Tensor:
     """x M + m with one map for each image: (B, n, C), (B, C, D) and (B, 1, D) -> (B, n, D). Differentiable."""
     # A recorded model with a loop over its images would fit one number of images only.
     if not is_traced() and suits_onednn(x[0]):
-        return _joined([linear(tokens, m.t(), o[0]) for tokens, m, o in zip(x, matrix, offset)])
+        return joined([linear(tokens, m.t(), o[0]) for tokens, m, o in zip(x, matrix, offset)])
     return torch.baddbmm(offset, x, matrix)
 
 
@@ -216,17 +223,17 @@ def affine_backward(grad: Tensor, x: Tensor, matrix: Tensor) -> Tuple[Tensor, Te
     if not suits_onednn(x[0]):
         return grad @ matrix.transpose(1, 2), (x.transpose(1, 2) @ grad).float()
     images = [linear_backward(g, tokens, m.t()) for g, tokens, m in zip(grad, x, matrix)]
-    return _joined([image[0] for image in images]), _joined([image[1].t() for image in images])
+    return joined([image[0] for image in images]), joined([image[1].t() for image in images])
 
 
-def _joined(images: List[Tensor]) -> Tensor:
+def joined(images: List[Tensor]) -> Tensor:
     """(n, C) of each image -> (B, n, C); that of one image is not copied."""
     return images[0][None] if len(images) == 1 else torch.stack(images)
 
 
 def by_columns(matrix: Tensor) -> Tensor:
-    """The same (B, C, D) in memory column by column, as oneDNN wants the matrix of :func:`affine`."""
-    return matrix.transpose(1, 2).contiguous().transpose(1, 2)
+    """The same (B, C, D), on a CPU in memory column by column, as oneDNN wants the matrix of :func:`affine`."""
+    return matrix.transpose(1, 2).contiguous().transpose(1, 2) if matrix.device.type == 'cpu' else matrix
 
 
 def product_over_tokens(a: Tensor, b: Tensor) -> Tensor:

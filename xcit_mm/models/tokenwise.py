@@ -25,6 +25,7 @@ from .products import (
     is_exported,
     is_large_in_fp32,
     is_traced,
+    joined,
     linear,
     linear_backward,
     linear_gelu,
@@ -32,6 +33,7 @@ from .products import (
     product_over_tokens,
     register,
     suits_onednn,
+    without_autocast,
 )
 
 # Values: so few that they fit into a CPU's cache, so many that a product is worth its preparations (5461 tokens of 384
@@ -76,10 +78,14 @@ def evenly(total: int, size: int, multiple: int = 1) -> Iterator[slice]:
     return (slice(start, min(start + step, total)) for start in range(0, total, step))
 
 
-def pieces(x: Tensor) -> Iterator[Tuple[slice, slice]]:
-    """Cut tokens (B, N, C) into parts of an image or several whole ones: slices of images and of tokens."""
+def pieces(x: Tensor, size: Optional[int] = None) -> Iterator[Tuple[slice, slice]]:
+    """Cut tokens (B, N, C) into parts of an image or several whole ones: slices of images and of tokens.
+
+    Args:
+        size (int, optional): Tokens of a part; defaults to those of a chunk.
+    """
     B, N, _ = x.shape
-    size = chunk_size(x)
+    size = size or chunk_size(x)
     for images in evenly(B, size // max(1, N)):
         for part in evenly(N, size):
             yield images, part
@@ -106,14 +112,15 @@ def multiplies_into_fp32(dtype: torch.dtype, kind: str) -> bool:
         return False
 
 
-def add_gram(total: Tensor, x: Tensor) -> None:
-    """Add x^T x to the upper triangle of blocks of ``total``, in fp32: the rest follows from symmetry.
+def add_gram(total: Tensor, x: Tensor, first: bool = False) -> None:
+    """Add x^T x to ``total`` in fp32, on a CPU to its upper triangle of blocks: the rest follows from symmetry.
 
     Sums rounded to a half type would overflow, or lose the directions in which the tokens vary little.
 
     Args:
         total (Tensor): (B, C, C), fp32; finished by :func:`mirrored`.
         x (Tensor): (B, n, C), any floating type.
+        first (bool): Write over what is there.
     """
     wide = multiplies_into_fp32(x.dtype, x.device.type)
     x = x if wide else x.float()
@@ -122,13 +129,14 @@ def add_gram(total: Tensor, x: Tensor) -> None:
         # Contiguous here, since a convolution would copy rows and columns of the last block each.
         columns = x[..., i:].contiguous() if onednn else x[..., i:]
         block, rows = total[:, i : i + step, i:], columns[..., :step]
+        if not wide and not onednn:
+            block.baddbmm_(rows.transpose(1, 2), columns, beta=0 if first else 1)
+            continue
         if wide:
-            block += torch.bmm(rows.transpose(1, 2), columns, out_dtype=torch.float32)
-        elif onednn:
-            for one_block, one_rows, one_columns in zip(block, rows, columns):
-                one_block += product_over_tokens(one_rows, one_columns)
+            product = torch.bmm(rows.transpose(1, 2), columns, out_dtype=torch.float32)
         else:
-            block.baddbmm_(rows.transpose(1, 2), columns)
+            product = joined([product_over_tokens(*image) for image in zip(rows, columns)])
+        block.copy_(product) if first else block.add_(product)
 
 
 def gram(x: Tensor) -> Tensor:
@@ -154,36 +162,44 @@ def mirrored(total: Tensor) -> Tensor:
     return total.triu() + total.triu(1).transpose(-2, -1)
 
 
-def in_reach(dtype: torch.dtype, matrix: Tensor, offset: Tensor) -> Tuple[Tensor, Tensor, Optional[Tensor]]:
-    """An affine map in the type of its products, and the factor that its results have to be multiplied with, if any.
+def in_reach(dtype: torch.dtype, gamma: Tensor) -> Tuple[Tensor, Optional[Tensor]]:
+    """LayerScale as a matrix of this type may take it, and the factor that is then left for the results, if any.
 
-    fp16 has hardly any numbers for a map with LayerScale at its published start of 1e-5.
+    fp16 has hardly any numbers for a matrix times LayerScale at its published start of 1e-5.
     """
     if dtype != torch.float16:
-        return matrix.to(dtype), offset.to(dtype), None
-    size = torch.maximum(matrix.abs().max(), offset.abs().max()).float().clamp_min(torch.finfo(torch.float32).tiny)
-    return (matrix / size).to(dtype), (offset / size).to(dtype), size
+        return gamma, None
+    size = gamma.detach().float().abs().amax().clamp_min(torch.finfo(torch.float32).tiny)
+    return gamma / size, size
 
 
 def normed_moments(x: Tensor, weight: Tensor, bias: Tensor, eps: float) -> Tuple[Tensor, Tensor]:
     """Second moments and mean of the layer-normed tokens: (B, N, C) -> (B, C, C) / N and (B, 1, C), both fp32."""
     B, N, C = x.shape
-    moments = x.new_zeros(B, C, C, dtype=torch.float32)
-    mean = x.new_zeros(B, 1, C, dtype=torch.float32)
+    moments = x.new_empty(B, C, C, dtype=torch.float32)
+    mean = x.new_empty(B, 1, C, dtype=torch.float32)
     dtype = compute_dtype(weight)
     dtype = dtype if multiplies_into_fp32(dtype, x.device.type) else x.dtype
     weight, bias = weight.to(x.dtype), bias.to(x.dtype)
-    with torch.autocast(x.device.type, enabled=False):
-        for piece in pieces(x):
-            normed = F.layer_norm(x[piece], (C,), weight, bias, eps)
-            add_gram(moments[piece[0]], normed.to(dtype))
-            mean[piece[0]] += normed.sum(1, keepdim=True, dtype=torch.float32)
-        return mirrored(moments) / N, mean / N
+    with without_autocast(x):
+        for images, part in pieces(x):
+            first = part.start == 0
+            normed = F.layer_norm(x[images, part], (C,), weight, bias, eps)
+            add_gram(moments[images], normed.to(dtype), first)
+            if first:
+                torch.sum(normed, 1, keepdim=True, dtype=torch.float32, out=mean[images])
+            else:
+                mean[images] += normed.sum(1, keepdim=True, dtype=torch.float32)
+    # Elsewhere than on a CPU there is no triangle.
+    return (mirrored(moments) if x.device.type == 'cpu' else moments).div_(N), mean.div_(N)
 
 
 def adds_to_memory(x: Tensor, dtype: torch.dtype) -> bool:
-    """Whether products of tokens (n, C) in this type come from a library that adds them to memory: MKL or cuBLAS."""
-    return x.dtype == dtype == torch.float32 and not suits_onednn(x)
+    """Whether products of tokens (n, C) in this type come from a library that adds them to memory, and that pays: MKL.
+
+    On a GPU, to prepare the matrix takes longer than a sum.
+    """
+    return x.device.type == 'cpu' and x.dtype == dtype == torch.float32 and not suits_onednn(x)
 
 
 def without_offset(weight: Tensor, bias: Tensor, matrix: Tensor, offset: Tensor) -> Tensor:
@@ -210,28 +226,41 @@ def normed_plus_one(x: Tensor, eps: float) -> Tensor:
 
 
 def normed_affine(
-    x: Tensor, weight: Tensor, bias: Tensor, eps: float, matrix: Tensor, offset: Tensor, out: Tensor
+    x: Tensor, weight: Tensor, bias: Tensor, eps: float, matrix: Tensor, offset: Tensor, gamma: Tensor, out: Tensor
 ) -> None:
-    """out = x + LN(x) P + p, with one map for each image: (B, N, C), P (B, C, C), p (B, 1, C); out may be x."""
+    """out = x + gamma (LN(x) P + p), with one map for each image; out may be x.
+
+    Args:
+        x (Tensor): (B, N, C).
+        weight, bias (Tensor): Of the layer norm, (C).
+        matrix, offset (Tensor): P (B, C, C) and p (B, 1, C), fp32.
+        gamma (Tensor): (C) or (B, 1, C).
+    """
     dtype = compute_dtype(weight)
-    with torch.autocast(x.device.type, enabled=False):
-        weight, bias = weight.to(x.dtype), bias.to(x.dtype)
+    weight, bias = weight.to(x.dtype), bias.to(x.dtype)
+    with without_autocast(x):
         if adds_to_memory(x[:1], dtype):
-            matrix = by_columns(without_offset(weight, bias, matrix, offset))
+            matrix = by_columns(without_offset(weight, bias, matrix * gamma, offset * gamma))
             for piece in pieces(x):
                 torch.baddbmm(x[piece], normed_plus_one(x[piece], eps), matrix[piece[0]], out=out[piece])
             return
-        matrix, offset, size = in_reach(dtype, matrix, offset)
-        matrix = by_columns(matrix)
+        matrix, offset = by_columns(matrix.to(dtype)), offset.to(dtype)
         for piece in pieces(x):
             normed = F.layer_norm(x[piece], x.shape[-1:], weight, bias, eps)
             branch = affine(normed.to(dtype), matrix[piece[0]], offset[piece[0]])
-            _add(x[piece], branch, size, out=out[piece])
+            torch.addcmul(x[piece], branch, _of(gamma, piece[0]), out=out[piece])
 
 
-def add_normed_affine(x: Tensor, weight: Tensor, bias: Tensor, eps: float, matrix: Tensor, offset: Tensor) -> None:
+def _of(gamma: Tensor, images: slice) -> Tensor:
+    """That of some images, where it is not one for all."""
+    return gamma if gamma.dim() == 1 else gamma[images]
+
+
+def add_normed_affine(
+    x: Tensor, weight: Tensor, bias: Tensor, eps: float, matrix: Tensor, offset: Tensor, gamma: Tensor
+) -> None:
     """:func:`normed_affine` in place, without a backward pass."""
-    normed_affine(x, weight, bias, eps, matrix, offset, out=x)
+    normed_affine(x, weight, bias, eps, matrix, offset, gamma, out=x)
 
 
 def add_normed_mlp(
@@ -243,7 +272,7 @@ def add_normed_mlp(
     weight, bias = weight.to(x.dtype), bias.to(x.dtype)
     parts = list(evenly(len(x), mlp_chunk_size(x, w1), ROW))
     size = parts[0].stop if parts else 0
-    with torch.autocast(x.device.type, enabled=False):
+    with without_autocast(x):
         if len(parts) > 1 and adds_to_memory(x, dtype):
             first, second = without_offset(weight, bias, w1.t(), b1[None]), w2.t() * gamma
             hidden, offset = x.new_empty(size, len(w1)), b2 * gamma
@@ -277,17 +306,20 @@ class NormedMoments(torch.autograd.Function):
     def backward(ctx, grad_moments, grad_mean):
         x, weight, bias = ctx.saved_tensors
         _, N, C = x.shape
-        grad_x, grad_weight, grad_bias = _empty_grads(x, weight, bias)
-        with torch.autocast(x.device.type, enabled=False):
+        grad_x = grad_weight = grad_bias = None
+        with without_autocast(x):
             slope = by_columns(((grad_moments + grad_moments.transpose(1, 2)) / N).to(ctx.dtype))
             shift = (grad_mean / N).to(ctx.dtype)
             for piece in pieces(x):
                 normed, mean, rstd = torch.native_layer_norm(x[piece], (C,), weight, bias, ctx.eps)
                 grad = affine(normed.to(ctx.dtype), slope[piece[0]], shift[piece[0]]).to(x.dtype)
                 grads = _norm_backward(grad, x[piece], mean, rstd, weight, bias)
-                grad_x[piece] = grads[0]
-                grad_weight += grads[1]
-                grad_bias += grads[2]
+                if grads[0].shape == x.shape:
+                    grad_x = grads[0]
+                else:
+                    grad_x = torch.empty_like(x) if grad_x is None else grad_x
+                    grad_x[piece] = grads[0]
+                grad_weight, grad_bias = _sum(grad_weight, grads[1]), _sum(grad_bias, grads[2])
         return grad_x, grad_weight, grad_bias, None
 
 
@@ -295,99 +327,97 @@ class NormedAffine(torch.autograd.Function):
     """:func:`normed_affine` with a backward pass."""
 
     @staticmethod
-    def forward(ctx, x, weight, bias, eps, matrix, offset):
-        ctx.save_for_backward(x, weight, bias, matrix, offset)
+    def forward(ctx, x, weight, bias, eps, matrix, offset, gamma):
+        ctx.save_for_backward(x, weight, bias, matrix, offset, gamma)
         ctx.eps, ctx.dtype = eps, compute_dtype(x)
         out = torch.empty_like(x)
-        normed_affine(x, weight, bias, eps, matrix, offset, out)
+        normed_affine(x, weight, bias, eps, matrix, offset, gamma, out)
         return out
 
     @staticmethod
     @once_differentiable
     def backward(ctx, grad_out):
-        x, weight, bias, matrix, offset = ctx.saved_tensors
-        grad_x, grad_weight, grad_bias = _empty_grads(x, weight, bias)
-        grad_matrix = torch.zeros_like(matrix, dtype=torch.float32)
-        grad_offset = grad_out.sum(1, keepdim=True, dtype=torch.float32)
-        matrix, _, size = in_reach(ctx.dtype, matrix, offset)
-        matrix = by_columns(matrix)
-        with torch.autocast(x.device.type, enabled=False):
+        x, weight, bias, matrix, offset, gamma = ctx.saved_tensors
+        grad_x, grad_weight, grad_bias, product = torch.empty_like(x), None, None, None
+        scale, size = in_reach(ctx.dtype, gamma)
+        with without_autocast(x):
+            scaled = by_columns((matrix * scale).to(ctx.dtype))
             for piece in pieces(x):
                 normed, mean, rstd = torch.native_layer_norm(x[piece], x.shape[-1:], weight, bias, ctx.eps)
-                grads = affine_backward(grad_out[piece].to(ctx.dtype), normed.to(ctx.dtype), matrix[piece[0]])
-                grad_matrix[piece[0]] += grads[1]
+                grads = affine_backward(grad_out[piece].to(ctx.dtype), normed.to(ctx.dtype), scaled[piece[0]])
+                product = _sum_at(product, piece, grads[1], matrix.shape)
                 grad = grads[0].to(x.dtype) if size is None else grads[0].to(x.dtype) * size
                 grads = _norm_backward(grad, x[piece], mean, rstd, weight, bias)
                 torch.add(grad_out[piece], grads[0], out=grad_x[piece])
-                grad_weight += grads[1]
-                grad_bias += grads[2]
-        return grad_x, grad_weight, grad_bias, None, grad_matrix, grad_offset
+                grad_weight, grad_bias = _sum(grad_weight, grads[1]), _sum(grad_bias, grads[2])
+        total = grad_out.sum(1, keepdim=True, dtype=torch.float32)
+        grad_gamma = torch.addcmul((product * matrix).sum(1, keepdim=True), total, offset)
+        grad_gamma = grad_gamma if gamma.dim() == 3 else grad_gamma.sum((0, 1))
+        return grad_x, grad_weight, grad_bias, None, product * gamma, total * gamma, grad_gamma
 
 
 class NormedMlp(torch.autograd.Function):
-    """x + s (GELU(LN(x) W1^T + b1) W2^T + b2): (M, C) -> (M, C), with s None or one factor for each token, (M, 1)."""
+    """x + s gamma (GELU(LN(x) W1^T + b1) W2^T + b2): (B, N, C) -> the same.
+
+    Gamma is (C), and s None or one factor for each image, (B, 1, 1).
+    """
 
     @staticmethod
-    def forward(ctx, x, weight, bias, eps, w1, b1, w2, b2, scale):
+    def forward(ctx, x, weight, bias, eps, w1, b1, w2, b2, gamma, scale):
         ctx.eps, ctx.dtype = eps, compute_dtype(x)
         hidden = []
         out = torch.empty_like(x)
-        v1, c1 = w1.to(ctx.dtype), b1.to(ctx.dtype)
-        v2, c2, size = in_reach(ctx.dtype, w2, b2)
-        factor = scale
-        if size is not None:
-            factor = size.expand(len(x), 1) if scale is None else size * scale
-        with torch.autocast(x.device.type, enabled=False):
-            for part in evenly(len(x), mlp_chunk_size(x, v1)):
-                normed = F.layer_norm(x[part], x.shape[-1:], weight, bias, eps).to(ctx.dtype)
-                hidden.append(linear(normed, v1, c1))
-                branch = linear(F.gelu(hidden[-1]), v2, c2)
-                _add(x[part], branch, None if factor is None else factor[part], out=out[part])
-        ctx.save_for_backward(x, weight, bias, w1, w2, b2, scale, *hidden)
+        v1, c1, v2, c2 = (t.to(ctx.dtype) for t in (w1, b1, w2, b2))
+        factor = gamma if scale is None else gamma * scale
+        with without_autocast(x):
+            for piece in pieces(x, mlp_chunk_size(x, v1)):
+                normed = F.layer_norm(x[piece], x.shape[-1:], weight, bias, eps).to(ctx.dtype)
+                hidden.append(linear(normed.flatten(0, 1), v1, c1))
+                branch = linear(F.gelu(hidden[-1]), v2, c2).view_as(normed)
+                torch.addcmul(x[piece], branch, _of(factor, piece[0]), out=out[piece])
+        ctx.save_for_backward(x, weight, bias, w1, w2, b2, gamma, scale, *hidden)
         return out
 
     @staticmethod
     @once_differentiable
     def backward(ctx, grad_out):
-        x, weight, bias, w1, w2, b2, scale, *hidden = ctx.saved_tensors
-        grad_x, grad_weight, grad_bias = _empty_grads(x, weight, bias)
-        grad_w1, grad_b1, grad_w2, grad_b2 = (
-            torch.zeros(shape, dtype=torch.float32, device=x.device)
-            for shape in (w1.shape, w1.shape[:1], w2.shape, w2.shape[:1])
-        )
-        v1 = w1.to(ctx.dtype)
-        v2, _, size = in_reach(ctx.dtype, w2, b2)
-        with torch.autocast(x.device.type, enabled=False):
-            for part, h in zip(evenly(len(x), mlp_chunk_size(x, v1)), hidden):
-                normed, mean, rstd = torch.native_layer_norm(x[part], x.shape[-1:], weight, bias, ctx.eps)
-                grad = grad_out[part].to(ctx.dtype)
+        x, weight, bias, w1, w2, b2, gamma, scale, *hidden = ctx.saved_tensors
+        grad_x, grad_weight, grad_bias = torch.empty_like(x), None, None
+        grad_w1 = grad_b1 = product = total = None
+        factor, size = in_reach(ctx.dtype, gamma)
+        v1, v2 = w1.to(ctx.dtype), (w2 * factor[:, None]).to(ctx.dtype)
+        with without_autocast(x):
+            for piece, h in zip(pieces(x, mlp_chunk_size(x, v1)), hidden):
+                normed, mean, rstd = torch.native_layer_norm(x[piece], x.shape[-1:], weight, bias, ctx.eps)
+                grad = grad_out[piece].to(ctx.dtype)
                 if scale is not None:
-                    grad = grad * scale[part]
-                grads = linear_backward(grad, F.gelu(h), v2)
-                grad_w2 += grads[1]
-                grad_b2 += grads[2]
+                    grad = grad * scale[piece[0]].to(ctx.dtype)
+                grads = linear_backward(grad.flatten(0, 1), F.gelu(h), v2)
+                product, total = _sum(product, grads[1]), _sum(total, grads[2])
                 grad = grads[0] if size is None else grads[0] * size
-                grads = linear_backward(torch.ops.aten.gelu_backward(grad, h), normed.to(ctx.dtype), v1)
-                grad_w1 += grads[1]
-                grad_b1 += grads[2]
-                grads = _norm_backward(grads[0].to(x.dtype), x[part], mean, rstd, weight, bias)
-                torch.add(grad_out[part], grads[0], out=grad_x[part])
-                grad_weight += grads[1]
-                grad_bias += grads[2]
-        return grad_x, grad_weight, grad_bias, None, grad_w1, grad_b1, grad_w2, grad_b2, None
+                grads = linear_backward(torch.ops.aten.gelu_backward(grad, h), normed.flatten(0, 1).to(ctx.dtype), v1)
+                grad_w1, grad_b1 = _sum(grad_w1, grads[1]), _sum(grad_b1, grads[2])
+                grads = _norm_backward(grads[0].view_as(normed).to(x.dtype), x[piece], mean, rstd, weight, bias)
+                torch.add(grad_out[piece], grads[0], out=grad_x[piece])
+                grad_weight, grad_bias = _sum(grad_weight, grads[1]), _sum(grad_bias, grads[2])
+        grad_gamma = torch.addcmul((product * w2).sum(1), total, b2)
+        grad_w2, grad_b2 = product * gamma[:, None], total * gamma
+        return grad_x, grad_weight, grad_bias, None, grad_w1, grad_b1, grad_w2, grad_b2, grad_gamma, None
 
 
-def _add(x: Tensor, branch: Tensor, factor: Optional[Tensor], out: Tensor) -> None:
-    """out = x + factor * branch, multiplied in the wider of their types."""
-    if factor is None:
-        torch.add(x, branch, out=out)
-    else:
-        torch.addcmul(x, branch, factor, out=out)
-
-
-def _empty_grads(x: Tensor, weight: Tensor, bias: Tensor) -> Tuple[Tensor, Tensor, Tensor]:
+def _sum(total: Optional[Tensor], part: Tensor) -> Tensor:
     """Sums over chunks are kept in fp32, whatever the weights are; autograd casts them."""
-    return torch.empty_like(x), *(torch.zeros_like(t, dtype=torch.float32) for t in (weight, bias))
+    return part.to(torch.promote_types(part.dtype, torch.float32)) if total is None else total.add_(part)
+
+
+def _sum_at(total: Optional[Tensor], piece: Tuple[slice, slice], part: Tensor, shape: torch.Size) -> Tensor:
+    """Sums over the tokens of each image, of that shape; without a copy if there is one piece."""
+    if total is None and part.shape == shape:
+        return part
+    images, tokens = piece
+    total = part.new_empty(shape) if total is None else total
+    total[images].copy_(part) if tokens.start == 0 else total[images].add_(part)
+    return total
 
 
 def _norm_backward(grad: Tensor, x: Tensor, mean: Tensor, rstd: Tensor, weight: Tensor, bias: Tensor):

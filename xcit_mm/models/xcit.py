@@ -27,6 +27,7 @@ from .tokenwise import (
     add_normed_affine,
     add_normed_mlp,
     compiles_in_chunks,
+    in_reach,
     normed_moments,
     pays_in_chunks,
 )
@@ -150,10 +151,18 @@ class LPI(nn.Module):
         self.bn = build_norm_layer(norm_cfg, dim)[1]
         self.conv2 = nn.Conv2d(dim, dim, kernel_size=3, padding=1, groups=dim)
 
-    def forward(self, x: Tensor, grid: Tuple[int, int]) -> Tensor:
-        """(B, N, C) -> (B, N, C). The tokens already are a channels-last image, so nothing is copied."""
+    def forward(self, x: Tensor, grid: Tuple[int, int], gamma: Optional[Tensor] = None) -> Tensor:
+        """(B, N, C) -> (B, N, C), times gamma (C) if given.
+
+        The tokens already are a channels-last image, so nothing is copied.
+        """
         x = x.unflatten(1, grid).permute(0, 3, 1, 2)
-        x = self.conv2(self.bn(self.act(self.conv1(x))))
+        x = self.bn(self.act(self.conv1(x)))
+        if gamma is None:
+            x = self.conv2(x)
+        else:
+            weight = self.conv2.weight * gamma[:, None, None, None]
+            x = F.conv2d(x, weight, self.conv2.bias * gamma, padding=1, groups=len(gamma))
         return x.flatten(2).transpose(1, 2)
 
 
@@ -278,7 +287,7 @@ class XCABlock(nn.Module):
         if self.attn.takes_covariance(x, compute_dtype(self.gamma1)):
             norm = _arguments(self.norm1)
             matrix, offset = self.attn.affine_map(*moments(x, *norm))
-            add_affine(x, *norm, matrix * self.gamma1, offset * self.gamma1)
+            add_affine(x, *norm, matrix, offset, self.gamma1)
         else:
             x.addcmul_(self.attn(self.norm1(x.to(self.gamma1.dtype))), self.gamma1)
         self._add_lpi(x, grid)
@@ -288,21 +297,31 @@ class XCABlock(nn.Module):
         return x
 
     def _with_backward(self, x: Tensor, grid: Tuple[int, int]) -> Tensor:
-        """LayerScale is folded into the last layer of each branch, so that its output need not be kept."""
+        """The backward pass needs LayerScale and the last layer of a branch, but not the branch itself."""
         if self.attn.takes_covariance(x, compute_dtype(x)):
             norm = _arguments(self.norm1)
             matrix, offset = self.attn.affine_map(*NormedMoments.apply(x, *norm))
             keep = self._keep(x)
             gamma = self.gamma1 if keep is None else self.gamma1 * keep
-            x = NormedAffine.apply(x, *norm, matrix * gamma, offset * gamma)
+            x = NormedAffine.apply(x, *norm, matrix, offset, gamma)
         else:
             x = self._add(x, self.attn(self.norm1(x)), self.gamma1)
-        x = self._add(x, self.lpi(self.norm3(x), grid), self.gamma3)
-        keep = self._keep(x)
-        keep = None if keep is None else keep.expand(-1, x.shape[1], -1).flatten(0, 1)
+        x = self._add_lpi_with_backward(x, grid)
         fc1, fc2 = self.mlp.fc1, self.mlp.fc2
-        mlp = fc1.weight, fc1.bias, fc2.weight * self.gamma2[:, None], fc2.bias * self.gamma2
-        return NormedMlp.apply(x.flatten(0, 1), *_arguments(self.norm2), *mlp, keep).view_as(x)
+        mlp = fc1.weight, fc1.bias, fc2.weight, fc2.bias, self.gamma2
+        return NormedMlp.apply(x, *_arguments(self.norm2), *mlp, self._keep(x))
+
+    def _add_lpi_with_backward(self, x: Tensor, grid: Tuple[int, int]) -> Tensor:
+        """LPI and its residual, LayerScale folded into its last convolution, so that its output need not be kept."""
+        lpi, conv = self.lpi, self.lpi.conv2
+        if (type(lpi), type(conv)) != (LPI, nn.Conv2d) or any(
+            m._forward_hooks or m._forward_pre_hooks for m in (lpi, conv)
+        ):
+            return self._add(x, lpi(self.norm3(x), grid), self.gamma3)
+        gamma, size = in_reach(compute_dtype(x), self.gamma3)
+        branch = lpi(self.norm3(x), grid, gamma)
+        factors = [factor for factor in (size, self._keep(x)) if factor is not None]
+        return torch.addcmul(x, branch, math.prod(factors)) if factors else x + branch
 
 
 def _inference_functions() -> Tuple[Callable, ...]:

@@ -1,0 +1,135 @@
+"""What a GPU would run: PyTorch follows types, shapes and devices of its tensors without one, but not their numbers.
+
+The numbers of its path through the code are those of the same path on a CPU.
+"""
+
+import copy
+from functools import partial
+
+import pytest
+import timm
+import torch
+from conftest import build, deviation, randomise
+from torch.utils._python_dispatch import TorchDispatchMode
+
+from xcit_mm.models import attention, in_place, products, tokenwise, xcit
+from xcit_mm.models.attention import XCA
+
+fake = pytest.importorskip('torch._subclasses.fake_tensor')
+HALF = {'fp16': torch.float16, 'bf16': torch.bfloat16}
+
+
+class Launches(TorchDispatchMode):
+    """Counts the operators that compute something, not those that look at memory differently."""
+
+    VIEWS = 'alias as_strided detach expand permute prim promote_types select slice split t transpose unbind unsqueeze'
+
+    def __init__(self):
+        super().__init__()
+        self.count = 0
+
+    def __torch_dispatch__(self, function, types, args=(), kwargs=None):
+        name = str(function).split('.')[1]
+        self.count += name not in self.VIEWS.split() and not any(
+            part in name for part in ('view', 'empty', 'split', 'device')
+        )
+        return function(*args, **(kwargs or {}))
+
+
+def launches(make, size, kind, dtype, batch=1):
+    """Outputs and launches of inference by a model on a GPU; kind is 'fp32', 'half' (weights as well) or 'autocast'."""
+    default, launched = torch.get_default_dtype(), Launches()
+    with fake.FakeTensorMode():
+        try:
+            torch.set_default_dtype(dtype if kind == 'half' else torch.float32)
+            with torch.device('cuda'):
+                model, image = make().eval(), torch.empty(batch, 3, *size)
+            # torch.autocast turns itself off where there is no GPU.
+            torch.set_autocast_dtype('cuda', dtype)
+            torch.set_autocast_enabled('cuda', kind == 'autocast')
+            with torch.no_grad(), launched:
+                return model(image), launched.count
+        finally:
+            torch.set_autocast_enabled('cuda', False)
+            torch.set_default_dtype(default)
+
+
+@pytest.fixture
+def gpu(monkeypatch):
+    """PyTorch's answers about a GPU that are no shapes."""
+    if not hasattr(torch, 'get_autocast_dtype'):
+        pytest.skip('this PyTorch cannot turn on autocast for a GPU that is not there')
+    monkeypatch.setattr(
+        tokenwise, 'multiplies_into_fp32', lambda dtype, kind: kind == 'cuda' and dtype in HALF.values()
+    )
+
+
+@pytest.mark.parametrize('dtype', list(HALF))
+@pytest.mark.parametrize('kind', ['fp32', 'half', 'autocast'])
+@pytest.mark.parametrize('size', [(512, 512), (64, 90)])  # the covariance form and the token form
+def test_everything_stays_on_the_device_and_in_its_type(gpu, monkeypatch, size, kind, dtype):
+    forms = []
+    chosen = XCA.takes_covariance
+    monkeypatch.setattr(XCA, 'takes_covariance', lambda *args: forms.append(chosen(*args)) or forms[-1])
+    for out_type in ('cls_token', 'featmap', 'pyramid'):
+        make = partial(build, arch='n12', patch_size=8, out_type=out_type)
+        outs, _ = launches(make, size, kind, HALF[dtype], batch=2)
+        assert {out.device.type for out in outs} == {'cuda'}
+        if out_type != 'pyramid':  # of which autocast leaves the deconvolutions in half precision
+            assert {out.dtype for out in outs} == {HALF[dtype] if kind == 'half' else torch.float32}
+    assert len(forms) == 36 and set(forms) == {size == (512, 512)}
+
+
+@pytest.mark.parametrize('kind', ['fp32', 'half', 'autocast'])
+def test_launches_are_about_as_many_as_those_of_timm(gpu, kind):
+    """Where a GPU waits for them, they are the time that it takes."""
+
+    ours = partial(build, arch='s12', patch_size=8)
+    theirs = partial(timm.create_model, 'xcit_small_12_p8_224', num_classes=0)
+    few, many = (224, 224), (800, 1216)
+    peer = launches(theirs, many, kind, torch.float16)[1]
+    assert launches(ours, few, kind, torch.float16)[1] <= 1.05 * peer
+    assert launches(ours, many, kind, torch.float16)[1] <= 1.5 * peer
+
+
+def test_the_choice_of_a_form_does_not_depend_on_the_cpu_beside_the_gpu(monkeypatch):
+    for tiles in (False, True):
+        monkeypatch.setattr(attention, 'HAS_TILES', tiles)
+        forms = [XCA.prefers_covariance(3 * 384, 384, torch.bfloat16, 8, device) for device in ('cpu', 'cuda')]
+        assert forms == [not tiles, True]
+
+
+@pytest.fixture
+def path_of_gpus(monkeypatch):
+    """On a CPU."""
+    monkeypatch.setitem(tokenwise.CHUNK_SIZES, 'cpu', tokenwise.CHUNK_SIZES['other'])
+    monkeypatch.setattr(tokenwise, 'LEAST_VALUES', 0)
+    monkeypatch.setattr(tokenwise, 'gram_step', lambda x: x.shape[-1])
+    monkeypatch.setattr(tokenwise, 'mirrored', lambda total: total)
+    monkeypatch.setattr(tokenwise, 'adds_to_memory', lambda x, dtype: False)
+    for module in (products, tokenwise):
+        monkeypatch.setattr(module, 'ONEDNN', False)
+        monkeypatch.setattr(module, 'by_columns', lambda matrix: matrix)
+    for module in (xcit, in_place):
+        monkeypatch.setattr(module, 'works_in_place', lambda *_: False)
+
+
+@pytest.mark.parametrize('training', [False, True])
+@pytest.mark.usefixtures('covariance_of_few_tokens', 'path_of_gpus')
+def test_numbers_and_gradients(tiny, monkeypatch, training):
+    net = randomise(build(arch=tiny, patch_size=8, out_type='featmap', drop_path_rate=0.3)).train(training)
+    image = torch.randn(2, 3, 96, 128, generator=torch.Generator().manual_seed(0))
+    twin = copy.deepcopy(net)
+    with torch.no_grad():
+        torch.manual_seed(0)
+        inference = net(image)[0]
+    outs = []
+    for model in (net, twin):
+        torch.manual_seed(0)  # stochastic depth
+        outs.append(model(image)[0])
+        outs[-1].square().mean().backward()
+        monkeypatch.setattr(xcit.XCABlock, '_can_be_chunked', lambda self, x: False)  # the twin runs as written
+    assert max(deviation(inference, outs[1]), deviation(outs[0], outs[1])) < 2e-6
+    for (name, ours), reference in zip(net.named_parameters(), twin.parameters()):
+        scale = reference.grad.abs().max()
+        assert torch.allclose(ours.grad, reference.grad, rtol=0, atol=2e-4 * scale + 1e-9), name
