@@ -110,6 +110,13 @@ def test_configs_with_mistakes_are_refused(name):
     assert words in message and (key.rpartition('.')[0] in message)
 
 
+def test_a_data_set_in_a_data_set_is_refused():
+    cfg = copy.deepcopy(read(DETECTOR))
+    cfg.merge_from_dict({'val_dataloader.dataset.dataset.indices': 9})
+    message = refused(check_config, cfg)
+    assert "val_dataloader.dataset (of type 'CocoDataset') has a data set without a type, with indices" in message
+
+
 def test_the_classes_of_a_segmentor_are_those_of_its_data():
     cfg = copy.deepcopy(read(SEGMENTOR))
     cfg.model.decode_head.num_classes = 150

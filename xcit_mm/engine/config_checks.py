@@ -173,6 +173,14 @@ def check_config(cfg: Config) -> None:
     for key in RUNNER_KEYS & set(cfg):
         for path, settings, kinds in _typed(cfg[key], key, []):
             _check_type(path, settings, kinds, scope)
+    for split, loader in find_loaders(cfg).items():
+        for dataset in innermost_datasets(loader['dataset']):
+            if 'type' not in dataset:
+                outer = loader['dataset'].get('type')
+                raise UsageError(
+                    f'{split}_dataloader.dataset (of type {outer!r}) has a data set without a type, with '
+                    f'{", ".join(dataset) or "nothing"}; only a wrapper such as RepeatDataset has one inside'
+                )
     _check_classes(cfg, scope)
 
 
