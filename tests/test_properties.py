@@ -9,6 +9,8 @@ from conftest import build, deviation, randomise
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
+from xcit_mm.models.xcit import XCABlock
+
 pytestmark = pytest.mark.usefixtures('one_thread', 'covariance_of_few_tokens')
 
 DEPTH = 3
@@ -43,8 +45,8 @@ def tokens(side, patch_size):
 
 
 @search
-@given(batches, sides, sides, patch_sizes, st.sampled_from(OUT_TYPES), st.sampled_from([0.0, 0.3]))
-def test_shapes_follow_from_the_image(batch, height, width, patch_size, out_type, drop_path):
+@given(batches, sides, sides, patch_sizes, st.sampled_from(OUT_TYPES))
+def test_shapes_follow_from_the_image(batch, height, width, patch_size, out_type):
     model = backbone(patch_size, out_type)
     if min(height, width) < patch_size:
         with pytest.raises(ValueError, match=f'{height}x{width} pixels'):
@@ -78,6 +80,42 @@ def test_every_image_of_a_batch_is_computed_alone(batch, height, width, patch_si
         (together,) = model(images)
         apart = torch.cat([model(image[None])[0] for image in images])
     assert deviation(together, apart) < 1e-4
+
+
+KINDS = {  # type of the weights and of autocast, and how far gradients may be from those of the blocks as written
+    'fp64': (torch.float64, None, 1e-6),
+    'fp32': (torch.float32, None, 1e-4),
+    'bf16': (torch.bfloat16, None, 0.3),
+    'autocast bf16': (torch.float32, torch.bfloat16, 0.2),
+    'autocast fp16': (torch.float32, torch.float16, 0.04),
+}
+if torch.__version__ < torch.torch_version.TorchVersion('2.4'):
+    del KINDS['autocast fp16']
+rates = st.sampled_from([0.0, 0.3])
+flags = st.booleans()
+
+
+@search
+@given(st.sampled_from(list(KINDS)), st.sampled_from(OUT_TYPES), batches, rates, rates, flags, flags, flags, flags)
+def test_settings_of_training_work_together(kind, out_type, batch, drop_path, attn_drop, cp, norm_eval, freeze, large):
+    dtype, autocast, bound = KINDS[kind]
+    settings = dict(drop_path_rate=drop_path, attn_drop_rate=attn_drop, with_cp=cp, norm_eval=norm_eval)
+    model = build(arch=ARCH, patch_size=8, out_type=out_type, frozen_stages=int(freeze), **settings)
+    model = randomise(model).to(dtype).train()
+    image = image_of(batch, 60 if large else 24, 75, dtype)  # the covariance form and the token form
+    gradients = []
+    with pytest.MonkeyPatch.context() as patch:
+        for as_written in (False, True):
+            if as_written:
+                patch.setattr(XCABlock, '_can_be_chunked', lambda self, x: False)
+            model.zero_grad()
+            torch.manual_seed(0)  # of what is dropped
+            with torch.autocast('cpu', autocast, enabled=autocast is not None):
+                outs = model(image)
+            sum(out.float().square().mean() for out in outs).backward()
+            gradients.append(torch.cat([p.grad.flatten().float() for p in model.parameters() if p.grad is not None]))
+    ours, reference = gradients
+    assert (ours - reference).norm() < bound * reference.norm()
 
 
 def laid_out(image, layout):
