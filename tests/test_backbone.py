@@ -7,7 +7,7 @@ from mmengine.utils.dl_utils.parrots_wrapper import _BatchNorm
 from torch import nn
 
 from xcit_mm.models import in_place
-from xcit_mm.models.xcit import ARCHS, XCiT
+from xcit_mm.models.xcit import ARCHS, PositionEncoding, XCiT
 
 pytestmark = pytest.mark.usefixtures('covariance_of_few_tokens')
 
@@ -67,6 +67,28 @@ def test_several_and_negative_indices(tiny):
 def test_dense_models_have_no_classification_parts(tiny, out_type):
     names = build(arch=tiny, out_type=out_type).state_dict()
     assert not any(name.startswith(('cls_token', 'cls_attn_blocks', 'norm.')) for name in names)
+
+
+def test_features_of_positions_are_computed_once_per_size(tiny, monkeypatch):
+    model, computed = build(arch=tiny, out_type='featmap'), []
+    compute = PositionEncoding._computed_features
+
+    def counted(self, length):
+        computed.append(length)
+        return compute(self, length)
+
+    monkeypatch.setattr(PositionEncoding, '_computed_features', counted)
+    monkeypatch.setattr(PositionEncoding, 'MOST_LENGTHS', 3)
+    image = torch.randn(1, 3, 64, 96)
+    with torch.inference_mode():
+        first = model.eval()(image)[0].clone()
+    with torch.no_grad():
+        assert torch.equal(model(image)[0], first)
+    model.train()(image)[0].sum().backward()  # what inference mode made could not be used here
+    assert computed == [4, 6] and model.pos_embed.token_projection.weight.grad.isfinite().all()
+    for height in (80, 16):  # more lengths than are kept
+        model(torch.randn(1, 3, height, 96))
+    assert computed == [4, 6, 5, 1, 6] and len(model.pos_embed._kept) == 2
 
 
 @pytest.mark.parametrize('arch', ARCHS)

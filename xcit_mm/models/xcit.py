@@ -106,7 +106,7 @@ class PositionEncoding(nn.Module):
     """Fourier position encoding (section 4.1) with a learned 1x1 projection, for any grid.
 
     The 64 Fourier features of a place are 32 of its row and 32 of its column, so their projection is a sum of one
-    vector per row and one per column: H + W small products instead of H x W.
+    vector per row and one per column: H + W small products instead of H x W. The features are computed once per size.
 
     Args:
         dim (int): Channels C.
@@ -114,14 +114,31 @@ class PositionEncoding(nn.Module):
         temperature (float): Base of the wavelengths.
     """
 
+    MOST_LENGTHS = 256  # of which the features are kept, 128 bytes for each place
+
     def __init__(self, dim: int, hidden_dim: int = 32, temperature: float = 10000.0):
         super().__init__()
         self.token_projection = nn.Conv2d(2 * hidden_dim, dim, kernel_size=1)
         wavelength = temperature ** (2 * (torch.arange(hidden_dim, dtype=torch.float32) // 2) / hidden_dim)
         self.register_buffer('wavelength', wavelength, persistent=False)
+        self._kept = {}
 
     def _features(self, length: int) -> Tensor:
         """Sines and cosines of the places 1 ... length, scaled to 2 pi: (length, hidden)."""
+        if is_traced():
+            return self._computed_features(length)
+        key = length, self.wavelength.device, self.wavelength.dtype
+        if key not in self._kept:
+            with torch.inference_mode(False):  # or no later training step could use them
+                features = self._computed_features(length)
+            if type(features) is not Tensor:  # such as one that PyTorch only follows the shape of
+                return features
+            if len(self._kept) >= self.MOST_LENGTHS:
+                self._kept.clear()
+            self._kept[key] = features
+        return self._kept[key]
+
+    def _computed_features(self, length: int) -> Tensor:
         place = torch.arange(1, length + 1, dtype=torch.float32, device=self.wavelength.device)
         angle = (place / (length + 1e-6) * (2 * math.pi))[:, None] / self.wavelength.float()
         return torch.stack((angle[:, 0::2].sin(), angle[:, 1::2].cos()), dim=2).flatten(1)
