@@ -4,6 +4,7 @@ The numbers of its path through the code are those of the same path on a CPU.
 """
 
 import copy
+from contextlib import contextmanager
 from functools import partial
 
 import pytest
@@ -36,22 +37,28 @@ class Launches(TorchDispatchMode):
         return function(*args, **(kwargs or {}))
 
 
-def launches(make, size, kind, dtype, batch=1):
-    """Outputs and launches of inference by a model on a GPU; kind is 'fp32', 'half' (weights as well) or 'autocast'."""
-    default, launched = torch.get_default_dtype(), Launches()
-    with fake.FakeTensorMode():
+@contextmanager
+def on_gpu(kind, dtype):
+    """Makes tensors and modules of a GPU; kind is 'fp32', 'half' (weights as well) or 'autocast'."""
+    default = torch.get_default_dtype()
+    with fake.FakeTensorMode(), torch.no_grad(), torch.device('cuda'):
         try:
             torch.set_default_dtype(dtype if kind == 'half' else torch.float32)
-            with torch.device('cuda'):
-                model, image = make().eval(), torch.empty(batch, 3, *size)
             # torch.autocast turns itself off where there is no GPU.
             torch.set_autocast_dtype('cuda', dtype)
             torch.set_autocast_enabled('cuda', kind == 'autocast')
-            with torch.no_grad(), launched:
-                return model(image), launched.count
+            yield
         finally:
             torch.set_autocast_enabled('cuda', False)
             torch.set_default_dtype(default)
+
+
+def launches(make, size, kind, dtype, batch=1):
+    """Outputs and launches of inference by a model."""
+    with on_gpu(kind, dtype):
+        model, image = make().eval(), torch.empty(batch, 3, *size)
+        with Launches() as launched:
+            return model(image), launched.count
 
 
 @pytest.fixture
@@ -97,6 +104,27 @@ def test_the_choice_of_a_form_does_not_depend_on_the_cpu_beside_the_gpu(monkeypa
         monkeypatch.setattr(attention, 'HAS_TILES', tiles)
         forms = [XCA.prefers_covariance(3 * 384, 384, torch.bfloat16, 8, device) for device in ('cpu', 'cuda')]
         assert forms == [not tiles, True]
+
+
+@pytest.mark.parametrize('kind', ['half', 'autocast'])
+def test_no_product_over_the_tokens_is_in_fp32_when_compiled(gpu, monkeypatch, kind):
+    """A GPU multiplies ten times as fast in half precision, and keeps the sums in fp32 all the same."""
+
+    class Products(TorchDispatchMode):
+        def __torch_dispatch__(self, function, types, args=(), kwargs=None):
+            tensors = [t for t in args if isinstance(t, torch.Tensor)]
+            if any(word in str(function) for word in ('mm', 'gram')) and any(1600 in t.shape for t in tensors):
+                found.append((str(function), {t.dtype for t in tensors}))
+            return function(*args, **(kwargs or {}))
+
+    found = []
+    for module in (products, tokenwise, attention):
+        monkeypatch.setattr(module, 'is_traced', lambda: True)
+    monkeypatch.setattr(tokenwise, 'is_exported', lambda: False)
+    with on_gpu(kind, torch.float16), Products():
+        out = XCA(64, 4)(torch.empty(2, 1600, 64))
+    assert out.dtype == torch.float16
+    assert found == [('xcit_mm.gram.default', {torch.float16}), ('aten.baddbmm.default', {torch.float16})]
 
 
 @pytest.fixture

@@ -103,9 +103,11 @@ class XCA(nn.Module):
 
     def covariance_form(self, x: Tensor) -> Tensor:
         """(B, N, C) -> (B, N, C), through the second moments of the tokens."""
-        # A few sums over all tokens: in half precision they would overflow, or lose the small entries of S.
+        # A few sums over all tokens: in half precision they would overflow, or lose the small entries of S. A GPU's
+        # products of half precision have sums in fp32.
+        tokens = x if x.device.type == 'cpu' else x.to(compute_dtype(x))
         with without_autocast(x):
-            moments = gram(x) / x.shape[1]
+            moments = gram(tokens) / x.shape[1]
             weight, bias = self.affine_map(moments, x.mean(dim=1, keepdim=True, dtype=torch.float32))
         return affine(x, weight.to(x.dtype), bias.to(x.dtype))
 

@@ -141,7 +141,9 @@ def add_gram(total: Tensor, x: Tensor, first: bool = False) -> None:
 
 def gram(x: Tensor) -> Tensor:
     """x^T x of tokens (B, N, C) of any floating type, fp32, (B, C, C): differentiable, and fit to be traced."""
-    if HAS_OPERATORS and ONEDNN and x.device.type == 'cpu' and is_traced() and not is_exported():
+    # The compiler knows neither oneDNN's products for this nor, for half precision, those that keep fp32 sums.
+    faster = ONEDNN if x.device.type == 'cpu' else x.dtype in (torch.float16, torch.bfloat16)
+    if faster and HAS_OPERATORS and is_traced() and not is_exported():
         return torch.ops.xcit_mm.gram(x)
     x = x.float()
     C = x.shape[2]
@@ -151,14 +153,23 @@ def gram(x: Tensor) -> Tensor:
 
 
 def _gram(x: Tensor) -> Tensor:
-    total = x.new_zeros(len(x), x.shape[2], x.shape[2], dtype=torch.float32)
+    total = x.new_empty(len(x), x.shape[2], x.shape[2], dtype=torch.float32)
     for piece in pieces(x):
-        add_gram(total[piece[0]], x[piece])
+        add_gram(total[piece[0]], x[piece], first=piece[1].start == 0)
     return mirrored(total)
 
 
+def _gram_backward(ctx, grad: Tensor) -> Tensor:
+    (x,) = ctx.saved_tensors
+    # On a CPU in fp32, like the sums.
+    dtype = torch.float32 if x.device.type == 'cpu' else x.dtype
+    return (x.to(dtype) @ (grad + grad.transpose(1, 2)).to(dtype)).to(x.dtype)
+
+
 def mirrored(total: Tensor) -> Tensor:
-    """(..., C, C) with an upper triangle -> symmetric."""
+    """(..., C, C) with an upper triangle -> symmetric. Elsewhere than on a CPU it is so already."""
+    if total.device.type != 'cpu':
+        return total
     return total.triu() + total.triu(1).transpose(-2, -1)
 
 
@@ -190,8 +201,7 @@ def normed_moments(x: Tensor, weight: Tensor, bias: Tensor, eps: float) -> Tuple
                 torch.sum(normed, 1, keepdim=True, dtype=torch.float32, out=mean[images])
             else:
                 mean[images] += normed.sum(1, keepdim=True, dtype=torch.float32)
-    # Elsewhere than on a CPU there is no triangle.
-    return (mirrored(moments) if x.device.type == 'cpu' else moments).div_(N), mean.div_(N)
+    return mirrored(moments).div_(N), mean.div_(N)
 
 
 def adds_to_memory(x: Tensor, dtype: torch.dtype) -> bool:
@@ -438,7 +448,7 @@ def _register_operators() -> None:
     register(add_normed_affine, lambda *_: None, mutates=('x',))
     register(add_normed_mlp, lambda *_: None, mutates=('x',))
     register(_gram, moments_like, name='gram').register_autograd(
-        lambda ctx, grad: (ctx.saved_tensors[0].float() @ (grad + grad.transpose(1, 2))).to(ctx.saved_tensors[0].dtype),
+        _gram_backward,
         setup_context=lambda ctx, inputs, output: ctx.save_for_backward(*inputs),
     )
 
