@@ -198,13 +198,23 @@ def test_tokens_of_any_memory_layout(tiny):
         assert torch.equal(block(tokens, (12, 16)), block(tokens.contiguous(), (12, 16)))
 
 
-@pytest.mark.parametrize('part', ['norm1', 'attn', 'mlp.act', 'norm2'])
+@pytest.mark.parametrize('part', ['norm1', 'attn', 'attn.qkv', 'attn.proj', 'mlp.act', 'norm2'])
 def test_hooks_on_the_layers_of_a_block_see_all_tokens(tiny, part):
     net, seen = model(tiny), []
     net.blocks[1].get_submodule(part).register_forward_hook(lambda m, args, out: seen.append(out.shape[1]))
     with torch.no_grad():
         net(IMAGE)
     assert seen == [192]
+
+
+@pytest.mark.parametrize('part', ['norm1', 'attn', 'attn.qkv', 'attn.proj', 'norm2', 'mlp.fc1', 'lpi', 'lpi.conv2'])
+def test_hooks_see_the_gradients_of_all_tokens(tiny, part):
+    net, seen = model(tiny).train(), []
+    watched = net.blocks[1].get_submodule(part)
+    watched.register_full_backward_hook(lambda m, inputs, outputs: seen.append(outputs[0].numel()))
+    net(IMAGE)[-1].sum().backward()
+    channels = {'attn.qkv': 96, 'mlp.fc1': 128}.get(part, 32)
+    assert seen == [2 * 192 * channels]
 
 
 def test_training_keeps_less(tiny, as_written):

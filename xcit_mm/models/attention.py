@@ -14,6 +14,11 @@ from .tokenwise import gram
 LEAST_VALUES = {'cpu': 2**18, 'other': 2**20}
 
 
+def is_watched(*modules: nn.Module) -> bool:
+    """Whether somebody asked to be called with the inputs, outputs or gradients of these modules."""
+    return any(m._forward_hooks or m._forward_pre_hooks or m._backward_hooks or m._backward_pre_hooks for m in modules)
+
+
 class XCA(nn.Module):
     r"""Cross-covariance attention (paper, section 3.2).
 
@@ -80,6 +85,8 @@ class XCA(nn.Module):
     def takes_covariance(self, x: Tensor, dtype: torch.dtype) -> bool:
         """Whether tokens (B, N, C) go through the covariance form, in products of this type."""
         B, N, C = x.shape
+        if not is_traced() and is_watched(self.qkv, self.proj):
+            return False  # it has no q, k, v to show
         # Models are compiled, and their multiply-adds counted, for any batch size.
         return self.prefers_covariance(N, C, dtype, None if is_traced() or x.is_meta else B, x.device.type)
 

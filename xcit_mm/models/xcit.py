@@ -17,7 +17,7 @@ from torch.utils.checkpoint import checkpoint as activation_checkpoint
 from ..checkpoint import CheckpointError, match_state_dict
 from ..registry import MODELS
 from .adapter import MultiScaleAdapter
-from .attention import XCA, ClassAttention
+from .attention import XCA, ClassAttention, is_watched
 from .in_place import add_normed_lpi, compiles_in_place, embed_patches, folded, lpi_arguments, works_in_place
 from .products import Conv2d, Linear, compute_dtype, is_traced
 from .tokenwise import (
@@ -281,9 +281,7 @@ class XCABlock(nn.Module):
             tuple(map(type, layers)) == (nn.LayerNorm, nn.LayerNorm, Linear, Linear, nn.GELU, Linear, Linear)
             and mlp.act.approximate == 'none'
             and not (self.training and (mlp.drop.p or attn.proj_drop.p))
-            and not any(
-                m._forward_hooks or m._forward_pre_hooks for m in (*layers, attn, mlp, mlp.drop, attn.proj_drop)
-            )
+            and not is_watched(*layers, attn, mlp, mlp.drop, attn.proj_drop)
         )
 
     def _adds_lpi_in_place(self, x: Tensor) -> bool:
@@ -331,9 +329,7 @@ class XCABlock(nn.Module):
     def _add_lpi_with_backward(self, x: Tensor, grid: Tuple[int, int]) -> Tensor:
         """LPI and its residual, LayerScale folded into its last convolution, so that its output need not be kept."""
         lpi, conv = self.lpi, self.lpi.conv2
-        if (type(lpi), type(conv)) != (LPI, nn.Conv2d) or any(
-            m._forward_hooks or m._forward_pre_hooks for m in (lpi, conv)
-        ):
+        if (type(lpi), type(conv)) != (LPI, nn.Conv2d) or is_watched(lpi, conv):
             return self._add(x, lpi(self.norm3(x), grid), self.gamma3)
         gamma, size = in_reach(compute_dtype(x), self.gamma3)
         branch = lpi(self.norm3(x), grid, gamma)
