@@ -66,6 +66,7 @@ def gpu(monkeypatch):
     """PyTorch's answers about a GPU that are no shapes."""
     if not hasattr(torch, 'get_autocast_dtype'):
         pytest.skip('this PyTorch cannot turn on autocast for a GPU that is not there')
+    monkeypatch.setattr(attention, 'HAS_WIDE_PRODUCTS', True)
     monkeypatch.setattr(
         tokenwise, 'multiplies_into_fp32', lambda dtype, kind: kind == 'cuda' and dtype in HALF.values()
     )
@@ -99,11 +100,20 @@ def test_launches_are_about_as_many_as_those_of_timm(gpu, kind):
     assert launches(ours, many, kind, torch.float16)[1] <= 1.5 * peer
 
 
-def test_the_choice_of_a_form_does_not_depend_on_the_cpu_beside_the_gpu(monkeypatch):
-    for tiles in (False, True):
-        monkeypatch.setattr(attention, 'HAS_TILES', tiles)
-        forms = [XCA.prefers_covariance(3 * 384, 384, torch.bfloat16, 8, device) for device in ('cpu', 'cuda')]
-        assert forms == [not tiles, True]
+@pytest.mark.parametrize('tiles', [False, True])  # of the CPU beside it, on which nothing may depend
+@pytest.mark.parametrize('dtype', list(HALF.values()))
+def test_choice_of_a_form(monkeypatch, dtype, tiles):
+    monkeypatch.setattr(attention, 'HAS_TILES', tiles)
+
+    def form(tokens_per_channel, dtype, batch=8):
+        return XCA.prefers_covariance(int(tokens_per_channel * 384), 384, dtype, batch, 'cuda')
+
+    assert [form(ratio, torch.float32) for ratio in (1.9, 2)] == [False, True]
+    assert not form(2, torch.float32, batch=1)
+    monkeypatch.setattr(attention, 'HAS_WIDE_PRODUCTS', True)
+    assert [form(ratio, dtype) for ratio in (2, 7.9, 8)] == [False, False, True]
+    monkeypatch.setattr(attention, 'HAS_WIDE_PRODUCTS', False)  # the moments need fp32
+    assert not form(100, dtype)
 
 
 @pytest.mark.parametrize('kind', ['half', 'autocast'])
@@ -161,3 +171,24 @@ def test_numbers_and_gradients(tiny, monkeypatch, training):
     for (name, ours), reference in zip(net.named_parameters(), twin.parameters()):
         scale = reference.grad.abs().max()
         assert torch.allclose(ours.grad, reference.grad, rtol=0, atol=2e-4 * scale + 1e-9), name
+
+
+@pytest.mark.parametrize('training', [False, True])
+def test_lpi_in_the_other_layout(monkeypatch, training):
+    lpi = randomise(xcit.LPI(16, dict(type='BN'), dict(type='GELU'))).train(training)
+    layouts, results = [], []
+    lpi.conv1.register_forward_pre_hook(lambda _, args: layouts.append(args[0].stride()))
+    for first in (False, True):
+        monkeypatch.setattr(xcit, 'prefers_channels_first', lambda *_, first=first: first)
+        tokens = torch.randn(2, 48, 16, generator=torch.Generator().manual_seed(0)).requires_grad_()
+        out = lpi(tokens, (6, 8))
+        results.append((out, *torch.autograd.grad(out.sin().sum(), (tokens, *lpi.parameters()))))
+    assert layouts == [(768, 1, 128, 16), (768, 48, 8, 1)]
+    assert all(torch.allclose(a, b, rtol=1e-5, atol=1e-5) for a, b in zip(*results))
+
+
+@pytest.mark.parametrize('backward', [False, True])
+def test_the_faster_layout_is_measured(backward):
+    """On a CPU, of which it is known."""
+    assert products.is_faster_channels_first(torch.device('cpu'), torch.float32, 64, backward) is False
+    assert not products.prefers_channels_first(torch.zeros(1, 4, 64), backward)

@@ -1,17 +1,33 @@
 """The two attentions of XCiT: cross-covariance attention (XCA) and class attention."""
 
+import math
 from typing import Optional, Tuple
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from .products import HAS_TILES, Linear, affine, compute_dtype, is_traced, linear, without_autocast
+from .products import HAS_TILES, HAS_WIDE_PRODUCTS, Linear, affine, compute_dtype, is_traced, linear, without_autocast
 from .tokenwise import gram
 
 # Values of tokens: with fewer, the covariance form's many small steps take longer than what they save. On a GPU each of
 # them is a launch; their number is an estimate from the launches of both forms and the products saved.
 LEAST_VALUES = {'cpu': 2**18, 'other': 2**20}
+
+
+def least_tokens_per_channel(dtype: torch.dtype, device: str) -> float:
+    """From which on the covariance form of XCA is faster in such products.
+
+    Its 4 C^3 multiply-adds are computed in fp32, which takes longer than what they save where half precision is much
+    faster: on a CPU with tiles for bf16, where the moments are in fp32 too, and on GPUs. Those multiply 8 to 16 times
+    as fast in it and then wait for memory, of whose traffic this form needs half as much. By the published figures of a
+    T4, V100, H100 and A100 it pays from 6, 8, 9 and 14 tokens for each channel on; if the moments need fp32, never.
+    """
+    if dtype not in (torch.float16, torch.bfloat16):
+        return 2
+    if device == 'cpu':
+        return 4 if HAS_TILES and dtype == torch.bfloat16 else 2
+    return 8 if HAS_WIDE_PRODUCTS else math.inf
 
 
 def is_watched(*modules: nn.Module) -> bool:
@@ -74,13 +90,11 @@ class XCA(nn.Module):
     ) -> bool:
         """The token form costs 4 N C^2 multiply-adds and more, the covariance form 2 N C^2 + 4 C^3.
 
-        S and the 4 C^3 are computed in fp32, which takes longer than what they save where a CPU has tiles for bf16.
         Without a batch size the choice is the one for large batches.
         """
         least = LEAST_VALUES.get(device, LEAST_VALUES['other'])
         enough = batch_size is None or batch_size * num_tokens * dim >= least
-        tiles = device == 'cpu' and HAS_TILES and dtype == torch.bfloat16
-        return enough and num_tokens >= (4 if tiles else 2) * dim
+        return enough and num_tokens >= least_tokens_per_channel(dtype, device) * dim
 
     def takes_covariance(self, x: Tensor, dtype: torch.dtype) -> bool:
         """Whether tokens (B, N, C) go through the covariance form, in products of this type."""
@@ -99,9 +113,7 @@ class XCA(nn.Module):
         """(B, N, C) -> (B, N, C), as the paper writes it."""
         B, N, C = x.shape
         qkv = self.qkv(x)
-        # A sum along the tokens is a fast one here, where the channels of a token lie side by side.
-        sq_norm = qkv[..., : 2 * C].to(torch.promote_types(qkv.dtype, torch.float32)).square().sum(1)
-        inv_norm = sq_norm.clamp_min(1e-24).rsqrt().view(B, 2, self.num_heads, -1, 1)
+        inv_norm = _inverse_norms(qkv[..., : 2 * C]).view(B, 2, self.num_heads, -1, 1)
         q, k, v = qkv.reshape(B, N, 3, self.num_heads, C // self.num_heads).permute(2, 0, 3, 4, 1)
         q = (q * inv_norm[:, 0]).to(v.dtype)  # before the product, which might overflow fp16
         attn = q @ k.transpose(-2, -1) * inv_norm[:, 1].transpose(-2, -1) * self.temperature
@@ -164,6 +176,16 @@ class XCA(nn.Module):
         weight = linear(mixed.transpose(1, 2), w_o)
         bias = F.linear((attn @ b_v.view(heads, d, 1)).reshape(B, 1, C), w_o, b_o)
         return weight, bias
+
+
+def _inverse_norms(x: Tensor) -> Tensor:
+    """Of the channels along the tokens, in fp32 at least: (B, N, C) -> (B, C)."""
+    # A sum along the tokens is a fast one here, where the channels of a token lie side by side.
+    dtype = torch.promote_types(x.dtype, torch.float32)
+    if x.device.type == 'cpu':
+        return x.to(dtype).square().sum(1).clamp_min(1e-24).rsqrt()
+    # One launch that reads them once, and nothing new to keep for the backward pass; on a CPU 2.5 times as slow.
+    return torch.linalg.vector_norm(x, dim=1, dtype=dtype).clamp_min(1e-12).reciprocal()
 
 
 class ClassAttention(nn.Module):

@@ -6,6 +6,7 @@ little faster. Half precision always goes to oneDNN.
 """
 
 import platform
+import time
 from contextlib import nullcontext
 from functools import lru_cache, partial
 from pathlib import Path
@@ -18,6 +19,7 @@ from torch import Tensor, nn
 ONEDNN = torch.backends.mkldnn.is_available() and 'CPU capability usage: AVX' in torch.__config__.show()
 ONEDNN_BF16 = ONEDNN and torch.ops.mkldnn._is_mkldnn_bf16_supported()
 HAS_OPERATORS = hasattr(torch.library, 'custom_op')  # from PyTorch 2.4 on
+HAS_WIDE_PRODUCTS = 'dtype' in torch.ops.aten.bmm.overloads()  # from PyTorch 2.8 on, of half precision into fp32
 LEAST_TOKENS = 128  # fewer do not pay for bringing the matrix into oneDNN's order
 ROW = 64  # tokens in a row of their image, at most
 
@@ -247,6 +249,57 @@ def product_over_tokens(a: Tensor, b: Tensor) -> Tensor:
 def _convolution_backward(grad: Tensor, x: Tensor, weight: Tensor, wanted: list):
     sizes, settings = [len(weight)], ([1, 1], [0, 0], [1, 1], False, [0, 0], 1)
     return torch.ops.aten.convolution_backward(as_image(grad), as_image(x), weight, sizes, *settings, wanted)
+
+
+def prefers_channels_first(x: Tensor, backward: bool) -> bool:
+    """Whether depthwise convolutions of tokens (..., C) are worth copies of these into PyTorch's default layout.
+
+    oneDNN is 20 times as fast with channels last, as tokens are. cuDNN, which alone has that layout on a GPU, depends
+    on its release, the GPU and the type: measured there, once a process.
+    """
+    if type(x) is not Tensor or not x.is_cuda or is_traced():
+        return False
+    fixed = torch.backends.cudnn.deterministic or torch.are_deterministic_algorithms_enabled()
+    if fixed or torch.cuda.is_current_stream_capturing():
+        return compute_dtype(x) == torch.float32  # for which cuDNN is said to be slow
+    return is_faster_channels_first(x.device, compute_dtype(x), x.shape[-1], backward)
+
+
+@lru_cache(maxsize=None)
+def is_faster_channels_first(device: torch.device, dtype: torch.dtype, C: int, backward: bool) -> bool:
+    """Measures it, for inference or with the work of a backward pass."""
+    # Not by autograd, whose tensors a checkpoint around the caller would take for its own.
+    with torch.no_grad(), torch.autocast(device.type, enabled=False):
+        try:
+            tokens = torch.zeros(2, 96, 160, C, dtype=dtype, device=device)
+            weight = torch.zeros(C, 1, 3, 3, dtype=dtype, device=device)
+            last, first = (
+                _depthwise_seconds(tokens, weight, format, backward)
+                for format in (torch.channels_last, torch.contiguous_format)
+            )
+        except torch.cuda.OutOfMemoryError:
+            return False
+    return first < last
+
+
+def _depthwise_seconds(tokens: Tensor, weight: Tensor, format: torch.memory_format, backward: bool) -> float:
+    """Of LPI's two convolutions, from tokens (B, H, W, C) to tokens."""
+    wait = partial(torch.cuda.synchronize, tokens.device) if tokens.is_cuda else bool
+    C, one = len(weight), [1, 1]
+    for times in (2, 10):  # at first to choose algorithms and to get memory
+        wait()
+        start = time.perf_counter()
+        for _ in range(times):
+            image = tokens.permute(0, 3, 1, 2).contiguous(memory_format=format)
+            out = F.conv2d(F.conv2d(image, weight, padding=1, groups=C), weight, padding=1, groups=C)
+            out = tokens + out.permute(0, 2, 3, 1)
+            if backward:
+                grad, settings = out.permute(0, 3, 1, 2), ([C], one, one, one, False, [0, 0], C, [True] * 3)
+                for _ in range(2):
+                    grad = torch.ops.aten.convolution_backward(grad, image, weight, *settings)[0]
+                out = tokens + grad.permute(0, 2, 3, 1)
+        wait()
+    return time.perf_counter() - start
 
 
 class Linear(nn.Linear):

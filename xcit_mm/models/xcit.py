@@ -19,7 +19,7 @@ from ..registry import MODELS
 from .adapter import MultiScaleAdapter
 from .attention import XCA, ClassAttention, is_watched
 from .in_place import add_normed_lpi, compiles_in_place, embed_patches, folded, lpi_arguments, works_in_place
-from .products import Conv2d, Linear, compute_dtype, is_traced
+from .products import Conv2d, Linear, compute_dtype, is_traced, prefers_channels_first
 from .tokenwise import (
     NormedAffine,
     NormedMlp,
@@ -171,9 +171,12 @@ class LPI(nn.Module):
     def forward(self, x: Tensor, grid: Tuple[int, int], gamma: Optional[Tensor] = None) -> Tensor:
         """(B, N, C) -> (B, N, C), times gamma (C) if given.
 
-        The tokens already are a channels-last image, so nothing is copied.
+        The tokens already are a channels-last image, so nothing is copied where that layout is a fast one.
         """
+        first = prefers_channels_first(x, torch.is_grad_enabled())
         x = x.unflatten(1, grid).permute(0, 3, 1, 2)
+        if first:
+            x = x.to(compute_dtype(x), memory_format=torch.contiguous_format)
         x = self.bn(self.act(self.conv1(x)))
         if gamma is None:
             x = self.conv2(x)
