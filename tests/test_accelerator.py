@@ -4,6 +4,7 @@ The numbers of its path through the code are those of the same path on a CPU.
 """
 
 import copy
+from collections import Counter
 from contextlib import contextmanager
 from functools import partial
 
@@ -188,7 +189,25 @@ def test_lpi_in_the_other_layout(monkeypatch, training):
 
 
 @pytest.mark.parametrize('backward', [False, True])
-def test_the_faster_layout_is_measured(backward):
-    """On a CPU, of which it is known."""
-    assert products.is_faster_channels_first(torch.device('cpu'), torch.float32, 64, backward) is False
-    assert not products.prefers_channels_first(torch.zeros(1, 4, 64), backward)
+def test_the_faster_layout_is_measured(monkeypatch, backward):
+    class Convolutions(TorchDispatchMode):
+        def __torch_dispatch__(self, function, types, args=(), kwargs=None):
+            if 'convolution' in str(function):
+                found[str(function).split('.')[1], args[1 if 'backward' in str(function) else 0].stride(1) == 1] += 1
+            return function(*args, **(kwargs or {}))
+
+    def seconds(tokens, weight, format, backward):
+        measured = measure(tokens, weight, format, backward)
+        assert measured > 0
+        return measured + 1000 * (format is slower)
+
+    measure = products._depthwise_seconds
+    monkeypatch.setattr(products, '_depthwise_seconds', seconds)
+    for slower in (torch.contiguous_format, torch.channels_last):
+        found = Counter()
+        with Convolutions():
+            first = products.is_faster_channels_first.__wrapped__(torch.device('cpu'), torch.float32, 16, backward)
+        assert first is (slower is torch.channels_last)
+        names = ['convolution', 'convolution_backward'] if backward else ['convolution']
+        assert found == {(name, last): 24 for name in names for last in (False, True)}
+    assert not products.prefers_channels_first(torch.zeros(1, 4, 64), backward)  # on a CPU that is known
