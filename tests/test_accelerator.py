@@ -12,6 +12,7 @@ import pytest
 import timm
 import torch
 from conftest import build, deviation, randomise
+from test_half_precision import BOUND, TYPES
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from xcit_mm.models import attention, in_place, products, tokenwise, xcit
@@ -206,8 +207,53 @@ def test_the_faster_layout_is_measured(monkeypatch, backward):
     for slower in (torch.contiguous_format, torch.channels_last):
         found = Counter()
         with Convolutions():
-            first = products.is_faster_channels_first.__wrapped__(torch.device('cpu'), torch.float32, 16, backward)
+            first = products.is_faster_channels_first(torch.device('cpu'), torch.float32, 16, backward)
         assert first is (slower is torch.channels_last)
         names = ['convolution', 'convolution_backward'] if backward else ['convolution']
         assert found == {(name, last): 24 for name in names for last in (False, True)}
     assert not products.prefers_channels_first(torch.zeros(1, 4, 64), backward)  # on a CPU that is known
+
+
+@pytest.mark.parametrize('dtype', TYPES)
+@pytest.mark.parametrize('form', ['covariance', 'token'])
+@pytest.mark.usefixtures('covariance_of_few_tokens', 'path_of_gpus')
+def test_gradients_in_mixed_precision(tiny, monkeypatch, form, dtype):
+    """With products of half precision that keep the fp32 sums, which a CPU does not have."""
+
+    def bmm(a, b, out_dtype=None):
+        assert out_dtype in (None, torch.float32) and a.dtype == b.dtype
+        wide.append(out_dtype is not None)
+        return product(a, b) if out_dtype is None else product(a.float(), b.float())
+
+    product, wide = torch.bmm, []
+    monkeypatch.setattr(torch, 'bmm', bmm)
+    monkeypatch.setattr(tokenwise, 'multiplies_into_fp32', lambda dtype, kind: dtype in HALF.values())
+    monkeypatch.setattr(XCA, 'takes_covariance', lambda *_: form == 'covariance')
+    net = randomise(build(arch=tiny, patch_size=8, out_type='featmap', drop_path_rate=0.3)).train()
+    image = torch.randn(2, 3, 96, 128, generator=torch.Generator().manual_seed(0))
+    gradients = []
+    for half in (True, False):
+        torch.manual_seed(0)  # stochastic depth
+        net.zero_grad()
+        with torch.autocast('cpu', dtype, enabled=half):
+            out = net(image)[0]
+        assert out.dtype == torch.float32
+        (out.square().mean() * 128).backward()
+        gradients.append(torch.cat([p.grad.flatten() for p in net.parameters()]))
+    assert any(wide) is (form == 'covariance')
+    assert (gradients[0] - gradients[1]).norm() < BOUND[dtype] * gradients[1].norm()
+
+
+@pytest.mark.parametrize('dtype', [torch.float32, *HALF.values()])
+def test_norms_at_once_and_in_steps(dtype):
+    tokens = torch.randn(2, 50, 6, generator=torch.Generator().manual_seed(0)).to(dtype)
+    tokens[..., 1:3] *= torch.tensor([0, 1e3], dtype=dtype)
+    results = []
+    for at_once in (True, False):
+        x = tokens.clone().requires_grad_()
+        norms = attention._inverse_norms(x, at_once)
+        results.append((norms, *torch.autograd.grad(norms[:, 2:].sum(), x)))
+    assert all(
+        a.isfinite().all() and torch.allclose(a, b, rtol=1e-2 if a.dtype in HALF.values() else 1e-5)
+        for a, b in zip(*results)
+    )

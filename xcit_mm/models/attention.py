@@ -113,7 +113,7 @@ class XCA(nn.Module):
         """(B, N, C) -> (B, N, C), as the paper writes it."""
         B, N, C = x.shape
         qkv = self.qkv(x)
-        inv_norm = _inverse_norms(qkv[..., : 2 * C]).view(B, 2, self.num_heads, -1, 1)
+        inv_norm = _inverse_norms(qkv[..., : 2 * C], at_once=x.device.type != 'cpu').view(B, 2, self.num_heads, -1, 1)
         q, k, v = qkv.reshape(B, N, 3, self.num_heads, C // self.num_heads).permute(2, 0, 3, 4, 1)
         q = (q * inv_norm[:, 0]).to(v.dtype)  # before the product, which might overflow fp16
         attn = q @ k.transpose(-2, -1) * inv_norm[:, 1].transpose(-2, -1) * self.temperature
@@ -178,14 +178,16 @@ class XCA(nn.Module):
         return weight, bias
 
 
-def _inverse_norms(x: Tensor) -> Tensor:
-    """Of the channels along the tokens, in fp32 at least: (B, N, C) -> (B, C)."""
-    # A sum along the tokens is a fast one here, where the channels of a token lie side by side.
+def _inverse_norms(x: Tensor, at_once: bool) -> Tensor:
+    """Of the channels along the tokens, in fp32 at least: (B, N, C) -> (B, C).
+
+    In one launch that reads them once and keeps nothing new for the backward pass, or in steps: 2.5 times as fast on a
+    CPU, where sums along the tokens are fast ones, since the channels of a token lie side by side.
+    """
     dtype = torch.promote_types(x.dtype, torch.float32)
-    if x.device.type == 'cpu':
-        return x.to(dtype).square().sum(1).clamp_min(1e-24).rsqrt()
-    # One launch that reads them once, and nothing new to keep for the backward pass; on a CPU 2.5 times as slow.
-    return torch.linalg.vector_norm(x, dim=1, dtype=dtype).clamp_min(1e-12).reciprocal()
+    if at_once:
+        return torch.linalg.vector_norm(x, dim=1, dtype=dtype).clamp_min(1e-12).reciprocal()
+    return x.to(dtype).square().sum(1).clamp_min(1e-24).rsqrt()
 
 
 class ClassAttention(nn.Module):

@@ -22,6 +22,7 @@ HAS_OPERATORS = hasattr(torch.library, 'custom_op')  # from PyTorch 2.4 on
 HAS_WIDE_PRODUCTS = 'dtype' in torch.ops.aten.bmm.overloads()  # from PyTorch 2.8 on, of half precision into fp32
 LEAST_TOKENS = 128  # fewer do not pay for bringing the matrix into oneDNN's order
 ROW = 64  # tokens in a row of their image, at most
+_CHANNELS_FIRST = {}  # what was measured: device, type, channels and whether there is a backward pass -> whether faster
 
 
 def _is_intel() -> bool:
@@ -259,13 +260,15 @@ def prefers_channels_first(x: Tensor, backward: bool) -> bool:
     """
     if type(x) is not Tensor or not x.is_cuda or is_traced():
         return False
+    case = x.device, compute_dtype(x), x.shape[-1], backward
     fixed = torch.backends.cudnn.deterministic or torch.are_deterministic_algorithms_enabled()
-    if fixed or torch.cuda.is_current_stream_capturing():
-        return compute_dtype(x) == torch.float32  # for which cuDNN is said to be slow
-    return is_faster_channels_first(x.device, compute_dtype(x), x.shape[-1], backward)
+    if fixed or case not in _CHANNELS_FIRST and torch.cuda.is_current_stream_capturing():
+        return case[1] == torch.float32  # for which cuDNN is said to be slow
+    if case not in _CHANNELS_FIRST:
+        _CHANNELS_FIRST[case] = is_faster_channels_first(*case)
+    return _CHANNELS_FIRST[case]
 
 
-@lru_cache(maxsize=None)
 def is_faster_channels_first(device: torch.device, dtype: torch.dtype, C: int, backward: bool) -> bool:
     """Measures it, for inference or with the work of a backward pass."""
     # Not by autograd, whose tensors a checkpoint around the caller would take for its own.
