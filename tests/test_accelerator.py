@@ -80,6 +80,7 @@ def gpu(monkeypatch):
 def test_everything_stays_on_the_device_and_in_its_type(gpu, monkeypatch, size, kind, dtype):
     forms = []
     chosen = XCA.takes_covariance
+    monkeypatch.setitem(attention.LEAST_VALUES, 'gpu in half precision', 2**20)
     monkeypatch.setattr(XCA, 'takes_covariance', lambda *args: forms.append(chosen(*args)) or forms[-1])
     for out_type in ('cls_token', 'featmap', 'pyramid'):
         make = partial(build, arch='n12', patch_size=8, out_type=out_type)
@@ -114,6 +115,7 @@ def test_choice_of_a_form(monkeypatch, dtype, tiles):
     assert not form(2, torch.float32, batch=1)
     monkeypatch.setattr(attention, 'HAS_WIDE_PRODUCTS', True)
     assert [form(ratio, dtype) for ratio in (2, 7.9, 8)] == [False, False, True]
+    assert not form(8, dtype, batch=1)
     monkeypatch.setattr(attention, 'HAS_WIDE_PRODUCTS', False)  # the moments need fp32
     assert not form(100, dtype)
 

@@ -11,8 +11,9 @@ from .products import HAS_TILES, HAS_WIDE_PRODUCTS, Linear, affine, compute_dtyp
 from .tokenwise import gram
 
 # Values of tokens: with fewer, the covariance form's many small steps take longer than what they save. On a GPU each of
-# them is a launch; their number is an estimate from the launches of both forms and the products saved.
-LEAST_VALUES = {'cpu': 2**18, 'other': 2**20}
+# them is a launch: estimates, from the launches of both forms and what else GPUs do meanwhile.
+LEAST_VALUES = {'cpu': 2**18, 'gpu': 2**20, 'gpu in half precision': 2**22}
+HALF = torch.float16, torch.bfloat16
 
 
 def least_tokens_per_channel(dtype: torch.dtype, device: str) -> float:
@@ -23,7 +24,7 @@ def least_tokens_per_channel(dtype: torch.dtype, device: str) -> float:
     as fast in it and then wait for memory, of whose traffic this form needs half as much. By the published figures of a
     T4, V100, H100 and A100 it pays from 6, 8, 9 and 14 tokens for each channel on; if the moments need fp32, never.
     """
-    if dtype not in (torch.float16, torch.bfloat16):
+    if dtype not in HALF:
         return 2
     if device == 'cpu':
         return 4 if HAS_TILES and dtype == torch.bfloat16 else 2
@@ -92,8 +93,8 @@ class XCA(nn.Module):
 
         Without a batch size the choice is the one for large batches.
         """
-        least = LEAST_VALUES.get(device, LEAST_VALUES['other'])
-        enough = batch_size is None or batch_size * num_tokens * dim >= least
+        kind = 'cpu' if device == 'cpu' else 'gpu in half precision' if dtype in HALF else 'gpu'
+        enough = batch_size is None or batch_size * num_tokens * dim >= LEAST_VALUES[kind]
         return enough and num_tokens >= least_tokens_per_channel(dtype, device) * dim
 
     def takes_covariance(self, x: Tensor, dtype: torch.dtype) -> bool:
