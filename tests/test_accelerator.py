@@ -117,7 +117,7 @@ def test_choice_of_a_form(monkeypatch, dtype, tiles):
     assert [form(ratio, dtype) for ratio in (2, 7.9, 8)] == [False, False, True]
     assert not form(8, dtype, batch=1)
     monkeypatch.setattr(attention, 'HAS_WIDE_PRODUCTS', False)  # the moments need fp32
-    assert not form(100, dtype)
+    assert [form(ratio, dtype) for ratio in (63.9, 64)] == [False, True]
 
 
 @pytest.mark.parametrize('kind', ['half', 'autocast'])

@@ -1,6 +1,5 @@
 """The two attentions of XCiT: cross-covariance attention (XCA) and class attention."""
 
-import math
 from typing import Optional, Tuple
 
 import torch
@@ -16,19 +15,20 @@ LEAST_VALUES = {'cpu': 2**18, 'gpu': 2**20, 'gpu in half precision': 2**22}
 HALF = torch.float16, torch.bfloat16
 
 
-def least_tokens_per_channel(dtype: torch.dtype, device: str) -> float:
+def least_tokens_per_channel(dtype: torch.dtype, device: str) -> int:
     """From which on the covariance form of XCA is faster in such products.
 
     Its 4 C^3 multiply-adds are computed in fp32, which takes longer than what they save where half precision is much
     faster: on a CPU with tiles for bf16, where the moments are in fp32 too, and on GPUs. Those multiply 8 to 16 times
     as fast in it and then wait for memory, of whose traffic this form needs half as much. By the published figures of a
-    T4, V100, H100 and A100 it pays from 6, 8, 9 and 14 tokens for each channel on; if the moments need fp32, never.
+    T4, V100, H100 and A100 it pays from 6, 8, 9 and 14 tokens for each channel on. If the moments need fp32, it is
+    never faster; from 64 on it is taken for its memory, and since sums over all tokens would leave the range of fp16.
     """
     if dtype not in HALF:
         return 2
     if device == 'cpu':
         return 4 if HAS_TILES and dtype == torch.bfloat16 else 2
-    return 8 if HAS_WIDE_PRODUCTS else math.inf
+    return 8 if HAS_WIDE_PRODUCTS else 64
 
 
 def is_watched(*modules: nn.Module) -> bool:
