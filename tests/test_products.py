@@ -59,6 +59,50 @@ def test_linear_and_its_gradients(library, shape, layout):
         torch.testing.assert_close(found.grad.double(), wanted.grad, rtol=1e-5, atol=1e-4)
 
 
+@pytest.fixture
+def inner_product(monkeypatch):
+    """The conditions for it, whatever this machine's processor is."""
+    if not (products.ONEDNN and products._has_inner_product()):
+        pytest.skip('this PyTorch has no inner product of oneDNN')
+    monkeypatch.setattr(products, 'MKL_IS_FASTER', False)
+
+
+@pytest.mark.parametrize('layout', ['rows', 'columns', 'slice'])
+@pytest.mark.parametrize('shape', [(100, 192), (2, 100, 192), (3, 2, 50, 192)])
+@pytest.mark.parametrize('bias', [True, False])
+def test_inner_product(inner_product, shape, layout, bias):
+    x, weight = tokens(*shape, layout=layout), tokens(256, 192, layout=layout)
+    bias = torch.randn(256) if bias else None
+    expected = nn.functional.linear(x.double(), weight.double(), None if bias is None else bias.double())
+    with torch.no_grad():
+        assert products.suits_inner_product(x, weight)
+        found = [products.linear(x, weight, bias)]
+        if x.dim() == 2 and bias is not None:
+            found.append(products.linear_gelu(x, weight, bias))
+    for out, wanted in zip(found, (expected, nn.functional.gelu(expected))):
+        assert out.shape == wanted.shape and out.is_contiguous()
+        torch.testing.assert_close(out.double(), wanted, rtol=1e-5, atol=1e-4)
+
+
+def test_inner_product_is_for_inference_of_some_hundred_tokens_in_fp32(inner_product, monkeypatch):
+    x, weight = torch.zeros(100, 192), torch.zeros(256, 192)
+    assert not products.suits_inner_product(x, weight)
+    assert products.linear(x.requires_grad_(), weight).requires_grad
+    with torch.no_grad():
+        assert products.suits_inner_product(x, weight)
+        for few_or_many in (x[:40], torch.zeros(2000, 192)):
+            assert not products.suits_inner_product(few_or_many, weight)
+        assert not products.suits_inner_product(x, weight[:50])
+        assert not products.suits_inner_product(torch.zeros(100, 2048), torch.zeros(512, 2048))
+        assert not products.suits_inner_product(x.bfloat16(), weight.bfloat16())
+        assert not products.suits_inner_product(x.double(), weight.double())
+        assert not products.suits_inner_product(x.to('meta'), weight.to('meta'))
+        with torch.autocast('cpu', dtype=torch.bfloat16):
+            assert products.linear(x, weight).dtype == torch.bfloat16
+        monkeypatch.setattr(products, 'MKL_IS_FASTER', True)
+        assert not products.suits_inner_product(x, weight)
+
+
 @pytest.mark.skipif(not hasattr(torch.library, 'opcheck'), reason='no operators of our own in this PyTorch')
 @pytest.mark.parametrize('bias', [True, False])
 def test_operator_of_compiled_models(bias):
@@ -159,6 +203,21 @@ def test_another_pytorch_without_gelu_in_its_convolutions(monkeypatch):
     finally:
         products._has_own_convolution.cache_clear()
     torch.testing.assert_close(found, nn.functional.gelu(nn.functional.conv2d(image, weight, bias, 2, 1)), **CLOSE)
+
+
+def test_another_pytorch_without_inner_products(inner_product, monkeypatch):
+    def refuse(*_):
+        raise AttributeError('no such operator')
+
+    monkeypatch.setattr(products, '_inner_product', refuse)
+    products._has_inner_product.cache_clear()
+    x, weight = torch.randn(100, 192), torch.randn(256, 192)
+    try:
+        with torch.no_grad():
+            found = products.linear(x, weight)
+    finally:
+        products._has_inner_product.cache_clear()
+    torch.testing.assert_close(found, x @ weight.t(), rtol=1e-5, atol=1e-4)
 
 
 @pytest.mark.parametrize('channels', [6, 3])
