@@ -44,7 +44,7 @@ def is_fp32_by_onednn(x: Tensor) -> bool:
 
 
 def is_large_in_fp32(x: Tensor) -> bool:
-    """Whether they are worth oneDNN's preparations as well."""
+    """Whether such products are worth oneDNN's preparations too: at least :data:`LEAST_TOKENS` tokens (..., C)."""
     return is_fp32_by_onednn(x) and x.numel() >= LEAST_TOKENS * x.shape[-1]
 
 
@@ -219,7 +219,7 @@ def _has_own_convolution(dtype: torch.dtype) -> bool:
 
 @lru_cache(maxsize=None)
 def _has_inner_product() -> bool:
-    """Private to PyTorch too."""
+    """Its operator is private to PyTorch too: tried once."""
     try:
         found = _inner_product(torch.tensor([[1.0, -2.0]]), torch.tensor([[3.0, 1.0]]), torch.ones(1))
     except (AttributeError, RuntimeError, TypeError):
