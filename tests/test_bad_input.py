@@ -22,8 +22,8 @@ from xcit_mm.checkpoint.heads import fit_state_dict
 from xcit_mm.datasets.digits import FOLDERS, make_digits
 from xcit_mm.datasets.loading import BadImage, BadImageReport, LoadImageFromFile, read_image
 from xcit_mm.engine.bad_images import check_images
-from xcit_mm.engine.data_checks import check_data
-from xcit_mm.engine.errors import UsageError, clear_errors
+from xcit_mm.checks.data import check_data
+from xcit_mm.errors import UsageError, clear_errors
 from xcit_mm.engine.setup import build_runner, check_model
 
 CONFIGS = ROOT / 'configs'

@@ -19,7 +19,7 @@ from processes import run
 from xcit_mm.checkpoint import CheckpointError
 from xcit_mm.datasets.digits import FOLDERS, make_digits
 from xcit_mm.engine.classification import find_imagenet_v2, use_protocol
-from xcit_mm.engine.errors import UsageError
+from xcit_mm.errors import UsageError
 
 WIDTHS = dict(n12=128, t12=192, t24=192, s12=384, s24=384, m24=512, l24=768)
 LONG = dict(

@@ -7,8 +7,8 @@ import pytest
 from conftest import ROOT
 from mmengine.config import Config
 
-from xcit_mm.engine.config_checks import check_config, check_options
-from xcit_mm.engine.errors import UsageError
+from xcit_mm.checks.config import check_config, check_options
+from xcit_mm.errors import UsageError
 
 DETECTOR, SEGMENTOR, CLASSIFIER = 'mask_rcnn_xcit_n12_8_digits', 'sem_fpn_xcit_n6_8_digits', 'xcit_n12_8_digits'
 

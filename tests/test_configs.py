@@ -11,7 +11,7 @@ from mmengine.config import Config
 from mmengine.optim import build_optim_wrapper
 from mmengine.registry import MODELS, DefaultScope
 
-from xcit_mm.engine.errors import UsageError
+from xcit_mm.errors import UsageError
 from xcit_mm.engine.setup import build_runner
 
 CONFIGS = ROOT / 'configs'

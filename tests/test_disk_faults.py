@@ -10,7 +10,7 @@ from mmengine.hooks import Hook
 from small_runs import assert_same, small_cfg, state, train
 
 from xcit_mm.engine.checkpointing import damage
-from xcit_mm.engine.errors import UsageError, clear_errors
+from xcit_mm.errors import UsageError, clear_errors
 from xcit_mm.engine.setup import check_work_dir
 
 pytestmark = pytest.mark.usefixtures('one_thread')

@@ -17,7 +17,7 @@ from mmengine.registry import MODELS, init_default_scope
 from processes import call
 
 from xcit_mm.datasets.digits import make_digits
-from xcit_mm.engine.errors import UsageError
+from xcit_mm.errors import UsageError
 
 CONFIGS = {
     'mmdet': [

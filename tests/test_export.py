@@ -7,7 +7,7 @@ import torch
 from conftest import ROOT
 
 from xcit_mm.apis import export
-from xcit_mm.engine.errors import UsageError
+from xcit_mm.errors import UsageError
 
 PARTS = {'classifier': 'model', 'detector': 'backbone', 'semantic_fpn': 'model', 'upernet': 'model'}
 pytest.importorskip('onnxruntime')

@@ -18,7 +18,7 @@ from pycocotools import mask as rle
 from xcit_mm.datasets.coco import _decode_runs
 from xcit_mm.datasets.digits import make_digits
 from xcit_mm.engine.bad_images import guard_loading
-from xcit_mm.engine.errors import UsageError
+from xcit_mm.errors import UsageError
 
 pytestmark = pytest.mark.usefixtures('one_thread')
 

@@ -14,7 +14,7 @@ import xcit_mm
 from xcit_mm.apis import Inferencer, create_backbone
 from xcit_mm.apis.inference import find_images
 from xcit_mm.checkpoint import CheckpointError
-from xcit_mm.engine.errors import UsageError
+from xcit_mm.errors import UsageError
 
 
 @pytest.fixture(scope='module')

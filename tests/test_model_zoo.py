@@ -17,7 +17,7 @@ from mmengine.registry import MODELS, DefaultScope
 from processes import call
 
 from xcit_mm.datasets.digits import make_digits
-from xcit_mm.engine.errors import UsageError
+from xcit_mm.errors import UsageError
 from xcit_mm.model_zoo import all_models, complexity, evaluate, read_table, tables
 from xcit_mm.model_zoo.metafile import metafiles
 from xcit_mm.models import XCiT

@@ -19,7 +19,7 @@ from mmengine.device import get_device
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
 from xcit_mm.datasets.loading import BadImage, read_image
-from xcit_mm.engine.errors import UsageError, clear_errors
+from xcit_mm.errors import UsageError, clear_errors
 from xcit_mm.visualization import channel_attention, class_attention, load_backbone
 from xcit_mm.visualization.pictures import (
     contact_sheet,

@@ -12,7 +12,7 @@ import socket
 
 from mmengine.device import get_device
 
-from xcit_mm.engine.errors import UsageError, clear_errors
+from xcit_mm.errors import UsageError, clear_errors
 
 
 def parse_args() -> argparse.Namespace:

@@ -31,7 +31,7 @@ from xcit_mm.benchmark.report import Report, console_table, ratio_table, verdict
 from xcit_mm.benchmark.scaling import SIZES, scaling
 from xcit_mm.benchmark.settings import DTYPES, Row, Setting, parse_size
 from xcit_mm.benchmark.timing import measure
-from xcit_mm.engine.errors import UsageError, clear_errors
+from xcit_mm.errors import UsageError, clear_errors
 from xcit_mm.models.xcit import ARCHS
 
 DETECTION = dict(height=800, width=1216)

@@ -8,7 +8,7 @@ import argparse
 import os
 
 from xcit_mm.checkpoint.convert import TARGETS, TOLERANCE, convert, in_words
-from xcit_mm.engine.errors import clear_errors
+from xcit_mm.errors import clear_errors
 
 
 def parse_args() -> argparse.Namespace:

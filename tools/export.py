@@ -11,7 +11,7 @@ The exported model takes any batch and image size.
 import argparse
 import os
 
-from xcit_mm.engine.errors import clear_errors
+from xcit_mm.errors import clear_errors
 
 
 def parse_args() -> argparse.Namespace:

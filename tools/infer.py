@@ -13,7 +13,7 @@ from pathlib import Path
 
 from mmengine import DictAction
 
-from xcit_mm.engine.errors import clear_errors
+from xcit_mm.errors import clear_errors
 
 
 def parse_args() -> argparse.Namespace:

@@ -23,8 +23,8 @@ from rich.table import Table
 from torch import Tensor
 
 from xcit_mm.engine.bad_images import check_images
-from xcit_mm.engine.data_checks import check_data
-from xcit_mm.engine.errors import UsageError, clear_errors
+from xcit_mm.checks.data import check_data
+from xcit_mm.errors import UsageError, clear_errors
 from xcit_mm.engine.setup import (
     adapt_to_device,
     add_common_arguments,

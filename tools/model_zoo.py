@@ -21,7 +21,7 @@ from pathlib import Path
 from mmengine.logging import MMLogger
 
 from xcit_mm.engine.classification import PROTOCOLS
-from xcit_mm.engine.errors import UsageError, clear_errors
+from xcit_mm.errors import UsageError, clear_errors
 from xcit_mm.model_zoo import all_models
 from xcit_mm.model_zoo.evaluate import evaluate, plan
 from xcit_mm.model_zoo.metafile import metafiles

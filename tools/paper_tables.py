@@ -11,7 +11,7 @@ Nothing is measured here: tools/model_zoo.py holds the models of this project ag
 import argparse
 from pathlib import Path
 
-from xcit_mm.engine.errors import UsageError, clear_errors
+from xcit_mm.errors import UsageError, clear_errors
 from xcit_mm.model_zoo.paper import TABLES, as_csv, as_markdown, draw
 
 

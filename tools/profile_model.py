@@ -22,7 +22,7 @@ from xcit_mm.benchmark import machine
 from xcit_mm.benchmark.memory import MEASURED
 from xcit_mm.benchmark.settings import DTYPES, parse_size
 from xcit_mm.benchmark.whole_model import Work, peak_memory, profile
-from xcit_mm.engine.errors import UsageError, clear_errors
+from xcit_mm.errors import UsageError, clear_errors
 from xcit_mm.engine.setup import read_config
 
 EXPLANATION = (

@@ -20,8 +20,8 @@ from mmengine.dist import is_main_process
 
 from xcit_mm.engine.bad_images import check_images
 from xcit_mm.engine.classification import use_protocol
-from xcit_mm.engine.data_checks import check_data
-from xcit_mm.engine.errors import UsageError, clear_errors
+from xcit_mm.checks.data import check_data
+from xcit_mm.errors import UsageError, clear_errors
 from xcit_mm.engine.setup import (
     adapt_to_device,
     add_common_arguments,

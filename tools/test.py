@@ -14,8 +14,8 @@ from mmengine.evaluator import DumpResults
 
 from xcit_mm.engine.bad_images import check_images
 from xcit_mm.engine.classification import PROTOCOLS, find_imagenet_v2, use_protocol, use_real_labels
-from xcit_mm.engine.data_checks import check_data
-from xcit_mm.engine.errors import UsageError, clear_errors
+from xcit_mm.checks.data import check_data
+from xcit_mm.errors import UsageError, clear_errors
 from xcit_mm.engine.setup import (
     adapt_to_device,
     add_common_arguments,

@@ -10,8 +10,8 @@ from mmengine.config import Config
 
 from xcit_mm.engine.bad_images import check_images
 from xcit_mm.engine.checkpointing import has_checkpoint
-from xcit_mm.engine.data_checks import check_data
-from xcit_mm.engine.errors import UsageError, clear_errors
+from xcit_mm.checks.data import check_data
+from xcit_mm.errors import UsageError, clear_errors
 from xcit_mm.engine.setup import (
     adapt_to_device,
     add_common_arguments,

@@ -33,7 +33,7 @@ import torch
 from bad_checkpoints import bad_checkpoints, pack
 from mmengine.logging import MMLogger
 
-from xcit_mm.engine.errors import UsageError
+from xcit_mm.errors import UsageError
 from xcit_mm.models.xcit import XCiT
 
 torch.set_num_threads(1)

@@ -10,7 +10,7 @@ from mmengine.runner.checkpoint import CheckpointLoader, _load_checkpoint_to_mod
 from mmpretrain.apis.model import ModelHub
 
 from ..checkpoint.heads import fit_state_dict
-from ..engine.errors import UsageError
+from ..errors import UsageError
 from ..package import mim_dir, model_index
 from .names import dataset_meta, no_model
 

@@ -19,7 +19,7 @@ from mmengine.utils import digit_version
 from torch import Tensor, nn
 
 from ..checkpoint.heads import fit_state_dict
-from ..engine.errors import UsageError
+from ..errors import UsageError
 from ..models.attention import XCA
 from .names import dataset_meta, find_model, no_model
 

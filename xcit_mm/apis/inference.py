@@ -15,8 +15,8 @@ from mmengine.config import Config
 from mmengine.utils import track_iter_progress
 
 from ..datasets.loading import BadImage, read_image, widen
-from ..engine.config_checks import apply_options
-from ..engine.errors import UsageError
+from ..checks.config import apply_options
+from ..errors import UsageError
 from .names import find_model, no_model
 from .overview import draw_overview
 

@@ -7,7 +7,7 @@ from mmengine.config import Config
 from mmengine.registry import DATASETS, DefaultScope
 
 from ..checkpoint.heads import fit_state_dict
-from ..engine.errors import UsageError
+from ..errors import UsageError
 from ..package import mim_dir, model_index
 
 

@@ -8,7 +8,7 @@ from typing import Dict, List, Sequence
 from rich.markup import escape
 from rich.table import Table
 
-from ..engine.errors import UsageError
+from ..errors import UsageError
 from .contenders import OURS, PEERS
 from .memory import MEASURED
 from .plots import slopes

@@ -19,7 +19,7 @@ from safetensors.torch import load_file as load_safetensors
 from safetensors.torch import save as safetensors_bytes
 from torch import Tensor, nn
 
-from ..engine.errors import UsageError
+from ..errors import UsageError
 from ..models.xcit import ARCHS, XCiT
 from .contents import checked
 from .errors import CheckpointError, printable

@@ -16,7 +16,7 @@ from mmdet.datasets import CocoDataset as MMDetCocoDataset
 from mmdet.datasets.api_wrappers import COCO
 from mmengine.logging import print_log
 
-from ..engine.errors import UsageError
+from ..errors import UsageError
 
 NAMED = 3
 # Mistakes that a test would not notice, or that make an annotation one that nothing can match.

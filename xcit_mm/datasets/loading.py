@@ -18,7 +18,7 @@ from mmengine.logging import print_log
 from mmengine.registry import TRANSFORMS as MMENGINE_TRANSFORMS
 from PIL import Image
 
-from ..engine.errors import UsageError
+from ..errors import UsageError
 from ..registry import TRANSFORMS
 
 TREATMENTS = ('resample', 'blank')

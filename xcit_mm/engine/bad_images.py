@@ -11,8 +11,8 @@ from mmengine.registry import DATASETS, TRANSFORMS, DefaultScope
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
 from ..datasets.loading import BadImage, read_image
-from .data_checks import find_loaders, find_type, innermost_datasets
-from .errors import UsageError
+from ..checks.datasets import find_loaders, find_type, innermost_datasets
+from ..errors import UsageError
 
 # Transforms of the libraries, and the ones that stand in for them.
 GUARDED = {

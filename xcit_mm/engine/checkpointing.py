@@ -13,7 +13,7 @@ from mmengine.dist import barrier, is_main_process
 from mmengine.hooks import CheckpointHook as MMEngineCheckpointHook
 
 from ..registry import HOOKS
-from .errors import UsageError
+from ..errors import UsageError
 from .writing import BACKEND, UNFINISHED, write_whole
 
 POINTER = 'last_checkpoint'  # MMEngine's: a file that holds the path of the newest checkpoint

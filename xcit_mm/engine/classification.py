@@ -6,7 +6,7 @@ from typing import Optional
 from mmengine.config import Config, ConfigDict
 
 from ..evaluation.real import read_labels
-from .errors import UsageError
+from ..errors import UsageError
 
 PROTOCOLS = ('full-crop', 'mmpretrain')
 

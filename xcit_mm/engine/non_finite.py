@@ -12,7 +12,7 @@ from torch.nn.parallel import DistributedDataParallel
 
 from ..registry import HOOKS
 from .agreement import any_process
-from .errors import UsageError
+from ..errors import UsageError
 
 SKIPPED = 'skipped_iterations'  # in MMEngine's message hub, so that it outlives an interruption
 ACTIONS = ('stop', 'skip', 'ignore')

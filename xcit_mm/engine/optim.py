@@ -6,7 +6,7 @@ from mmengine.optim import DefaultOptimWrapperConstructor
 from torch import nn
 
 from ..registry import OPTIM_WRAPPER_CONSTRUCTORS
-from .errors import UsageError
+from ..errors import UsageError
 
 
 @OPTIM_WRAPPER_CONSTRUCTORS.register_module()

@@ -24,9 +24,9 @@ from mmengine.runner import Runner
 from ..checkpoint import CheckpointError, load_checkpoint_file, match_state_dict
 from ..checkpoint.heads import fit_state_dict
 from .bad_images import guard_loading
-from .config_checks import apply_options, check_config
-from .data_checks import find_loaders, innermost_datasets
-from .errors import UsageError
+from ..checks.config import apply_options, check_config
+from ..checks.datasets import find_loaders, innermost_datasets
+from ..errors import UsageError
 from .hooks import BadImagesHook, CheckpointFitHook, IterationSeedHook
 from .interruption import InterruptionHook
 from .non_finite import NonFiniteHook

@@ -11,7 +11,7 @@ from torch import nn
 from torch.distributed.fsdp import FullyShardedDataParallel
 
 from ..registry import STRATEGIES
-from .errors import UsageError
+from ..errors import UsageError
 from .writing import UNFINISHED, give_name
 
 

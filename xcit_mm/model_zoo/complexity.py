@@ -15,7 +15,7 @@ from mmengine.registry import MODELS, DefaultScope
 from torch import nn
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from ..engine.errors import UsageError
+from ..errors import UsageError
 from ..models import xcit
 
 CONVENTION = (

@@ -11,8 +11,8 @@ from pathlib import Path
 from typing import Dict, List, NamedTuple, Optional, Sequence, Tuple
 
 from ..engine.classification import PROTOCOLS, find_imagenet_v2
-from ..engine.data_checks import check_data
-from ..engine.errors import UsageError
+from ..checks.data import check_data
+from ..errors import UsageError
 from ..engine.setup import add_common_arguments, load_config
 from .published import TOP1, TOP1_MMPRETRAIN, TOP1_V2, TOP5_MMPRETRAIN, Model
 

@@ -4,7 +4,7 @@ from typing import Dict, List, Sequence
 
 import yaml
 
-from ..engine.errors import UsageError
+from ..errors import UsageError
 from .published import TOP1, TOP1_MMPRETRAIN, TOP5_MMPRETRAIN
 from .tables import Row
 

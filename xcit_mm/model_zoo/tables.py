@@ -12,7 +12,7 @@ from rich import box
 from rich.console import Console
 from rich.table import Table
 
-from ..engine.errors import UsageError
+from ..errors import UsageError
 from . import complexity
 from .complexity import CONVENTION, REST, Counter, Parameters
 from .published import TASKS, TOP1, TOP1_MMPRETRAIN, TOP1_V2, TOP5_MMPRETRAIN, Model

@@ -5,7 +5,7 @@ import os
 import sys
 from contextlib import contextmanager
 
-from ..checkpoint import CheckpointError
+from .checkpoint import CheckpointError
 
 # Errors of the disk that are not the program's.
 DISK = {errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EIO, errno.ESTALE}

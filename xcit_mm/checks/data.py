@@ -1,0 +1,52 @@
+"""What can be known to be wrong with the data before any of it is read: missing, empty and incomplete folders.
+
+Folders are listed, and no image is opened, so that this takes a second or two for ImageNet as well.
+"""
+
+from typing import Sequence
+
+from mmengine.config import Config
+from mmengine.registry import DATASETS
+
+from .classification import check_folders
+from .datasets import Data, check_exist, find_loaders, find_type, innermost_datasets
+from .detection import check_coco
+from .segmentation import check_maps
+
+
+def check_data(cfg: Config, splits: Sequence[str]) -> None:
+    """Make sure that the files and folders of the splits exist and are complete, as far as their listing tells.
+
+    Raises:
+        UsageError: Naming what is missing, how to get it and how to point elsewhere.
+    """
+    datasets = [
+        Data(split, dataset, None)
+        for split, loader in find_loaders(cfg).items()
+        if split in splits
+        for dataset in innermost_datasets(loader['dataset'])
+    ]
+    for data in datasets:
+        _check_paths(data)
+    scope = cfg.get('default_scope') or 'mmengine'
+    datasets = [data._replace(kind=find_type(DATASETS, data.cfg['type'], scope)) for data in datasets]
+    for data in datasets:
+        if '://' in data.root:
+            continue
+        names = {f'{kind.__module__.split(".")[0]}.{kind.__name__}' for kind in getattr(data.kind, '__mro__', ())}
+        if 'mmdet.CocoDataset' in names:
+            check_coco(data)
+        elif 'mmseg.BaseSegDataset' in names:
+            check_maps(data)
+        elif 'mmpretrain.CustomDataset' in names:
+            check_folders(data, datasets, cfg)
+
+
+def _check_paths(data: Data) -> None:
+    prefixes = data.cfg.get('data_prefix')
+    if not data.root and not prefixes and not data.cfg.get('ann_file'):
+        return  # a data set that needs no files
+    parts = [data.cfg.get('ann_file'), *(prefixes.values() if isinstance(prefixes, dict) else [prefixes])]
+    if data.cfg.get('split') and not any(parts):
+        parts = [data.cfg['split']]  # MMPretrain's name for the folder
+    check_exist(data, [data.path(part) for part in parts if isinstance(part, str) and part] or [data.root])

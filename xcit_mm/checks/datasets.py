@@ -1,0 +1,128 @@
+"""The data sets of a config, as the checks see them."""
+
+import inspect
+import os
+from typing import Iterator, List, NamedTuple, Optional
+
+from mmengine.config import Config
+
+from ..errors import UsageError
+
+# How to get each data set, by the type that reads it.
+SOURCES = {
+    'CocoDataset': (
+        'COCO 2017: download train2017.zip, val2017.zip and annotations_trainval2017.zip from cocodataset.org '
+        'and unpack them side by side'
+    ),
+    'ADE20KDataset': (
+        'ADE20K: download ADEChallengeData2016.zip (scene parsing benchmark, sceneparsing.csail.mit.edu) and unpack it'
+    ),
+    'ImageNet': 'ImageNet-1k: folders train/<class>/ and val/<class>/ of the ILSVRC 2012 images (image-net.org)',
+}
+DIGITS = 'the embedded digits: python tools/make_digits.py data/digits'
+IMAGE_SUFFIXES = ('.jpg', '.jpeg', '.png', '.ppm', '.bmp', '.pgm', '.tif')  # MMPretrain's
+
+
+class Data(NamedTuple):
+    """One data set of a config.
+
+    Attributes:
+        split (str): 'train', 'val' or 'test'.
+        cfg (dict): Its config, without wrappers.
+        kind (type, optional): The class that reads it, if it is known.
+    """
+
+    split: str
+    cfg: dict
+    kind: Optional[type]
+
+    @property
+    def name(self) -> str:
+        kind = self.cfg['type']
+        return (kind if isinstance(kind, str) else kind.__name__).split('.')[-1]
+
+    @property
+    def root(self) -> str:
+        return self.cfg.get('data_root') or ''
+
+    def __str__(self) -> str:
+        return f'the data for {self.split} ({self.name})'
+
+    def path(self, part: Optional[str]) -> str:
+        return os.path.join(self.root, part or '') or '.'
+
+    def prefix(self, key: str) -> Optional[str]:
+        """A folder of ``data_prefix``, which is a dict, or one folder alone."""
+        prefix = self.cfg.get('data_prefix')
+        return prefix.get(key) if isinstance(prefix, dict) else prefix
+
+    def setting(self, key: str):
+        """An argument, from the config or the default of the class."""
+        if key in self.cfg:
+            return self.cfg[key]
+        for kind in self.kind.__mro__:
+            parameter = inspect.signature(kind.__init__).parameters.get(key)
+            if parameter is not None:
+                return parameter.default
+        return None
+
+    def how_to_get(self) -> str:
+        return DIGITS if 'digits' in self.root else SOURCES.get(self.name, 'the data set')
+
+    def where_else(self) -> str:
+        root = self.root.rstrip('/') or '.'
+        return f'To use a copy elsewhere: --data-root FOLDER, or ln -s FOLDER {root}'
+
+
+def innermost_datasets(dataset: dict) -> Iterator[dict]:
+    """The data sets inside wrappers such as RepeatDataset and ConcatDataset."""
+    inner = dataset.get('datasets') or ([dataset['dataset']] if 'dataset' in dataset else None)
+    if inner is None:
+        yield dataset
+    for child in inner or ():
+        yield from innermost_datasets(child)
+
+
+def find_loaders(cfg: Config) -> dict:
+    """Data loaders of the config by their name, 'train', 'val' and 'test'."""
+    loaders = {split: cfg.get(f'{split}_dataloader') for split in ('train', 'val', 'test')}
+    return {split: loader for split, loader in loaders.items() if loader}
+
+
+def find_type(registry, kind, scope: str) -> Optional[type]:
+    """The class behind a ``type`` of a config; None if it is unknown."""
+    if not isinstance(kind, str):
+        return kind
+    with registry.switch_scope_and_registry(scope) as scoped:
+        return scoped.get(kind)
+
+
+def check_exist(data: Data, paths: List[str]) -> None:
+    missing = [path for path in paths if '://' not in path and not os.path.exists(path)]
+    if missing:
+        raise UsageError(
+            f'{data} is not where the config expects it. Missing: {", ".join(missing)} (from {os.getcwd()}). '
+            f'To get it: {data.how_to_get()}. {data.where_else()}'
+        )
+
+
+def some(names, limit: int = 3) -> str:
+    names = sorted(names)
+    return ', '.join(names[:limit]) + (', ...' if len(names) > limit else '')
+
+
+def list_files(folder: str) -> Iterator[str]:
+    """The files below a folder by their path from there, as MMEngine lists them: without hidden ones."""
+    pending = ['']
+    while pending:
+        inside = pending.pop()
+        with os.scandir(os.path.join(folder, inside)) as entries:
+            for entry in entries:
+                if entry.is_dir():
+                    pending.append(os.path.join(inside, entry.name))
+                elif not entry.name.startswith('.'):
+                    yield os.path.join(inside, entry.name)
+
+
+def stems(folder: str, suffix: str) -> set:
+    return {name[: -len(suffix)] for name in list_files(folder) if name.endswith(suffix)}
