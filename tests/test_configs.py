@@ -11,8 +11,8 @@ from mmengine.config import Config
 from mmengine.optim import build_optim_wrapper
 from mmengine.registry import MODELS, DefaultScope
 
-from xcit_mm.errors import UsageError
 from xcit_mm.engine.setup import build_runner
+from xcit_mm.errors import UsageError
 
 CONFIGS = ROOT / 'configs'
 # Trainable parameters in millions, computed from the original modules.

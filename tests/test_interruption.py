@@ -18,10 +18,10 @@ from small_runs import SignalHook, assert_same, small_cfg, state, train
 from torch.utils.data import BatchSampler, RandomSampler
 
 from xcit_mm.engine.checkpointing import INTERRUPTED, damage, find_checkpoint
-from xcit_mm.errors import UsageError
 from xcit_mm.engine.interruption import REQUEUE
 from xcit_mm.engine.positions import PositionedBatches, SeededIndex
 from xcit_mm.engine.writing import write_whole
+from xcit_mm.errors import UsageError
 
 pytestmark = pytest.mark.usefixtures('one_thread')
 

@@ -11,8 +11,8 @@ from mmengine.registry import HOOKS, OPTIM_WRAPPERS
 from processes import run_group
 from small_runs import assert_same, small_cfg, state, train
 
-from xcit_mm.errors import UsageError
 from xcit_mm.engine.setup import adapt_to_device, build_runner
+from xcit_mm.errors import UsageError
 
 pytestmark = pytest.mark.usefixtures('one_thread')
 

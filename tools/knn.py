@@ -22,9 +22,8 @@ from rich.console import Console
 from rich.table import Table
 from torch import Tensor
 
-from xcit_mm.engine.bad_images import check_images
 from xcit_mm.checks.data import check_data
-from xcit_mm.errors import UsageError, clear_errors
+from xcit_mm.engine.bad_images import check_images
 from xcit_mm.engine.setup import (
     adapt_to_device,
     add_common_arguments,
@@ -34,6 +33,7 @@ from xcit_mm.engine.setup import (
     end_processes,
     load_config,
 )
+from xcit_mm.errors import UsageError, clear_errors
 from xcit_mm.selfsup.knn import extract_features, gather_in_order, knn_accuracy
 
 

@@ -22,8 +22,8 @@ from xcit_mm.benchmark import machine
 from xcit_mm.benchmark.memory import MEASURED
 from xcit_mm.benchmark.settings import DTYPES, parse_size
 from xcit_mm.benchmark.whole_model import Work, peak_memory, profile
-from xcit_mm.errors import UsageError, clear_errors
 from xcit_mm.engine.setup import read_config
+from xcit_mm.errors import UsageError, clear_errors
 
 EXPLANATION = (
     'Medians of rounds after a warm-up. A part that works within another counts for itself alone; "other" is what lies '

@@ -18,10 +18,9 @@ from typing import Dict, List, Tuple
 from mmengine.config import Config
 from mmengine.dist import is_main_process
 
+from xcit_mm.checks.data import check_data
 from xcit_mm.engine.bad_images import check_images
 from xcit_mm.engine.classification import use_protocol
-from xcit_mm.checks.data import check_data
-from xcit_mm.errors import UsageError, clear_errors
 from xcit_mm.engine.setup import (
     adapt_to_device,
     add_common_arguments,
@@ -31,6 +30,7 @@ from xcit_mm.engine.setup import (
     end_processes,
     load_config,
 )
+from xcit_mm.errors import UsageError, clear_errors
 
 SIZES = (128, 160, 192, 224, 256, 288, 320, 384, 448, 512)
 FIELDS = ('model', 'checkpoint', 'size', 'top1')

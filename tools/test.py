@@ -12,10 +12,9 @@ from copy import deepcopy
 from mmengine.config import Config, ConfigDict
 from mmengine.evaluator import DumpResults
 
+from xcit_mm.checks.data import check_data
 from xcit_mm.engine.bad_images import check_images
 from xcit_mm.engine.classification import PROTOCOLS, find_imagenet_v2, use_protocol, use_real_labels
-from xcit_mm.checks.data import check_data
-from xcit_mm.errors import UsageError, clear_errors
 from xcit_mm.engine.setup import (
     adapt_to_device,
     add_common_arguments,
@@ -25,6 +24,7 @@ from xcit_mm.engine.setup import (
     end_processes,
     load_config,
 )
+from xcit_mm.errors import UsageError, clear_errors
 
 
 def parse_args() -> argparse.Namespace:

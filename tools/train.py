@@ -8,10 +8,9 @@ import argparse
 
 from mmengine.config import Config
 
+from xcit_mm.checks.data import check_data
 from xcit_mm.engine.bad_images import check_images
 from xcit_mm.engine.checkpointing import has_checkpoint
-from xcit_mm.checks.data import check_data
-from xcit_mm.errors import UsageError, clear_errors
 from xcit_mm.engine.setup import (
     adapt_to_device,
     add_common_arguments,
@@ -21,6 +20,7 @@ from xcit_mm.engine.setup import (
     end_processes,
     load_config,
 )
+from xcit_mm.errors import UsageError, clear_errors
 
 
 def parse_args() -> argparse.Namespace:

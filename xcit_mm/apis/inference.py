@@ -14,8 +14,8 @@ import torch
 from mmengine.config import Config
 from mmengine.utils import track_iter_progress
 
-from ..datasets.loading import BadImage, read_image, widen
 from ..checks.config import apply_options
+from ..datasets.loading import BadImage, read_image, widen
 from ..errors import UsageError
 from .names import find_model, no_model
 from .overview import draw_overview

@@ -13,8 +13,8 @@ from mmengine import registry as registries
 from mmengine.config import Config
 from mmengine.runner import Runner
 
-from .datasets import find_loaders, find_type, innermost_datasets
 from ..errors import UsageError
+from .datasets import find_loaders, find_type, innermost_datasets
 
 RUNNER_KEYS = (set(inspect.signature(Runner.__init__).parameters) - {'self'}) | {
     'auto_scale_lr',

@@ -10,8 +10,8 @@ from mmengine.config import Config
 from mmengine.registry import DATASETS, TRANSFORMS, DefaultScope
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
-from ..datasets.loading import BadImage, read_image
 from ..checks.datasets import find_loaders, find_type, innermost_datasets
+from ..datasets.loading import BadImage, read_image
 from ..errors import UsageError
 
 # Transforms of the libraries, and the ones that stand in for them.

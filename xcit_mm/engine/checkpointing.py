@@ -12,8 +12,8 @@ from typing import List, Optional, Tuple
 from mmengine.dist import barrier, is_main_process
 from mmengine.hooks import CheckpointHook as MMEngineCheckpointHook
 
-from ..registry import HOOKS
 from ..errors import UsageError
+from ..registry import HOOKS
 from .writing import BACKEND, UNFINISHED, write_whole
 
 POINTER = 'last_checkpoint'  # MMEngine's: a file that holds the path of the newest checkpoint

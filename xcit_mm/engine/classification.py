@@ -5,8 +5,8 @@ from typing import Optional
 
 from mmengine.config import Config, ConfigDict
 
-from ..evaluation.real import read_labels
 from ..errors import UsageError
+from ..evaluation.real import read_labels
 
 PROTOCOLS = ('full-crop', 'mmpretrain')
 

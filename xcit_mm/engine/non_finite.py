@@ -10,9 +10,9 @@ from mmengine.model import is_model_wrapper
 from torch import Tensor
 from torch.nn.parallel import DistributedDataParallel
 
+from ..errors import UsageError
 from ..registry import HOOKS
 from .agreement import any_process
-from ..errors import UsageError
 
 SKIPPED = 'skipped_iterations'  # in MMEngine's message hub, so that it outlives an interruption
 ACTIONS = ('stop', 'skip', 'ignore')

@@ -5,8 +5,8 @@ from typing import List, Optional, Union
 from mmengine.optim import DefaultOptimWrapperConstructor
 from torch import nn
 
-from ..registry import OPTIM_WRAPPER_CONSTRUCTORS
 from ..errors import UsageError
+from ..registry import OPTIM_WRAPPER_CONSTRUCTORS
 
 
 @OPTIM_WRAPPER_CONSTRUCTORS.register_module()

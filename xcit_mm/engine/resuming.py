@@ -7,10 +7,10 @@ from mmengine.dist import broadcast_object_list, is_main_process
 from mmengine.hooks import Hook
 from mmengine.runner import BaseLoop, EpochBasedTrainLoop, IterBasedTrainLoop
 
+from ..errors import UsageError
 from ..registry import HOOKS
 from .agreement import any_process
 from .checkpointing import damage, find_checkpoint
-from ..errors import UsageError
 
 # What torchrun and SLURM tell a run that they have started again.
 RESTARTS = ('TORCHELASTIC_RESTART_COUNT', 'SLURM_RESTART_COUNT')

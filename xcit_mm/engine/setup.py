@@ -23,10 +23,10 @@ from mmengine.runner import Runner
 
 from ..checkpoint import CheckpointError, load_checkpoint_file, match_state_dict
 from ..checkpoint.heads import fit_state_dict
-from .bad_images import guard_loading
 from ..checks.config import apply_options, check_config
 from ..checks.datasets import find_loaders, innermost_datasets
 from ..errors import UsageError
+from .bad_images import guard_loading
 from .hooks import BadImagesHook, CheckpointFitHook, IterationSeedHook
 from .interruption import InterruptionHook
 from .non_finite import NonFiniteHook

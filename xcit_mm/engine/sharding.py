@@ -10,8 +10,8 @@ from mmengine.dist import is_main_process
 from torch import nn
 from torch.distributed.fsdp import FullyShardedDataParallel
 
-from ..registry import STRATEGIES
 from ..errors import UsageError
+from ..registry import STRATEGIES
 from .writing import UNFINISHED, give_name
 
 

@@ -10,10 +10,10 @@ import time
 from pathlib import Path
 from typing import Dict, List, NamedTuple, Optional, Sequence, Tuple
 
-from ..engine.classification import PROTOCOLS, find_imagenet_v2
 from ..checks.data import check_data
-from ..errors import UsageError
+from ..engine.classification import PROTOCOLS, find_imagenet_v2
 from ..engine.setup import add_common_arguments, load_config
+from ..errors import UsageError
 from .published import TOP1, TOP1_MMPRETRAIN, TOP1_V2, TOP5_MMPRETRAIN, Model
 
 # Where each task's data lies in the folder `data` that the configs name.
