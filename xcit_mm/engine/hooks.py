@@ -14,6 +14,7 @@ from mmengine.runner import BaseLoop
 from torch.nn.parallel import DataParallel, DistributedDataParallel
 
 from ..checkpoint.heads import fit_state_dict
+from ..checks.classes import check_checkpoint_classes
 from ..datasets.loading import BadImageReport
 from ..registry import HOOKS
 
@@ -46,6 +47,7 @@ class CheckpointFitHook(Hook):
 
     Raises:
         CheckpointError: If it is not; or if nothing of the checkpoint fits.
+        UsageError: If it was trained for other classes, or for the same in another order.
     """
 
     priority = 'VERY_HIGH'  # before EMAHook copies the weights
@@ -58,8 +60,13 @@ class CheckpointFitHook(Hook):
         training = isinstance(runner._train_loop, BaseLoop)
         purpose = 'resume' if runner._resume else 'train' if training else 'test'
         found = fit_state_dict(runner.model, checkpoint.get('state_dict', checkpoint), purpose)
-        if found:
-            runner.logger.log(logging.WARNING if purpose == 'train' else logging.INFO, found)
+        loops = [runner._train_loop if training else runner._test_loop, runner._val_loop]
+        loop = next((one for one in loops if isinstance(one, BaseLoop)), None)
+        metainfo = getattr(loop.dataloader.dataset, 'metainfo', None) if loop else None
+        classes = metainfo.get('classes') if isinstance(metainfo, dict) else None
+        for text in (found, check_checkpoint_classes(checkpoint.get('meta'), classes, purpose)):
+            if text:
+                runner.logger.log(logging.WARNING if purpose == 'train' else logging.INFO, text)
 
 
 @HOOKS.register_module()
