@@ -257,19 +257,34 @@ def _fits_centre(x, y, w, h, width, height) -> bool:
 
 
 def mend_backslashes(images: List[dict], folder: str) -> int:
-    """Write Windows paths with slashes where that names a file of the folder, and the path as it is does not.
+    """Write Windows paths as the files lie in the folder, where no file has the path as it is.
+
+    A path is taken without its first folders if only that is a file: exports name folders of another machine.
 
     Returns:
-        int: How many there were.
+        int: How many there were; none if two images would become one file.
     """
-    mended = 0
-    for image in images:
+    if '://' in folder:
+        return 0
+    found = {}
+    for number, image in enumerate(images):
         path = str(image['file_name'])
-        if '\\' not in path or '://' in folder or os.path.exists(os.path.join(folder, path)):
-            continue
-        if os.path.exists(os.path.join(folder, path.replace('\\', '/'))):
-            image['file_name'], mended = path.replace('\\', '/'), mended + 1
-    return mended
+        if '\\' in path and not os.path.exists(os.path.join(folder, path)):
+            there = find_file(path, folder)
+            if there:
+                found[number] = there
+    if len(set(found.values())) < len(found):
+        return 0
+    for number, path in found.items():
+        images[number]['file_name'] = path
+    return len(found)
+
+
+def find_file(path: str, folder: str) -> Optional[str]:
+    """The longest end of a Windows path that is a file of the folder, with slashes; None if there is none."""
+    parts = path.replace('\\', '/').split('/')
+    ends = ('/'.join(parts[start:]) for start in range(len(parts)))
+    return next((end for end in ends if end and os.path.isfile(os.path.join(folder, end))), None)
 
 
 def sort_out(content: dict, classes: Sequence[str], with_masks: bool, test_mode: bool) -> Sorted:

@@ -2,7 +2,7 @@
 
 import os
 from itertools import zip_longest
-from typing import Iterator, List, Optional, Sequence, Tuple
+from typing import Iterator, Optional, Sequence, Tuple
 
 from mmengine.config import Config
 from mmengine.registry import DATASETS
@@ -127,10 +127,3 @@ def _is_list(value) -> bool:
 
 def _as_list(text: str) -> tuple:
     return tuple(name.strip() for name in text.split(',') if name.strip())
-
-
-def named_by_type(data: Data) -> List[str]:
-    """The classes that hold because the config names none, such as the 80 of COCO; [] if it names them."""
-    if 'classes' in (data.cfg.get('metainfo') or {}):
-        return []
-    return list((getattr(data.kind, 'METAINFO', None) or {}).get('classes') or ())

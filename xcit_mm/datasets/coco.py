@@ -214,7 +214,7 @@ class CheckedAnnotations(COCO):
         backslashes = mend_backslashes(content['images'], images_in)
         if backslashes:
             notes.append(
-                f'{name}: the paths of {backslashes} images are written with backslashes, and read with slashes'
+                f'{name}: {backslashes} images have paths of Windows, and are read from where they lie in the folder'
             )
         found = sort_out(content, classes, with_masks, test_mode)
         self.name, self.content, self.with_masks = name, content, with_masks

@@ -15,7 +15,8 @@ from torch.nn.parallel import DataParallel, DistributedDataParallel
 
 from ..checkpoint.heads import fit_state_dict
 from ..checks.classes import check_checkpoint_classes
-from ..datasets.loading import BadImageReport
+from ..datasets.loading import BLANK, BadImageReport
+from ..errors import UsageError
 from ..registry import HOOKS
 
 
@@ -93,9 +94,18 @@ class BadImagesHook(Hook):
             self.report = BadImageReport(self.path(runner))
 
     def _after_iter(self, runner, batch_idx: int, data_batch=None, outputs=None, mode: str = 'train') -> None:
-        if is_main_process():
-            for file in self.report.update():
-                runner.logger.warning(f'bad image {file.path}: {file.reason}; {file.consequence}')
+        if not is_main_process():
+            return
+        for file in self.report.update():
+            runner.logger.warning(f'bad image {file.path}: {file.reason}; {file.consequence}')
+        loader = getattr(runner, f'{mode}_dataloader') if mode != 'train' else None
+        if loader and batch_idx + 1 == len(loader):
+            blank = [file for file in self.report.files.values() if file.consequence == BLANK]
+            if len(blank) >= len(loader.dataset):
+                raise UsageError(
+                    f'none of the {len(loader.dataset)} images for {mode} could be read, so that there is nothing to '
+                    f'score; the first is {blank[0].path}: {blank[0].reason}'
+                )
 
     def _after_epoch(self, runner, mode: str = 'train') -> None:
         self._after_iter(runner, 0)
