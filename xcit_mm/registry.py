@@ -73,6 +73,7 @@ HOOKS = Registry(
     locations=[
         'xcit_mm.engine.hooks',
         'xcit_mm.engine.checkpointing',
+        'xcit_mm.engine.detection',
         'xcit_mm.engine.positions',
         'xcit_mm.engine.resuming',
         'xcit_mm.engine.non_finite',

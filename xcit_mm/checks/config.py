@@ -14,6 +14,7 @@ from mmengine.config import Config
 from mmengine.runner import Runner
 
 from ..errors import UsageError
+from .classes import check_class_lists
 from .datasets import find_loaders, find_type, innermost_datasets
 
 RUNNER_KEYS = (set(inspect.signature(Runner.__init__).parameters) - {'self'}) | {
@@ -181,6 +182,7 @@ def check_config(cfg: Config) -> None:
                     f'{split}_dataloader.dataset (of type {outer!r}) has a data set without a type, with '
                     f'{", ".join(dataset) or "nothing"}; only a wrapper such as RepeatDataset has one inside'
                 )
+    check_class_lists(cfg)
     _check_classes(cfg, scope)
 
 

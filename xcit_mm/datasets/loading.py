@@ -25,6 +25,7 @@ TREATMENTS = ('resample', 'blank')
 # So many files in a row that cannot be read are not damaged files; MMEngine would give up after 1000.
 TOO_MANY_IN_A_ROW = 200
 GREY, IGNORED = 128, 255
+BLANK = 'a grey image takes its place and counts as wrong'
 # Sides of a longer strip would become less than a patch, or less than a pixel, where its other side is resized.
 LONGEST_STRIP = 16
 EXIF_ORIENTATION = 0x0112
@@ -258,7 +259,7 @@ class LoadImageFromFile(MMCVLoadImageFromFile):
             if self.bad_image == 'resample':
                 self.watch.bad(path, str(error), 'another image is drawn')
                 return None
-            self.watch.bad(path, str(error), 'a grey image takes its place and counts as wrong')
+            self.watch.bad(path, str(error), BLANK)
             image = np.full(self._shape(results), GREY, np.uint8)
         widened = widen(image)
         if widened is not image:

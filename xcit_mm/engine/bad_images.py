@@ -2,7 +2,6 @@
 
 import copy
 import os
-from importlib import import_module
 from multiprocessing.pool import ThreadPool
 from typing import Iterator, List, Optional, Sequence, Tuple
 
@@ -13,6 +12,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from ..checks.datasets import find_loaders, find_type, innermost_datasets
 from ..datasets.loading import BadImage, read_image
 from ..errors import UsageError
+from .detection import checked_dataset, use_checked_metrics
 
 # Transforms of the libraries, and the ones that stand in for them.
 GUARDED = {
@@ -30,7 +30,7 @@ PLACES = {
 
 
 def guard_loading(runner, report: Optional[str] = None) -> None:
-    """Let every pipeline of a runner pass over images that cannot be read, and check annotations of COCO.
+    """Let every pipeline of a runner pass over images that cannot be read, and COCO's annotations be checked.
 
     The config keeps the libraries' own types, which their inferencers look for by name; only what the runner is about
     to build is changed.
@@ -45,9 +45,7 @@ def guard_loading(runner, report: Optional[str] = None) -> None:
         if not isinstance(loader, dict) or not isinstance(loader['dataset'], dict):
             continue
         for dataset in innermost_datasets(loader['dataset']):
-            kind = find_type(DATASETS, dataset['type'], scope)
-            if kind is not None and (kind.__module__.split('.')[0], kind.__name__) == ('mmdet', 'CocoDataset'):
-                dataset['type'] = import_module('xcit_mm.datasets.coco').CocoDataset
+            _use_checked_dataset(dataset, scope)
             for transform in _transforms(dataset.get('pipeline') or ()):
                 kind = _full_name(transform, scope)
                 if kind in GUARDED and 'file_client_args' not in transform:
@@ -62,6 +60,16 @@ def guard_loading(runner, report: Optional[str] = None) -> None:
                     transform.setdefault('bad_image', 'resample' if split == 'train' else 'blank')
                     transform.setdefault('report', report)
         setattr(runner, f'_{split}_dataloader', loader)
+        evaluator = copy.deepcopy(getattr(runner, f'_{split}_evaluator', None))
+        if isinstance(evaluator, (dict, list, tuple)):
+            use_checked_metrics(evaluator, scope)
+            setattr(runner, f'_{split}_evaluator', evaluator)
+
+
+def _use_checked_dataset(dataset: dict, scope: str) -> None:
+    kind = find_type(DATASETS, dataset['type'], scope)
+    if kind is not None and checked_dataset(kind) is not kind:
+        dataset['type'] = checked_dataset(kind)
 
 
 def _transforms(pipeline: Sequence) -> Iterator[dict]:
@@ -133,8 +141,10 @@ def _files(cfg: Config, splits: Sequence[str]) -> List[Tuple[str, str, str, Opti
             pipeline = list(_transforms(dataset.get('pipeline') or ()))
             load = next((t for t in pipeline if str(_full_name(t, scope)).endswith('.LoadImageFromFile')), {})
             decode = load.get('color_type', 'color'), load.get('imdecode_backend', 'cv2'), load.get('backend_args')
+            dataset = dict(dataset, pipeline=[])
+            _use_checked_dataset(dataset, scope)
             with DefaultScope.overwrite_default_scope(scope):
-                built = DATASETS.build(dict(dataset, pipeline=[]))
+                built = DATASETS.build(dataset)
             for i in range(len(built)):
                 info = built.get_data_info(i)
                 if info.get('img_path'):

@@ -14,7 +14,9 @@ from mmengine.runner import BaseLoop
 from torch.nn.parallel import DataParallel, DistributedDataParallel
 
 from ..checkpoint.heads import fit_state_dict
-from ..datasets.loading import BadImageReport
+from ..checks.classes import check_checkpoint_classes
+from ..datasets.loading import BLANK, BadImageReport
+from ..errors import UsageError
 from ..registry import HOOKS
 
 
@@ -46,6 +48,7 @@ class CheckpointFitHook(Hook):
 
     Raises:
         CheckpointError: If it is not; or if nothing of the checkpoint fits.
+        UsageError: If it was trained for other classes, or for the same in another order.
     """
 
     priority = 'VERY_HIGH'  # before EMAHook copies the weights
@@ -58,8 +61,13 @@ class CheckpointFitHook(Hook):
         training = isinstance(runner._train_loop, BaseLoop)
         purpose = 'resume' if runner._resume else 'train' if training else 'test'
         found = fit_state_dict(runner.model, checkpoint.get('state_dict', checkpoint), purpose)
-        if found:
-            runner.logger.log(logging.WARNING if purpose == 'train' else logging.INFO, found)
+        loops = [runner._train_loop if training else runner._test_loop, runner._val_loop]
+        loop = next((one for one in loops if isinstance(one, BaseLoop)), None)
+        metainfo = getattr(loop.dataloader.dataset, 'metainfo', None) if loop else None
+        classes = metainfo.get('classes') if isinstance(metainfo, dict) else None
+        for text in (found, check_checkpoint_classes(checkpoint.get('meta'), classes, purpose)):
+            if text:
+                runner.logger.log(logging.WARNING if purpose == 'train' else logging.INFO, text)
 
 
 @HOOKS.register_module()
@@ -86,9 +94,18 @@ class BadImagesHook(Hook):
             self.report = BadImageReport(self.path(runner))
 
     def _after_iter(self, runner, batch_idx: int, data_batch=None, outputs=None, mode: str = 'train') -> None:
-        if is_main_process():
-            for file in self.report.update():
-                runner.logger.warning(f'bad image {file.path}: {file.reason}; {file.consequence}')
+        if not is_main_process():
+            return
+        for file in self.report.update():
+            runner.logger.warning(f'bad image {file.path}: {file.reason}; {file.consequence}')
+        loader = getattr(runner, f'{mode}_dataloader') if mode != 'train' else None
+        if loader and batch_idx + 1 == len(loader):
+            blank = [file for file in self.report.files.values() if file.consequence == BLANK]
+            if len(blank) >= len(loader.dataset):
+                raise UsageError(
+                    f'none of the {len(loader.dataset)} images for {mode} could be read, so that there is nothing to '
+                    f'score; the first is {blank[0].path}: {blank[0].reason}'
+                )
 
     def _after_epoch(self, runner, mode: str = 'train') -> None:
         self._after_iter(runner, 0)

@@ -25,8 +25,10 @@ from ..checkpoint import CheckpointError, load_checkpoint_file, match_state_dict
 from ..checkpoint.heads import fit_state_dict
 from ..checks.config import apply_options, check_config
 from ..checks.datasets import find_loaders, innermost_datasets
+from ..checks.detection import leave_out_masks
 from ..errors import UsageError
 from .bad_images import guard_loading
+from .detection import DetectionDataHook
 from .hooks import BadImagesHook, CheckpointFitHook, IterationSeedHook
 from .interruption import InterruptionHook
 from .non_finite import NonFiniteHook
@@ -35,6 +37,7 @@ from .resuming import ResumeHook
 
 # What every run of the tools has, whether its config names it or not.
 HOOKS_OF_ALL = (
+    DetectionDataHook,
     CheckpointFitHook,
     BadImagesHook,
     IterationSeedHook,
@@ -83,6 +86,7 @@ def load_config(args: argparse.Namespace) -> Config:
     elif not cfg.get('work_dir'):
         cfg.work_dir = os.path.join('work_dirs', path.stem)
     check_config(cfg)
+    leave_out_masks(cfg)
     return cfg
 
 
