@@ -14,7 +14,7 @@ import torch.nn.functional as F
 from mmengine.utils import digit_version
 from torch import Tensor, nn
 
-from ..datasets.reading import model_input
+from ..datasets.reading import channels_of, model_input
 from ..errors import UsageError
 from ..models.attention import XCA
 from .model import build, choose
@@ -51,9 +51,9 @@ def export_model(
 
     The exported model takes normalised 'images' (B, channels, H, W) in fp32, of any batch and of any size from 32 x 32
     pixels. A classifier gives 'logits' (B, classes); a segmentor 'logits' (B, classes, H, W); a backbone its
-    features: 'stride_4', 'stride_8', 'stride_16' and 'stride_32' with a pyramid, else 'features_0' and so on. Its
-    metadata say what it was trained on: 'channels', 'channel_order' ('RGB', 'BGR', 'grey' or 'as loaded'), 'mean' and
-    'std' in that order, 'loading' (the config's step that reads files) and 'classes'.
+    features: 'stride_4', 'stride_8', 'stride_16' and 'stride_32' with a pyramid, else 'features_0' and so on. The
+    metadata say which images it takes: 'channels'; 'channel_order': 'RGB', 'BGR', 'grey', 'BGRA' or 'as loaded'; 'mean'
+    and 'std' in that order; 'loading', the config's step that reads files; and 'classes'.
 
     Args:
         model (str): A config file, or a name of :func:`xcit_mm.list_models`.
@@ -176,7 +176,7 @@ def load_module(model: str, checkpoint: Optional[str], part: str) -> Tuple[nn.Mo
     read = model_input(cfg)
     metadata = {
         'channels': channels,
-        'channel_order': read.order if channels == 3 else 'grey' if channels == 1 else 'as loaded',
+        'channel_order': {1: 'grey', 3: read.order, 4: f'{read.reader.order}A'}.get(channels, 'as loaded'),
         # Of each channel in that order: the model takes (pixels - mean) / std.
         'mean': list(read.mean) or [0.0] * channels,
         'std': list(read.std) or [1.0] * channels,
@@ -185,11 +185,6 @@ def load_module(model: str, checkpoint: Optional[str], part: str) -> Tuple[nn.Mo
         'classes': list(module.classes or ()),
     }
     return module, metadata
-
-
-def channels_of(module: nn.Module) -> int:
-    """How many channels the images of a model have."""
-    return next(child for child in module.modules() if isinstance(child, nn.Conv2d)).in_channels
 
 
 @contextmanager

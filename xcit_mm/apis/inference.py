@@ -137,6 +137,25 @@ class Inferencer:
             raise UsageError(results[0]['error'])
         return results
 
+    def picture(self, image, score_thr: float = 0.3) -> np.ndarray:
+        """One image with what is found in it drawn in.
+
+        Args:
+            image: As for :meth:`__call__`, and an array is RGB.
+            score_thr (float): Detections of lower scores are left out.
+
+        Returns:
+            np.ndarray: (H, W, 3) uint8, RGB.
+
+        Raises:
+            UsageError: If there is no image.
+        """
+        ((name, source),) = find_images(image)
+        ((result, _, read, sample),) = self._look(list(islice(_shots([(name, source)]), 1)), score_thr, 'RGB', Clock())
+        if 'error' in result:
+            raise UsageError(result['error'])
+        return self.task.draw(to_picture(read['img'], self.task.reader.order), sample, score_thr)
+
     @staticmethod
     def _progress(shots: Iterator[Shot], named, shown: bool) -> Iterator[Shot]:
         is_known = isinstance(named, list) and not any(isinstance(item, Video) for _, item in named)

@@ -22,7 +22,7 @@ from mmengine.config import Config, ConfigDict
 from mmengine.dataset import Compose
 from mmengine.registry import TRANSFORMS, DefaultScope
 from PIL import Image, ImageOps
-from torch import Tensor
+from torch import Tensor, nn
 
 from ..checks.datasets import find_loaders, find_type, innermost_datasets
 from ..errors import UsageError
@@ -291,6 +291,12 @@ def model_input(cfg: Optional[Config] = None) -> ModelInput:
     preprocessor = preprocessor_of(cfg)
     mean, std = (tuple(map(float, preprocessor.get(key) or ())) for key in ('mean', 'std'))
     return ModelInput(reader, model_order(preprocessor, reader.order), mean, std)
+
+
+def channels_of(model: nn.Module) -> Optional[int]:
+    """How many channels the images of a model have: those of its first convolution; None if it has none."""
+    first = next((module for module in model.modules() if isinstance(module, nn.Conv2d)), None)
+    return None if first is None else first.in_channels
 
 
 def preprocessor_of(cfg: Config) -> dict:

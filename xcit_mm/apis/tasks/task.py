@@ -7,7 +7,7 @@ from mmengine.config import Config
 from mmengine.dataset import pseudo_collate
 from torch import nn
 
-from ...datasets.reading import Reader, model_input, preprocessor_of, test_pipeline
+from ...datasets.reading import Reader, channels_of, model_input, preprocessor_of, test_pipeline
 from ...errors import UsageError
 from ...visualization.colours import colours_of
 from ..model import build
@@ -43,8 +43,7 @@ class Task:
         number = max((count for count in counts if isinstance(count, int)), default=0)
         self.colours = colours_of(self.classes, self.model.dataset_meta.get('palette'), number)
         self.mean = max(map(float, preprocessor_of(cfg).get('mean') or [0]))
-        first = next((module for module in self.model.modules() if isinstance(module, nn.Conv2d)), None)
-        self.channels = first.in_channels if first is not None else None
+        self.channels = channels_of(self.model)
 
     def name(self, label: int) -> str:
         """Of a class."""
