@@ -171,7 +171,7 @@ def main() -> None:
             ) from None
         failed = draw_all(Drawing(backbone, read, args), named, out)
         if named.left_out:
-            print(f'Left out, since they are no images: {in_words(named.left_out)}')
+            print(f'Left out of the folders: {in_words(named.left_out)}')
         if failed:
             listed = ''.join(f'\n  {label}: {reason}' for label, reason in failed.items())
             raise UsageError(f'{len(failed)} of {len(named)} could not be drawn, the others are in {out}:{listed}')

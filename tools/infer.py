@@ -54,7 +54,7 @@ def report(folder: Path) -> int:
         print(f'  and {len(summary["classes"]) - NAMED} classes more')
     if summary['left_out']:
         listed = ', '.join(f'{number} {suffix}' for suffix, number in summary['left_out'].items())
-        print(f'left out, since they are no images: {listed}')
+        print(f'left out of the folders, no images: {listed}')
     for key, what in (('warning', 'perhaps wrong'), ('error', 'not read')):
         found = [result for result in results if key in result]
         for result in found[:NAMED]:

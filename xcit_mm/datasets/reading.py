@@ -177,18 +177,17 @@ class Reader:
         if channels >= 3 and channel_order != self.order:
             array = array[..., [2, 1, 0, *range(3, channels)]]
         array = np.ascontiguousarray(array)
-        plain = array.dtype in (np.uint8, np.uint16) and channels in (1, 3, 4)
-        if not self.is_plain or (not plain and (array.dtype.kind != 'f' or self.load.to_float32) and channels != 2):
-            if self.is_plain and not self.load.to_float32 and array.dtype not in (np.uint8, np.uint16):
-                raise BadImage(f'{what} is not what the config reads: bytes from 0 to 255 (uint8)')
+        if not self.is_plain:
             return self._results(array)
-        if not plain:
-            raise BadImage(f'{what} is not what the config reads: give uint8, from 0 to 255, of 1, 3 or 4 channels')
-        if array.dtype == np.uint8 and channels == 3 and not self.color_type.startswith('grayscale'):
+        if array.dtype in (np.uint8, np.uint16) and channels in (1, 3, 4):
+            if array.dtype == np.uint8 and channels == 3 and not self.color_type.startswith('grayscale'):
+                return self._results(array)  # as a file of it would be read
+            stored = array if self.order == 'BGR' or channels < 3 else array[..., [2, 1, 0, *range(3, channels)]]
+            kind = '.tiff' if self._backend == 'tifffile' else '.png'
+            return self._read_content(cv2.imencode(kind, stored)[1].tobytes())
+        if self.load.to_float32 if array.dtype.kind == 'f' else self.color_type == 'unchanged':
             return self._results(array)
-        stored = array if self.order == 'BGR' or channels < 3 else array[..., [2, 1, 0, *range(3, channels)]]
-        kind = '.tiff' if self._backend == 'tifffile' else '.png'
-        return self._read_content(cv2.imencode(kind, stored)[1].tobytes())
+        raise BadImage(f'{what} is not what the config reads: give uint8, from 0 to 255, of 1, 3 or 4 channels')
 
     def _results(self, image: np.ndarray, results: Optional[dict] = None) -> dict:
         if getattr(self.load, 'to_float32', False):

@@ -74,7 +74,7 @@ class Images(List[Tuple[str, Source]]):
     """Images with unique names.
 
     Attributes:
-        left_out (Counter): Files of folders that are no images, by their suffix.
+        left_out (Counter): What folders hold besides: files that are no images, by their suffix, and sub-folders.
     """
 
     def __init__(self, items: Iterable = (), left_out: Optional[Counter] = None):
@@ -84,7 +84,12 @@ class Images(List[Tuple[str, Source]]):
 
 def is_several(images) -> bool:
     """Whether that is more than one image, or may be."""
-    return isinstance(images, (list, tuple, set, frozenset, Iterates)) or getattr(images, 'ndim', 0) == 4
+    is_list = isinstance(images, (list, tuple, set, frozenset)) or _gives_one_by_one(images)
+    return is_list or (isinstance(images, np.ndarray) and images.ndim == 4)
+
+
+def _gives_one_by_one(images) -> bool:
+    return isinstance(images, Iterates) and not hasattr(images, 'read')  # an open file would give lines
 
 
 def find_images(images, recursive: bool = True) -> Union[Images, Iterator[Tuple[str, Source]]]:
@@ -97,7 +102,7 @@ def find_images(images, recursive: bool = True) -> Union[Images, Iterator[Tuple[
     Raises:
         UsageError: If a path matches nothing, or there are no images at all.
     """
-    if isinstance(images, Iterates):
+    if _gives_one_by_one(images):
         return _named_one_by_one(images, recursive)
     given = [images] if not is_several(images) else list(images)
     given = sorted(given, key=str) if isinstance(images, (set, frozenset)) else given
@@ -199,12 +204,14 @@ def _expand_path(text: str, recursive: bool, left_out: Counter) -> List[Source]:
 def _search(folder: Path, text: str, recursive: bool, left_out: Counter) -> List[Source]:
     found, others, seen = [], Counter(), set()
     for inside, folders, names in os.walk(folder, followlinks=True):
-        if not recursive or os.path.realpath(inside) in seen:
+        if os.path.realpath(inside) in seen:  # a link to a folder above
             folders.clear()
-        if os.path.realpath(inside) in seen:
             continue
         seen.add(os.path.realpath(inside))
         folders[:] = [name for name in folders if not name.startswith('.')]
+        if not recursive and folders:
+            others['sub-folder'] += len(folders)
+            folders.clear()
         for name in names:
             path = Path(inside, name)
             suffix = path.suffix.lower()
