@@ -34,7 +34,7 @@ def main() -> None:
 
         checkpoint = None if args.checkpoint == 'published' else args.checkpoint
         deviations = export_model(args.model, checkpoint, args.target, args.format, args.part, tuple(args.size))
-    print('images (B, 3, H, W)         largest relative deviation from PyTorch')
+    print('images (B, channels, H, W)  largest relative deviation from PyTorch')
     for shape, relative in deviations:
         print(f'{"x".join(map(str, shape)):27} {relative:.1e}')
     print(f'{args.target}: {os.path.getsize(args.target) / 1e6:.1f} MB')

@@ -566,11 +566,11 @@ def demo(setup, resume, again, lock):
             raise SetupError(f'the training left no checkpoint in {work}.')
         finished.write_text(json.dumps({'checkpoint': pointer.read_text().strip()}))
     checkpoint = f'{WORK_DIR}/{Path(pointer.read_text().strip()).name}'  # the checkout may have been moved since
-    begin, options = time.time(), ['--work-dir', f'{WORK_DIR}/test', '--show-dir', 'pictures']
+    begin, options = time.time(), ['--work-dir', f'{WORK_DIR}/test', '--show-dir', f'{WORK_DIR}/test/pictures']
     step(3, 'Testing, with pictures (about 1 min)', 'tools/test.py', CONFIG, checkpoint, *options)
 
     result = newest(path for path in test.glob('*/*.json') if path.stat().st_mtime >= begin - 2)
-    pictures = newest(test.glob('*/pictures'))
+    pictures = newest(test.glob('pictures'))
     scores = json.loads(result.read_text()) if result else {}
     say(f'\nThe demo took {clock(time.monotonic() - start)}.')
     for label, name in (('box AP', 'bbox_mAP'), ('mask AP', 'segm_mAP')):

@@ -25,6 +25,7 @@ from xcit_mm.engine.setup import (
     load_config,
 )
 from xcit_mm.errors import UsageError, clear_errors
+from xcit_mm.visualization.results import draw_results
 
 
 def parse_args() -> argparse.Namespace:
@@ -32,7 +33,7 @@ def parse_args() -> argparse.Namespace:
     add_common_arguments(parser)
     parser.add_argument('checkpoint', help='checkpoint file or address')
     parser.add_argument('--out', help='write the predictions to this .pkl file')
-    parser.add_argument('--show-dir', help='draw ground truth and predictions into this folder of the work folder')
+    parser.add_argument('--show-dir', help='draw ground truth and predictions into this folder')
     parser.add_argument(
         '--protocol',
         choices=PROTOCOLS,
@@ -46,23 +47,6 @@ def parse_args() -> argparse.Namespace:
     if args.out and not args.out.endswith(('.pkl', '.pickle')):
         parser.error(f'--out must be a .pkl file, got {args.out}')
     return args
-
-
-def draw_results(cfg: Config, folder: str) -> None:
-    """Turn on the library's own drawing hook."""
-    hook = (cfg.get('default_hooks') or {}).get('visualization')
-    if not hook:
-        raise UsageError('--show-dir needs a visualization hook in default_hooks; the library default runtime has one')
-    scope = cfg.get('default_scope')
-    if scope == 'mmdet':
-        hook.update(draw=True, test_out_dir=folder)
-    elif scope == 'mmseg':
-        hook.update(draw=True, interval=1)
-        cfg.visualizer.save_dir = folder
-    elif scope == 'mmpretrain':
-        hook.update(enable=True, out_dir=folder)
-    else:
-        raise UsageError(f'--show-dir knows mmdet, mmseg and mmpretrain, and the config has default_scope={scope!r}')
 
 
 def use_tta(cfg: Config) -> None:

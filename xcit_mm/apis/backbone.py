@@ -5,6 +5,7 @@ from typing import Tuple, Union
 
 from ..checkpoint import CheckpointError  # noqa: F401  (also registers the loaders of checkpoints)
 from ..package import list_models, model_index
+from .quiet import quiet
 
 _OUR_NAME = re.compile(r'xcit_([ntsml](?:12|24))_(8|16)(?:_|$)')
 _RELEASE_NAME = re.compile(r'xcit_(nano|tiny|small|medium|large)_(12|24)_p(8|16)(?:_|$)')
@@ -42,7 +43,8 @@ def create_backbone(name: str, checkpoint: Union[str, bool, None] = None, **kwar
         kwargs['init_cfg'] = dict(type='Pretrained', checkpoint=checkpoint)
     backbone = XCiT(arch=arch, patch_size=patch_size, **kwargs)
     if kwargs.get('init_cfg'):
-        backbone.init_weights()
+        with quiet():
+            backbone.init_weights()
     return backbone.eval()
 
 
