@@ -7,11 +7,12 @@ from multiprocessing.pool import ThreadPool
 from typing import Iterator, List, Optional, Sequence, Tuple
 
 from mmengine.config import Config
-from mmengine.registry import DATASETS, TRANSFORMS, DefaultScope
+from mmengine.registry import DATASETS, METRICS, TRANSFORMS, DefaultScope
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
+from ..checks.classification import BY_NAME
 from ..checks.datasets import find_loaders, find_type, innermost_datasets
-from ..datasets.loading import BadImage, read_image
+from ..datasets.loading import IGNORED, BadImage, read_image
 from ..errors import UsageError
 
 # Transforms of the libraries, and the ones that stand in for them.
@@ -48,6 +49,7 @@ def guard_loading(runner, report: Optional[str] = None) -> None:
             kind = find_type(DATASETS, dataset['type'], scope)
             if kind is not None and (kind.__module__.split('.')[0], kind.__name__) == ('mmdet', 'CocoDataset'):
                 dataset['type'] = import_module('xcit_mm.datasets.coco').CocoDataset
+            name_labels(dataset, scope)
             for transform in _transforms(dataset.get('pipeline') or ()):
                 kind = _full_name(transform, scope)
                 if kind in GUARDED and 'file_client_args' not in transform:
@@ -57,11 +59,31 @@ def guard_loading(runner, report: Optional[str] = None) -> None:
                     classes = _classes(dataset, scope)
                     if len(classes) > 1:
                         transform.setdefault('num_classes', len(classes))
+                    transform.setdefault('ignore_index', dataset.get('ignore_index', IGNORED))
                 if kind in GUARDED.values():
                     # Testing draws no other image in place of one: that would change what is measured.
                     transform.setdefault('bad_image', 'resample' if split == 'train' else 'blank')
                     transform.setdefault('report', report)
         setattr(runner, f'_{split}_dataloader', loader)
+        _guard_metrics(runner, split, scope)
+
+
+def name_labels(dataset: dict, scope: str) -> None:
+    """Let the folders of one of MMPretrain's data sets have the labels of the classes that they are named after."""
+    kind = find_type(DATASETS, dataset['type'], scope)
+    if kind is not None and kind.__module__.startswith('mmpretrain.') and kind.__name__ in BY_NAME:
+        dataset['type'] = getattr(import_module('xcit_mm.datasets.folders'), kind.__name__)
+
+
+def _guard_metrics(runner, split: str, scope: str) -> None:
+    """Let the IoU say which classes it is of."""
+    evaluators = copy.deepcopy(getattr(runner, f'_{split}_evaluator', None))
+    for metric in [evaluators] if isinstance(evaluators, dict) else evaluators or ():
+        kind = find_type(METRICS, metric['type'], scope) if isinstance(metric, dict) and 'type' in metric else None
+        if kind is not None and f'{kind.__module__.split(".")[0]}.{kind.__name__}' == 'mmseg.IoUMetric':
+            metric['type'] = import_module('xcit_mm.evaluation.segmentation').IoUMetric
+    if hasattr(runner, f'_{split}_evaluator'):
+        setattr(runner, f'_{split}_evaluator', evaluators)
 
 
 def _transforms(pipeline: Sequence) -> Iterator[dict]:

@@ -14,7 +14,7 @@ from mmengine.runner import BaseLoop
 from torch.nn.parallel import DataParallel, DistributedDataParallel
 
 from ..checkpoint.heads import fit_state_dict
-from ..datasets.loading import BadImageReport
+from ..datasets.loading import PIXELS_IGNORED, BadImageReport
 from ..registry import HOOKS
 
 
@@ -66,6 +66,8 @@ class CheckpointFitHook(Hook):
 class BadImagesHook(Hook):
     """Name the images that could not be read, once each, and count them after every epoch.
 
+    Maps with labels outside of the classes are often all of them; one for each set of such labels is named.
+
     They are met by :class:`xcit_mm.datasets.loading.LoadImageFromFile`, mostly in the processes that load data, and
     listed in ``bad_images.txt`` beside the log.
     """
@@ -75,6 +77,7 @@ class BadImagesHook(Hook):
     def __init__(self):
         self.report = None
         self.counted = 0
+        self.told = set()
 
     @staticmethod
     def path(runner) -> str:
@@ -88,6 +91,10 @@ class BadImagesHook(Hook):
     def _after_iter(self, runner, batch_idx: int, data_batch=None, outputs=None, mode: str = 'train') -> None:
         if is_main_process():
             for file in self.report.update():
+                if file.consequence == PIXELS_IGNORED:
+                    if file.reason in self.told:
+                        continue
+                    self.told.add(file.reason)
                 runner.logger.warning(f'bad image {file.path}: {file.reason}; {file.consequence}')
 
     def _after_epoch(self, runner, mode: str = 'train') -> None:
