@@ -75,7 +75,16 @@ def _check_order(data: Data, folder: str, found: set) -> None:
     published = list(getattr(data.kind, 'METAINFO', {}).get('classes') or [])
     declared = (data.cfg.get('metainfo') or {}).get('folders')
     labels = folder_labels(sorted(found), classes, declared, classes == published, str(data))
-    if data.kind.__name__ not in BY_NAME and labels != folder_labels(sorted(found)):
+    if labels == folder_labels(sorted(found)):
+        return
+    if data.kind.__name__ in BY_NAME:
+        if data.split == 'test':
+            print(
+                f'Note: {data}: labels follow the classes of the config, and not the order of the folders as text. '
+                f"Models that MMPretrain's own tools trained, or this package before it did so, have the latter.",
+                flush=True,
+            )
+    else:
         raise UsageError(
             f'{data}: {data.kind.__name__} numbers its folders in the order of their names, which is not that of the '
             f'classes.{side_by_side(sorted(found), classes, ("folder", "class"))}\n'
@@ -347,7 +356,7 @@ def check_classification(datasets: List[Data], cfg: Config) -> None:
         if number == 1 and data.split == 'train' and _learns_from_labels(cfg):
             raise UsageError(f'{data} has one class: there is nothing to tell apart')
         multi = 'MultiLabelDataset' in {kind.__name__ for kind in data.kind.__mro__}
-        for metric in _evaluators(cfg, data.split) if data.split != 'train' else ():
+        for metric in _evaluators(cfg, data.split) if cfg.model.get('head') and data.split != 'train' else ():
             kind = str(metric.get('type')).split('.')[-1]
             topk = metric.get('topk', 1)
             most = max([topk] if isinstance(topk, int) else topk, default=1)

@@ -218,7 +218,7 @@ def _check_classes(data: Data) -> None:
             f'data set, or classes that are a part of those of its type; other changes are made in the files'
         )
     palette = metainfo.get('palette')
-    if palette and len(palette) != len(classes):
+    if palette and not published and len(palette) != len(classes):
         raise UsageError(f'{data}: metainfo.palette has {len(palette)} colours, and there are {len(classes)} classes')
     if len(classes) == 1:
         raise UsageError(
