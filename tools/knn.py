@@ -23,7 +23,8 @@ from rich.table import Table
 from torch import Tensor
 
 from xcit_mm.checks.data import check_data
-from xcit_mm.engine.bad_images import check_images
+from xcit_mm.checks.datasets import innermost_datasets
+from xcit_mm.engine.bad_images import check_images, use_checked_dataset
 from xcit_mm.engine.setup import (
     adapt_to_device,
     add_common_arguments,
@@ -144,6 +145,8 @@ def main() -> None:
         runner = build_runner(cfg)
         runner.load_or_resume()
         for split, loader in loaders.items():
+            for dataset in innermost_datasets(loader['dataset']):
+                use_checked_dataset(dataset, cfg.get('default_scope') or 'mmengine')
             runner.cfg[f'{split}_dataloader'] = dict(loader, collate_fn=dict(type='default_collate'))
         runner.model.to(get_device())
         results = evaluate(runner, settings, args.baselines)

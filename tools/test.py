@@ -7,9 +7,8 @@ The checkpoint is a file or an address, of this project or of the original relea
 """
 
 import argparse
-from copy import deepcopy
 
-from mmengine.config import Config, ConfigDict
+from mmengine.config import Config
 from mmengine.evaluator import DumpResults
 
 from xcit_mm.checks.data import check_data
@@ -24,7 +23,8 @@ from xcit_mm.engine.setup import (
     end_processes,
     load_config,
 )
-from xcit_mm.errors import UsageError, clear_errors
+from xcit_mm.engine.tta import use_tta
+from xcit_mm.errors import clear_errors
 from xcit_mm.visualization.results import draw_results
 
 
@@ -47,31 +47,6 @@ def parse_args() -> argparse.Namespace:
     if args.out and not args.out.endswith(('.pkl', '.pickle')):
         parser.error(f'--out must be a .pkl file, got {args.out}')
     return args
-
-
-def use_tta(cfg: Config) -> None:
-    """Wrap the model in the config's test-time augmentation, or in the library's: mean over flips."""
-    scope = cfg.get('default_scope')
-    pipeline = cfg.test_dataloader.dataset.pipeline
-    if scope == 'mmdet' and (cfg.model.get('roi_head') or {}).get('mask_head'):
-        raise UsageError('MMDetection has no test-time augmentation for instance masks; test without --tta')
-    if 'tta_model' not in cfg:
-        if scope == 'mmdet':
-            cfg.tta_model = dict(
-                type='DetTTAModel', tta_cfg=dict(nms=dict(type='nms', iou_threshold=0.5), max_per_img=100)
-            )
-        elif scope == 'mmpretrain':
-            cfg.tta_model = dict(type='AverageClsScoreTTA')
-        else:
-            raise UsageError(f'--tta needs tta_model and tta_pipeline in the config (default_scope={scope!r})')
-    if 'tta_pipeline' not in cfg:
-        pack = deepcopy(pipeline[-1])
-        if scope == 'mmdet':
-            pack.meta_keys = (*pack.get('meta_keys', ()), 'flip', 'flip_direction')
-        flips = [dict(type='RandomFlip', prob=1.0), dict(type='RandomFlip', prob=0.0)]
-        cfg.tta_pipeline = [*pipeline[:-1], dict(type='TestTimeAug', transforms=[flips, [pack]])]
-    cfg.model = ConfigDict(**cfg.tta_model, module=cfg.model)
-    cfg.test_dataloader.dataset.pipeline = cfg.tta_pipeline
 
 
 def dump_results(scope: str, path: str):

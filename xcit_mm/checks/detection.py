@@ -48,13 +48,14 @@ def check_coco(data: Data) -> None:
     if not start.lstrip(b'\xef\xbb\xbf').lstrip().startswith((b'{', b'[')) or not end.endswith((b'}', b']')):
         raise UsageError(
             f'{data}: {annotations} is not a whole COCO annotation file: {size} bytes, beginning with {start[:16]!r} '
-            f'and ending with {end[-16:]!r}, expected a JSON object {{...}}. It may be cut off. {data.advice()}'
+            f'and ending with {end[-16:]!r}, expected a JSON object {{...}}. It may be cut off. '
+            f'{data.advice()} {data.where_else()}'
         )
     names = [_unquoted(name) for name in re.findall(rb'"file_name"\s*:\s*("(?:[^"\\]|\\.)+")', start)[:LOOKED_AT]]
     if not names or any(_is_there(name, images) for name in names):
         return
     what = f'{images} has none of the first {len(names)} images that {annotations} names, such as {names[0]}'
-    raise UsageError(f'{data}: {what}. {_why_not_there(names, images)}{data.advice()}')
+    raise UsageError(f'{data}: {what}. {_why_not_there(names, images)}{data.advice()} {data.where_else()}')
 
 
 def _unquoted(name: bytes) -> str:

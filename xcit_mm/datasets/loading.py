@@ -26,6 +26,7 @@ TREATMENTS = ('resample', 'blank')
 TOO_MANY_IN_A_ROW = 200
 GREY, IGNORED = 128, 255
 BLANK = 'a grey image takes its place and counts as wrong'
+PIXELS_IGNORED = 'these pixels are ignored'
 # Sides of a longer strip would become less than a patch, or less than a pixel, where its other side is resized.
 LONGEST_STRIP = 16
 EXIF_ORIENTATION = 0x0112
@@ -307,6 +308,7 @@ class LoadSegMap(BaseTransform):
             are ignored.
         num_classes (int, optional): How many classes the data set has; pixels of others are ignored, and the map is
             named. They are not looked for if it is not given.
+        ignore_index (int): The number, in the files, of pixels that are to be ignored without a word, besides 255.
         report (str, optional): As for :class:`LoadImageFromFile`.
         **kwargs: As for :class:`mmseg.datasets.transforms.LoadAnnotations`.
 
@@ -318,9 +320,11 @@ class LoadSegMap(BaseTransform):
         self,
         bad_image: str = 'resample',
         num_classes: Optional[int] = None,
+        ignore_index: int = IGNORED,
         report: Optional[str] = None,
         **kwargs,
     ):
+        self.ignore_index = ignore_index
         self.load = MMENGINE_TRANSFORMS.build(dict(type='mmseg.LoadAnnotations', **kwargs))
         self.num_classes = num_classes
         self.bad_image = _checked(bad_image)
@@ -328,6 +332,10 @@ class LoadSegMap(BaseTransform):
 
     def transform(self, results: dict) -> Optional[dict]:
         reason = None
+        if self.ignore_index != IGNORED:
+            # MMSegmentation renames labels after it has subtracted 1 where zero means "no label".
+            number = self.ignore_index - int(bool(results.get('reduce_zero_label')))
+            results['label_map'] = {**(results.get('label_map') or {}), number: IGNORED}
         try:
             results = self.load(results)
             reason = self._misfit(results)
@@ -375,6 +383,6 @@ class LoadSegMap(BaseTransform):
             if unknown.any():
                 values = ', '.join(map(str, np.unique(labels[unknown])[:5]))
                 reason = f'it has classes that the data set has not ({values}; there are {self.num_classes}, from 0)'
-                self.watch.note(BadFile(results['seg_map_path'], reason, 'these pixels are ignored'))
+                self.watch.note(BadFile(results['seg_map_path'], reason, PIXELS_IGNORED))
                 results['gt_seg_map'] = np.where(unknown, IGNORED, labels).astype(labels.dtype)
         return results

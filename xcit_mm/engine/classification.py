@@ -9,6 +9,7 @@ from ..errors import UsageError
 from ..evaluation.real import read_labels
 
 PROTOCOLS = ('full-crop', 'mmpretrain')
+IMAGENET_CLASSES = 1000
 
 
 def use_protocol(cfg: Config, protocol: str) -> None:
@@ -41,19 +42,23 @@ def use_protocol(cfg: Config, protocol: str) -> None:
 
 
 def find_imagenet_v2(cfg: Config) -> Optional[str]:
-    """Take the test images for ImageNet-V2's if their folders are named by class index.
+    """Take the test images for ImageNet-V2's if their folders are 0 to 999 and the model has ImageNet's classes.
+
+    Folders of own data can be numbers as well: where the config says what they are called, it is followed.
 
     Returns:
         str, optional: The folder, if it is so.
     """
     dataset = (cfg.get('test_dataloader') or {}).get('dataset') or {}
-    if dataset.get('type') != 'ImageNet':
+    if dataset.get('type') != 'ImageNet' or (cfg.model.get('head') or {}).get('num_classes') != IMAGENET_CLASSES:
+        return None
+    if dataset.get('classes') or {'classes', 'folders'} & set(dataset.get('metainfo') or ()):
         return None
     root = dataset.get('data_root') or ''
     for folder in (os.path.join(root, dataset.get('split') or ''), root):
         if os.path.isdir(folder):
-            names = [entry.name for entry in os.scandir(folder) if entry.is_dir()]
-            if names and all(name.isdigit() for name in names):
+            names = {entry.name for entry in os.scandir(folder) if entry.is_dir()}
+            if names == {str(number) for number in range(IMAGENET_CLASSES)}:
                 cfg.test_dataloader.dataset = ConfigDict(dataset, type='xcit_mm.ImageNetV2', data_root=folder)
                 cfg.test_dataloader.dataset.pop('split', None)
                 return folder

@@ -1,43 +1,14 @@
 """Detection runs: data sets whose labels follow the config, and metrics that score what the data sets give."""
 
 import sys
-from importlib import import_module
 from typing import Iterator, List
 
 from mmengine.dataset import BaseDataset
 from mmengine.hooks import CheckpointHook, Hook
-from mmengine.registry import METRICS
 from mmengine.runner import BaseLoop
 
-from ..checks.datasets import find_type
 from ..errors import UsageError
 from ..registry import HOOKS
-
-
-def checked_dataset(kind: type) -> type:
-    """The class that reads COCO files for a data set of MMDetection with a check of every annotation."""
-    return import_module('xcit_mm.datasets.coco').checked(kind) if _is_of_mmdet(kind) else kind
-
-
-def use_checked_metrics(evaluator, scope: str) -> None:
-    """Let COCO metrics in a config of evaluators score what the data set gives.
-
-    Args:
-        evaluator (dict or list): Changed in place.
-        scope (str): Where types without a scope are looked up.
-    """
-    if isinstance(evaluator, (list, tuple)):
-        for one in evaluator:
-            use_checked_metrics(one, scope)
-    elif isinstance(evaluator, dict):
-        use_checked_metrics(evaluator.get('metrics'), scope)
-        kind = find_type(METRICS, evaluator['type'], scope) if 'type' in evaluator else None
-        if kind is not None and _is_of_mmdet(kind):
-            evaluator['type'] = import_module('xcit_mm.evaluation.coco').checked(kind)
-
-
-def _is_of_mmdet(kind: type) -> bool:
-    return any(base.__module__.split('.')[0] == 'mmdet' for base in getattr(kind, '__mro__', ()))
 
 
 @HOOKS.register_module()

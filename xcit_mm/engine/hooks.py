@@ -15,7 +15,7 @@ from torch.nn.parallel import DataParallel, DistributedDataParallel
 
 from ..checkpoint.heads import fit_state_dict
 from ..checks.classes import check_checkpoint_classes
-from ..datasets.loading import BLANK, BadImageReport
+from ..datasets.loading import BLANK, PIXELS_IGNORED, BadImageReport
 from ..errors import UsageError
 from ..registry import HOOKS
 
@@ -74,6 +74,8 @@ class CheckpointFitHook(Hook):
 class BadImagesHook(Hook):
     """Name the images that could not be read, once each, and count them after every epoch.
 
+    Maps with labels outside of the classes are often all of them; one for each set of such labels is named.
+
     They are met by :class:`xcit_mm.datasets.loading.LoadImageFromFile`, mostly in the processes that load data, and
     listed in ``bad_images.txt`` beside the log.
     """
@@ -83,6 +85,7 @@ class BadImagesHook(Hook):
     def __init__(self):
         self.report = None
         self.counted = 0
+        self.told = set()
 
     @staticmethod
     def path(runner) -> str:
@@ -97,6 +100,10 @@ class BadImagesHook(Hook):
         if not is_main_process():
             return
         for file in self.report.update():
+            if file.consequence == PIXELS_IGNORED:
+                if file.reason in self.told:
+                    continue
+                self.told.add(file.reason)
             runner.logger.warning(f'bad image {file.path}: {file.reason}; {file.consequence}')
         loader = getattr(runner, f'{mode}_dataloader') if mode != 'train' else None
         if loader and batch_idx + 1 == len(loader):
