@@ -25,6 +25,7 @@ from ..checkpoint import CheckpointError, load_checkpoint_file, match_state_dict
 from ..checkpoint.heads import fit_state_dict
 from ..checks.config import apply_options, check_config
 from ..checks.datasets import find_loaders, innermost_datasets
+from ..checks.variables import check_files
 from ..errors import UsageError
 from .bad_images import guard_loading
 from .hooks import BadImagesHook, CheckpointFitHook, IterationSeedHook
@@ -74,6 +75,7 @@ def load_config(args: argparse.Namespace) -> Config:
     os.environ.setdefault('LOCAL_RANK', str(args.local_rank))
     path = Path(args.config)
     cfg = read_config(path)
+    check_files(str(path))
     apply_options(cfg, args.cfg_options)
     if args.data_root:
         _move_data_root(cfg, args.data_root)
@@ -82,7 +84,8 @@ def load_config(args: argparse.Namespace) -> Config:
         cfg.work_dir = args.work_dir
     elif not cfg.get('work_dir'):
         cfg.work_dir = os.path.join('work_dirs', path.stem)
-    check_config(cfg)
+    for note in check_config(cfg):
+        print(f'Note: {note}', flush=True)
     return cfg
 
 
