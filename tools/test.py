@@ -13,8 +13,10 @@ from mmengine.config import Config, ConfigDict
 from mmengine.evaluator import DumpResults
 
 from xcit_mm.checks.data import check_data
+from xcit_mm.checks.settings import check_loops
 from xcit_mm.engine.bad_images import check_images
 from xcit_mm.engine.classification import PROTOCOLS, find_imagenet_v2, use_protocol, use_real_labels
+from xcit_mm.engine.screen import short_screen
 from xcit_mm.engine.setup import (
     adapt_to_device,
     add_common_arguments,
@@ -111,10 +113,11 @@ def apply_options(cfg: Config, args: argparse.Namespace) -> None:
 
 def main() -> None:
     args = parse_args()
-    with clear_errors():
+    with clear_errors(), short_screen(args.verbose):
         cfg = load_config(args)
         cfg.load_from = args.checkpoint
         apply_options(cfg, args)
+        check_loops(cfg, 'test')
         check_data(cfg, ('test',))
         check_model(cfg, args.checkpoint, 'test')
         check_work_dir(cfg)

@@ -9,8 +9,10 @@ import argparse
 from mmengine.config import Config
 
 from xcit_mm.checks.data import check_data
+from xcit_mm.checks.settings import check_loops
 from xcit_mm.engine.bad_images import check_images
 from xcit_mm.engine.checkpointing import has_checkpoint
+from xcit_mm.engine.screen import short_screen
 from xcit_mm.engine.setup import (
     adapt_to_device,
     add_common_arguments,
@@ -41,7 +43,7 @@ def parse_args() -> argparse.Namespace:
 
 
 def apply_options(cfg: Config, args: argparse.Namespace) -> None:
-    if args.amp and cfg.optim_wrapper.type != 'AmpOptimWrapper':
+    if args.amp and cfg.optim_wrapper.get('type') != 'AmpOptimWrapper':
         cfg.optim_wrapper.type = 'AmpOptimWrapper'
         cfg.optim_wrapper.setdefault('loss_scale', 'dynamic')
     if args.auto_scale_lr:
@@ -57,14 +59,16 @@ def apply_options(cfg: Config, args: argparse.Namespace) -> None:
     elif args.resume:
         cfg.resume, cfg.load_from = True, args.resume
     if args.tensorboard:
-        cfg.visualizer.vis_backends = [*cfg.visualizer.get('vis_backends', []), dict(type='TensorboardVisBackend')]
+        visualizer = cfg.setdefault('visualizer', dict(type='Visualizer'))
+        visualizer['vis_backends'] = [*(visualizer.get('vis_backends') or []), dict(type='TensorboardVisBackend')]
 
 
 def main() -> None:
     args = parse_args()
-    with clear_errors():
+    with clear_errors(), short_screen(args.verbose):
         cfg = load_config(args)
         apply_options(cfg, args)
+        check_loops(cfg, 'train')
         check_data(cfg, ('train', 'val'))
         check_model(cfg, cfg.get('load_from'), 'resume' if cfg.get('resume') else 'train')
         check_work_dir(cfg)

@@ -158,6 +158,8 @@ def _heads(cfg: Config, scope: str) -> Iterator[Tuple[str, dict]]:
 
 
 def _check_heads(cfg: Config, scope: str, classes: tuple, kind: Any) -> None:
+    if 'thing_classes' in getattr(find_type(registries.DATASETS, kind, scope), 'METAINFO', {}):
+        return  # panoptic models have heads for a part of the classes
     for path, head in _heads(cfg, scope):
         number = head.get('num_classes')
         # In MMSegmentation, two outputs can be one class and its background.

@@ -222,7 +222,8 @@ def _check_type(path: str, settings: dict, places: List[str], scope: str) -> Non
     if found is None:
         names = {name for place in places for name in _names(getattr(registries, place), scope)}
         prefix, _, name = str(kind).rpartition('.')
-        # In models a type can also be the name of something that the class around it makes.
+        if 'MODELS' in places and path.count('.') > 1 and name.islower():
+            return  # the name of something that the class around it makes
         lower = {name.lower(): name for name in names}
         cutoff = VERY_CLOSE if 'MODELS' in places else CLOSE
         near = difflib.get_close_matches(name.lower(), lower, n=1, cutoff=cutoff)

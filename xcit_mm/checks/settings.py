@@ -48,7 +48,6 @@ def check_settings(cfg: Config) -> List[str]:
         UsageError: Naming the keys that clash, and what to do.
     """
     for split, loader in find_loaders(cfg).items():
-        _check_loader(f'{split}_dataloader', loader)
         for dataset in innermost_datasets(loader['dataset']):
             _check_keys(f'{split}_dataloader.dataset.pipeline', dataset.get('pipeline') or ())
     agree_workers(cfg)
@@ -73,6 +72,9 @@ def check_loops(cfg: Config, split: str) -> None:
     Raises:
         UsageError: Naming what is missing, or what the loop does not take.
     """
+    for name, loader in find_loaders(cfg).items():
+        if name == split or (split, name) == ('train', 'val'):
+            _check_loader(f'{name}_dataloader', loader)
     if split == 'train':
         _check_train_cfg(cfg.get('train_cfg'))
         _check_save_best(cfg)

@@ -28,11 +28,13 @@ from ..checks.datasets import find_loaders, innermost_datasets
 from ..checks.variables import check_files
 from ..errors import UsageError
 from .bad_images import guard_loading
-from .hooks import BadImagesHook, CheckpointFitHook, IterationSeedHook
+from .hooks import BadImagesHook, CheckpointFitHook, IterationSeedHook, RunLengthHook
 from .interruption import InterruptionHook
 from .non_finite import NonFiniteHook
 from .positions import DataPositionHook
 from .resuming import ResumeHook
+from .running import ToolRunner
+from .screen import SummaryHook
 
 # What every run of the tools has, whether its config names it or not.
 HOOKS_OF_ALL = (
@@ -43,13 +45,21 @@ HOOKS_OF_ALL = (
     ResumeHook,
     NonFiniteHook,
     InterruptionHook,
+    RunLengthHook,
+    SummaryHook,
 )
 
 
 def add_common_arguments(parser: argparse.ArgumentParser) -> None:
     """The options that training and testing share, under the names OpenMMLab users know."""
     parser.add_argument('config', help='config file')
-    parser.add_argument('--work-dir', help='folder for logs and checkpoints (default: work_dirs/<config name>)')
+    parser.add_argument(
+        '--out-dir',
+        '--work-dir',
+        dest='work_dir',
+        metavar='FOLDER',
+        help='folder for logs, checkpoints and results (default: work_dirs/<config name>)',
+    )
     parser.add_argument('--data-root', help='where the data set lies, if not where the config expects it')
     parser.add_argument(
         '--cfg-options',
@@ -64,6 +74,9 @@ def add_common_arguments(parser: argparse.ArgumentParser) -> None:
         default='skip',
         help='what to do about images that cannot be read: pass over them, naming and counting them (skip), or read '
         'them all before anything begins, and stop if there are any (refuse)',
+    )
+    parser.add_argument(
+        '--verbose', action='store_true', help='show on the screen all that goes to the log file, from the start on'
     )
     parser.add_argument('--launcher', choices=['none', 'pytorch', 'slurm', 'mpi'], default='none', help='job launcher')
     # torch.distributed.launch passes it; torchrun sets the environment variable.
@@ -253,7 +266,7 @@ def build_runner(cfg: Config) -> Runner:
     if checkpoint and checkpoint['type'] == 'CheckpointHook':
         checkpoint['type'] = 'xcit_mm.CheckpointHook'
     _prepare_deepspeed(cfg)
-    runner = RUNNERS.build(cfg) if 'runner_type' in cfg else Runner.from_cfg(cfg)
+    runner = RUNNERS.build(cfg) if 'runner_type' in cfg else ToolRunner.from_cfg(cfg)
     for kind in HOOKS_OF_ALL:
         if not any(isinstance(hook, kind) for hook in runner.hooks):
             runner.register_hook(kind())
