@@ -3,7 +3,8 @@
 
     tools/test.py configs/mask_rcnn_xcit_s12_8_3x_coco.py CHECKPOINT --show-dir pictures
 
-The checkpoint is a file or an address, of this project or of the original release.
+The config is a file, or the name of a published model. The checkpoint is a file or an address, of this project or of
+the original release, or the word published for the weights of the name.
 """
 
 import argparse
@@ -24,6 +25,7 @@ from xcit_mm.engine.setup import (
     check_model,
     check_work_dir,
     end_processes,
+    find_weights,
     load_config,
 )
 from xcit_mm.errors import UsageError, clear_errors
@@ -32,7 +34,7 @@ from xcit_mm.errors import UsageError, clear_errors
 def parse_args() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description='Test a checkpoint.')
     add_common_arguments(parser)
-    parser.add_argument('checkpoint', help='checkpoint file or address')
+    parser.add_argument('checkpoint', help="checkpoint file or address, or 'published' for the weights of the name")
     parser.add_argument('--out', help='write the predictions to this .pkl file')
     parser.add_argument('--show-dir', help='draw ground truth and predictions into this folder of the work folder')
     parser.add_argument(
@@ -115,11 +117,11 @@ def main() -> None:
     args = parse_args()
     with clear_errors(), short_screen(args.verbose):
         cfg = load_config(args)
-        cfg.load_from = args.checkpoint
+        cfg.load_from = find_weights(args.config, args.checkpoint)
         apply_options(cfg, args)
         check_loops(cfg, 'test')
         check_data(cfg, ('test',))
-        check_model(cfg, args.checkpoint, 'test')
+        check_model(cfg, cfg.load_from, 'test')
         check_work_dir(cfg)
         if args.bad_images == 'refuse':
             check_images(cfg, ('test',))

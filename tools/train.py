@@ -1,7 +1,10 @@
 #!/usr/bin/env python
 """Train a model of MMDetection, MMSegmentation or MMPretrain from its config.
 
-tools/train.py configs/mask_rcnn_xcit_s12_8_3x_coco.py
+    tools/train.py configs/mask_rcnn_xcit_s12_8_3x_coco.py
+    tools/train.py mask_rcnn_xcit_s12_8_3x_coco --out-dir runs/s12_8
+
+The config is a file, or the name of a published model.
 """
 
 import argparse

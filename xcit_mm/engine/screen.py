@@ -244,7 +244,7 @@ def describe_schedule(runner) -> str:
     group = optimizer.param_groups[0]
     rate = group.get('initial_lr', group['lr'])
     names = ', '.join(type(one).__name__ for one in runner.param_schedulers or ())
-    text = f'{length} of {batch} images; {type(optimizer).__name__}, lr {rate:g}'
+    text = f'{length} of {_times(batch, "image")}; {type(optimizer).__name__}, lr {rate:g}'
     text += f' ({names})' if names else ', constant'
     if runner.val_loop is not None:
         text += f'; validation every {_times(loop.val_interval, "iteration" if by_iteration else "epoch")}'

@@ -27,6 +27,7 @@ from ..checks.config import apply_options, check_config
 from ..checks.datasets import find_loaders, innermost_datasets
 from ..checks.variables import check_files
 from ..errors import UsageError
+from ..package import mim_dir, model_index
 from .bad_images import guard_loading
 from .hooks import BadImagesHook, CheckpointFitHook, IterationSeedHook, RunLengthHook
 from .interruption import InterruptionHook
@@ -52,7 +53,7 @@ HOOKS_OF_ALL = (
 
 def add_common_arguments(parser: argparse.ArgumentParser) -> None:
     """The options that training and testing share, under the names OpenMMLab users know."""
-    parser.add_argument('config', help='config file')
+    parser.add_argument('config', help='config file, or name of a published model')
     parser.add_argument(
         '--out-dir',
         '--work-dir',
@@ -86,7 +87,7 @@ def add_common_arguments(parser: argparse.ArgumentParser) -> None:
 def load_config(args: argparse.Namespace) -> Config:
     """Read the config and apply the shared options to it."""
     os.environ.setdefault('LOCAL_RANK', str(args.local_rank))
-    path = Path(args.config)
+    path = find_config(args.config)
     cfg = read_config(path)
     check_files(str(path))
     apply_options(cfg, args.cfg_options)
@@ -100,6 +101,26 @@ def load_config(args: argparse.Namespace) -> Config:
     for note in check_config(cfg):
         print(f'Note: {note}', flush=True)
     return cfg
+
+
+def find_config(name: str) -> Path:
+    """The config file of that path, or this package's of that name."""
+    path = Path(name)
+    if path.is_file() or len(path.parts) > 1:
+        return path
+    entry = model_index().get(name.lower())
+    ours = mim_dir() / (entry['Config'] if entry else Path('configs', name).with_suffix('.py'))
+    return ours if ours.is_file() else path
+
+
+def find_weights(config: str, checkpoint: str) -> str:
+    """The checkpoint; of the word 'published', the address of the weights of the model of that name."""
+    if checkpoint != 'published' or os.path.isfile(checkpoint):
+        return checkpoint
+    entry = model_index().get(config.lower())
+    if entry is None:
+        raise UsageError(f"'published' are the weights of a published model, and {config!r} is not the name of one")
+    return entry['Weights']
 
 
 def read_config(path: Path) -> Config:
@@ -116,7 +137,8 @@ def _no_config(path: Path) -> str:
     folder = path.parent if path.parent.is_dir() else Path('configs')
     names = {p.name: p for p in sorted(folder.glob('*.py'))}
     close = difflib.get_close_matches(path.with_suffix('.py').name, names, n=3, cutoff=0.4)
-    hint = 'did you mean ' + ' or '.join(str(names[n]) for n in close) if close else f'see the files in {folder}/'
+    close = [str(names[name]) for name in close] or difflib.get_close_matches(path.name.lower(), model_index(), n=3)
+    hint = f'did you mean {" or ".join(close)}?' if close else f'see the files in {folder}/, or xcit_mm.list_models()'
     return f'there is no config file {path}; {hint}'
 
 
