@@ -41,7 +41,13 @@ def parse_args() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description='Draw the attention maps of an XCiT.')
     parser.add_argument('inputs', nargs='+', metavar='IMAGE', help='images, videos, and folders of them')
     parser.add_argument('--checkpoint', required=True, help='checkpoint file or address')
-    parser.add_argument('--out', default='work_dirs/attention', help='folder for the pictures (default: %(default)s)')
+    parser.add_argument(
+        '--out-dir',
+        '--out',
+        dest='out',
+        default='work_dirs/attention',
+        help='folder for the pictures (default: %(default)s)',
+    )
     parser.add_argument('--size', type=int, help='resize the short side to so many pixels (default: as the image is)')
     parser.add_argument(
         '--block', type=int, choices=(-1, -2), default=-1, help='last class-attention block, or the one before'

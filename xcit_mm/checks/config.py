@@ -57,6 +57,7 @@ def apply_options(cfg: Config, options: Optional[dict]) -> None:
     try:
         cfg.merge_from_dict(options)
     except (KeyError, TypeError, AttributeError, IndexError) as error:
+        check_variables(cfg, options, variables)
         raise UsageError(f'--cfg-options do not fit the config {cfg.filename}: {error}') from error
     check_variables(cfg, options, variables)
 

@@ -201,13 +201,15 @@ class _File(NamedTuple):
         path (str): The file.
         bases (list[str]): The files that it inherits.
         assigned (set[str]): Names that it gives a value.
-        used (set[str]): Names that it reads a value of, its own or its bases'.
+        used (set[str]): Names of its own that it reads a value of.
+        used_of_bases (set[str]): Names of its bases.
     """
 
     path: str
     bases: List[str]
     assigned: set
     used: set
+    used_of_bases: set
 
 
 def check_files(path: str) -> None:
@@ -224,13 +226,14 @@ def check_files(path: str) -> None:
         file = _read(pending.pop())
         if file is None:
             continue
-        used = used | file.used  # also what a file that inherits reads of it
         if any(part in file.path for part in ('site-packages', f'{os.sep}.mim{os.sep}')):
             continue
         pending += file.bases
+        used |= file.used
         # A dumped config uses none of its names, and says nothing of which were used before.
-        if file.bases or file.used:
-            _check_file(file, sorted(file.assigned - used - BUILT | (file.assigned - used) & {'data_preprocessor'}))
+        if file.bases or file.used & file.assigned:
+            _check_file(file, sorted((file.assigned - used) - (BUILT - {'data_preprocessor'})))
+        used |= file.used_of_bases
 
 
 def _check_file(file: _File, names: Sequence[str]) -> None:
@@ -249,7 +252,8 @@ def _check_file(file: _File, names: Sequence[str]) -> None:
             paths = [path for path in paths if _same(_get(ours, path), old)] or list(_places(ours, old))
         if name in OLD and _numbers(new) <= {number for path in paths for number in _numbers(_get(ours, path))}:
             continue
-        if paths and not any(_same(_get(ours, path), new) for path in paths) and not any(_places(ours, new)):
+        elsewhere = () if isinstance(new, (int, float)) else _places({**ours, name: None}, new)
+        if paths and not any(_same(_get(ours, path), new) for path in paths) and not any(elsewhere):
             raise UsageError(
                 f'the config {file.path} sets {name}, which nothing reads: it is a variable, and no other setting of '
                 f'the file uses it. {_what_counts(name, paths)}'
@@ -272,8 +276,15 @@ def _numbers(value: Any) -> set:
 @lru_cache(maxsize=64)
 def _load(path: str) -> dict:
     with suppress(Exception):  # a base alone can refer to what another has
-        return Config.fromfile(path, import_custom_modules=False).to_dict()
+        return _without_scopes(Config.fromfile(path, import_custom_modules=False).to_dict())
     return {}
+
+
+def _without_scopes(value: Any) -> Any:
+    """Without the ``_scope_`` that MMEngine adds to what comes from another package."""
+    if isinstance(value, dict):
+        return {key: _without_scopes(item) for key, item in value.items() if key != '_scope_'}
+    return type(value)(map(_without_scopes, value)) if type(value) in (list, tuple) else value
 
 
 def _read(path: str) -> Optional[_File]:
@@ -284,7 +295,7 @@ def _read(path: str) -> Optional[_File]:
         return None
     if not path.endswith('.py'):
         return None
-    bases, assigned, used = [], set(), set()
+    bases, assigned, used, used_of_bases = [], set(), set(), set()
     for statement in tree.body:
         targets = statement.targets if isinstance(statement, ast.Assign) else ()
         names = {target.id for target in targets if isinstance(target, ast.Name)}
@@ -294,8 +305,13 @@ def _read(path: str) -> Optional[_File]:
             continue
         assigned |= names
         used |= _used_names(statement)
+        for node in ast.walk(statement):
+            if isinstance(node, ast.Attribute) and isinstance(node.value, ast.Name) and node.value.id == '_base_':
+                used_of_bases.add(node.attr)
+            elif isinstance(node, ast.Constant) and isinstance(node.value, str):
+                used_of_bases |= set(re.findall(r'_base_\.(\w+)', node.value))
     bases += [base for base in (_imported(node, path) for node in ast.walk(tree)) if base]
-    return _File(path, [os.path.abspath(base) for base in bases], assigned, used)
+    return _File(path, [os.path.abspath(base) for base in bases], assigned, used, used_of_bases)
 
 
 def _used_names(statement: ast.stmt) -> set:
@@ -312,15 +328,8 @@ def _used_names(statement: ast.stmt) -> set:
         while isinstance(node, (ast.Attribute, ast.Subscript, ast.Call)):
             node = node.func if isinstance(node, ast.Call) else node.value
         roots.add(node)
-    used = set()
-    for node in ast.walk(statement):
-        if isinstance(node, ast.Name) and isinstance(node.ctx, ast.Load) and node not in roots:
-            used.add(node.id)
-        elif isinstance(node, ast.Attribute) and isinstance(node.value, ast.Name) and node.value.id == '_base_':
-            used.add(node.attr)
-        elif isinstance(node, ast.Constant) and isinstance(node.value, str):  # '{{_base_.data_root}}'
-            used |= set(re.findall(r'_base_\.(\w+)', node.value))
-    return used
+    nodes = (node for node in ast.walk(statement) if isinstance(node, ast.Name) and isinstance(node.ctx, ast.Load))
+    return {node.id for node in nodes if node not in roots}
 
 
 def _imported(node: ast.AST, path: str) -> Optional[str]:

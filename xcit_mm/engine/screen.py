@@ -146,6 +146,7 @@ def shorten(logger: MMLogger) -> None:
     """Let a run's logger write to the screen what belongs there; outside of :func:`short_screen` it stays as it is."""
     if _screen is None:
         return
+    _screen.started = False  # a program may have several runs
     for handler in logger.handlers:
         if isinstance(handler, logging.FileHandler):
             _screen.open_log(handler)
