@@ -25,6 +25,7 @@ from torch import Tensor
 from xcit_mm.checks.data import check_data
 from xcit_mm.checks.datasets import innermost_datasets
 from xcit_mm.engine.bad_images import check_images, use_checked_dataset
+from xcit_mm.engine.screen import short_screen
 from xcit_mm.engine.setup import (
     adapt_to_device,
     add_common_arguments,
@@ -123,7 +124,7 @@ def report(results: Dict[str, dict], args: argparse.Namespace) -> None:
 
 def main() -> None:
     args = parse_args()
-    with clear_errors():
+    with clear_errors(), short_screen(args.verbose):
         cfg = load_config(args)
         settings = find_settings(cfg, args)
         cfg.load_from = args.checkpoint

@@ -56,7 +56,14 @@ def parse_args() -> argparse.Namespace:
     testing.add_argument(
         '--protocol', choices=['both', *PROTOCOLS], default='both', help='for classifiers (default: both)'
     )
-    testing.add_argument('--work-dir', type=Path, default=Path('work_dirs/model_zoo'), help='for results and logs')
+    testing.add_argument(
+        '--out-dir',
+        '--work-dir',
+        dest='work_dir',
+        type=Path,
+        default=Path('work_dirs/model_zoo'),
+        help='for results and logs',
+    )
     testing.add_argument('--retry-failed', action='store_true', help='run again what failed in an earlier call')
     testing.add_argument('--cfg-options', nargs='+', default=[], metavar='KEY=VALUE', help='settings for all configs')
     args = parser.parse_args()

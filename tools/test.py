@@ -3,7 +3,8 @@
 
     tools/test.py configs/mask_rcnn_xcit_s12_8_3x_coco.py CHECKPOINT --show-dir pictures
 
-The checkpoint is a file or an address, of this project or of the original release.
+The config is a file, or the name of a published model. The checkpoint is a file or an address, of this project or of
+the original release, or the word published for the weights of the name.
 """
 
 import argparse
@@ -12,8 +13,10 @@ from mmengine.config import Config
 from mmengine.evaluator import DumpResults
 
 from xcit_mm.checks.data import check_data
+from xcit_mm.checks.settings import check_loops
 from xcit_mm.engine.bad_images import check_images
 from xcit_mm.engine.classification import PROTOCOLS, find_imagenet_v2, use_protocol, use_real_labels
+from xcit_mm.engine.screen import short_screen
 from xcit_mm.engine.setup import (
     adapt_to_device,
     add_common_arguments,
@@ -21,6 +24,7 @@ from xcit_mm.engine.setup import (
     check_model,
     check_work_dir,
     end_processes,
+    find_weights,
     load_config,
 )
 from xcit_mm.engine.tta import use_tta
@@ -31,7 +35,7 @@ from xcit_mm.visualization.results import draw_results
 def parse_args() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description='Test a checkpoint.')
     add_common_arguments(parser)
-    parser.add_argument('checkpoint', help='checkpoint file or address')
+    parser.add_argument('checkpoint', help="checkpoint file or address, or 'published' for the weights of the name")
     parser.add_argument('--out', help='write the predictions to this .pkl file')
     parser.add_argument('--show-dir', help='draw ground truth and predictions into this folder')
     parser.add_argument(
@@ -70,12 +74,13 @@ def apply_options(cfg: Config, args: argparse.Namespace) -> None:
 
 def main() -> None:
     args = parse_args()
-    with clear_errors():
+    with clear_errors(), short_screen(args.verbose):
         cfg = load_config(args)
-        cfg.load_from = args.checkpoint
+        cfg.load_from = find_weights(args.config, args.checkpoint)
         apply_options(cfg, args)
+        check_loops(cfg, 'test')
         check_data(cfg, ('test',))
-        check_model(cfg, args.checkpoint, 'test')
+        check_model(cfg, cfg.load_from, 'test')
         check_work_dir(cfg)
         if args.bad_images == 'refuse':
             check_images(cfg, ('test',))

@@ -78,15 +78,10 @@ class Data(NamedTuple):
         own = metainfo.get('classes') if metainfo.get('classes') is not None else self.cfg.get('classes')
         classes = own if own is not None else getattr(self.kind, 'METAINFO', {}).get('classes')
         if isinstance(classes, str):
-            if not os.path.isfile(classes):
-                names = tuple(name.strip() for name in classes.split(',') if name.strip())
-                raise UsageError(
-                    f'{self}: classes is the text {classes!r}, and there is no such file; a list of texts is '
-                    f'classes={names!r}'
-                    + (', with the comma' if len(names) == 1 else '')
-                    + ', or the path of a file with one class in each line'
-                )
-            with open(classes) as file:
+            check_names(f'{self}: classes', classes)
+            if '://' in classes:
+                return None
+            with open(os.path.expanduser(classes), encoding='utf-8') as file:
                 classes = [line.rstrip('\r\n') for line in file]
         if classes is None:
             return None
@@ -171,6 +166,18 @@ def suffixes(names: Sequence[str]) -> str:
     """The suffixes of files with their numbers, the most frequent first."""
     counts = Counter(os.path.splitext(name)[1] or 'no suffix' for name in names)
     return ', '.join(f'{suffix} ({number})' for suffix, number in counts.most_common(4)) or 'no files'
+
+
+def check_names(key: str, text: str) -> None:
+    """Whether a text in place of a list of names is the path of a file with one name in each line."""
+    if '://' in text or os.path.isfile(os.path.expanduser(text)):
+        return
+    parts = tuple(part.strip() for part in text.split(',') if part.strip())
+    if len(parts) > 1:
+        raise UsageError(f'{key} is the text {text!r}; write the names apart: {parts!r}')
+    if '/' in text or text.endswith('.txt'):
+        raise UsageError(f'{key} is the text {text!r}, and there is no such file (from {os.getcwd()})')
+    raise UsageError(f'{key} is the text {text!r}; a tuple of one name needs a comma: ({text!r},)')
 
 
 def side_by_side(first: Sequence, second: Sequence, titles: Sequence[str], limit: int = 12) -> str:

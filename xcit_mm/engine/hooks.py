@@ -4,6 +4,7 @@ import logging
 import os
 import random
 from collections import Counter
+from typing import Optional, Tuple
 
 import numpy as np
 import torch
@@ -15,6 +16,7 @@ from torch.nn.parallel import DataParallel, DistributedDataParallel
 
 from ..checkpoint.heads import fit_state_dict
 from ..checks.classes import check_checkpoint_classes
+from ..checks.schedule import adapt_hooks, find_misfits, length_of
 from ..datasets.loading import BLANK, PIXELS_IGNORED, BadImageReport
 from ..errors import UsageError
 from ..registry import HOOKS
@@ -123,3 +125,47 @@ class BadImagesHook(Hook):
         counts = Counter(file.consequence for file in files)
         summary = ', '.join(f'{consequence}: {number}' for consequence, number in counts.items())
         runner.logger.warning(f'bad images so far: {len(files)} ({summary}). They are listed in {self.report.path}')
+
+
+@HOOKS.register_module()
+class RunLengthHook(Hook):
+    """Compare a run's settings with its length, and say once what does not fit and what was changed.
+
+    An average of weights that would hardly leave the start and a log interval longer than the run are changed; see
+    :mod:`xcit_mm.checks.schedule`. A batch other than the one that the learning rate is for is named too.
+    """
+
+    priority = 'LOW'
+
+    def before_train(self, runner) -> None:
+        run = length_of(runner.train_loop)
+        for note in adapt_hooks(runner.hooks, run):
+            runner.logger.info(note)
+        for misfit in find_misfits(runner, run):
+            runner.logger.warning(misfit)
+        self._name_batch(runner)
+
+    @staticmethod
+    def _name_batch(runner) -> None:
+        scale = runner.cfg.get('auto_scale_lr') or {}
+        images, product = images_of_update(runner)
+        base = scale.get('base_batch_size')
+        if not base or not images or images == base or scale.get('enable'):
+            return
+        runner.logger.info(
+            f'{images} images ({product}) make one update, and the learning rate of the config is for {base}: '
+            f'--auto-scale-lr scales it by {images / base:g}'
+        )
+
+
+def images_of_update(runner) -> Tuple[Optional[int], str]:
+    """The images that make one update of the weights, and the numbers that they are the product of."""
+    loader = runner.cfg.get('train_dataloader') or {}
+    batch = loader.get('batch_size') or (loader.get('batch_sampler') or {}).get('batch_size')
+    if not batch:
+        return None, ''
+    strategy = runner.cfg.get('strategy') or {}
+    counts = (runner.cfg.get('optim_wrapper') or {}).get('accumulative_counts') or 1
+    counts = strategy.get('gradient_accumulation_steps') or counts
+    product = f'batch_size {batch} x {runner.world_size} process{"es" * (runner.world_size > 1)}'
+    return batch * runner.world_size * counts, product + f' x accumulative_counts {counts}' * (counts > 1)

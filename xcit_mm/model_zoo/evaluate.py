@@ -160,7 +160,7 @@ class Results:
             if lines and not self.path.read_text(encoding='utf-8').endswith('\n'):
                 self._append('\n')
         except OSError as error:
-            raise UsageError(f'{self.path} cannot be used ({error.strerror}); choose another --work-dir') from error
+            raise UsageError(f'{self.path} cannot be used ({error.strerror}); choose another --out-dir') from error
         for line in lines:
             try:
                 record = json.loads(line)
