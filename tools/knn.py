@@ -25,6 +25,7 @@ from torch import Tensor
 from xcit_mm.checks.data import check_data
 from xcit_mm.checks.datasets import innermost_datasets
 from xcit_mm.engine.bad_images import check_images, use_checked_dataset
+from xcit_mm.engine.classification import is_imagenet, read_as_released
 from xcit_mm.engine.screen import short_screen
 from xcit_mm.engine.setup import (
     adapt_to_device,
@@ -135,6 +136,9 @@ def main() -> None:
             raise UsageError(f'there is no folder {os.path.dirname(args.out)} for --out; make it, or choose another')
         if args.bad_images == 'refuse':
             check_images(cfg, ('train', 'test'))
+        for loader in (cfg.train_dataloader, cfg.test_dataloader):
+            if is_imagenet(loader):
+                read_as_released(loader)
         adapt_to_device(cfg)
         # Testing needs no loops; what a runner would train with is only read.
         for split in ('val', 'test', 'train'):
@@ -142,7 +146,7 @@ def main() -> None:
         loaders = {split: cfg.pop(f'{split}_dataloader', None) for split in ('train', 'val', 'test')}
         for key in ('val_evaluator', 'test_evaluator', 'optim_wrapper', 'param_scheduler'):
             cfg.pop(key, None)
-        cfg.custom_hooks = [hook for hook in cfg.get('custom_hooks', []) if hook['type'] != 'EMAHook']
+        cfg.custom_hooks = [hook for hook in cfg.get('custom_hooks', []) if not hook['type'].endswith('EMAHook')]
         runner = build_runner(cfg)
         runner.load_or_resume()
         for split, loader in loaders.items():

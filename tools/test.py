@@ -15,7 +15,14 @@ from mmengine.evaluator import DumpResults
 from xcit_mm.checks.data import check_data
 from xcit_mm.checks.settings import check_loops
 from xcit_mm.engine.bad_images import check_images
-from xcit_mm.engine.classification import PROTOCOLS, find_imagenet_v2, use_protocol, use_real_labels
+from xcit_mm.engine.classification import (
+    PROTOCOLS,
+    find_imagenet_v2,
+    is_imagenet,
+    read_as_released,
+    use_protocol,
+    use_real_labels,
+)
 from xcit_mm.engine.screen import short_screen
 from xcit_mm.engine.setup import (
     adapt_to_device,
@@ -26,6 +33,7 @@ from xcit_mm.engine.setup import (
     end_processes,
     find_weights,
     load_config,
+    use_average,
 )
 from xcit_mm.engine.tta import use_tta
 from xcit_mm.errors import clear_errors
@@ -41,10 +49,14 @@ def parse_args() -> argparse.Namespace:
     parser.add_argument(
         '--protocol',
         choices=PROTOCOLS,
-        help='classifiers: the full crop, as in the paper (default), or the resize and crop of MMPretrain',
+        help='classifiers: the full crop, as in the paper (default), the resize and crop of MMPretrain, or the crop of '
+        '0.875; images are read as the release does, not turned by their EXIF note',
     )
     parser.add_argument(
         '--real-labels', metavar='FILE', help='classifiers: also test against several right answers (real.json)'
+    )
+    parser.add_argument(
+        '--average', action='store_true', help='test the average of the weights that the checkpoint keeps'
     )
     parser.add_argument('--tta', action='store_true', help='test-time augmentation')
     args = parser.parse_args()
@@ -65,6 +77,10 @@ def dump_results(scope: str, path: str):
 def apply_options(cfg: Config, args: argparse.Namespace) -> None:
     if args.protocol:
         use_protocol(cfg, args.protocol)
+    elif cfg.get('default_scope') == 'mmpretrain' and is_imagenet(cfg.test_dataloader):
+        read_as_released(cfg.test_dataloader)
+    if args.average:
+        use_average(cfg)
     if args.real_labels:
         use_real_labels(cfg, args.real_labels)
     folder = find_imagenet_v2(cfg)

@@ -24,6 +24,7 @@ from xcit_mm.engine.setup import (
     check_work_dir,
     end_processes,
     load_config,
+    use_average,
 )
 from xcit_mm.errors import UsageError, clear_errors
 
@@ -41,6 +42,11 @@ def parse_args() -> argparse.Namespace:
     )
     parser.add_argument('--amp', action='store_true', help='mixed precision')
     parser.add_argument('--auto-scale-lr', action='store_true', help='scale the learning rate to the actual batch size')
+    parser.add_argument(
+        '--average',
+        action='store_true',
+        help='validate, choose and save the average of the weights instead of the weights (classifiers)',
+    )
     parser.add_argument('--tensorboard', action='store_true', help='write TensorBoard scalars to the work folder too')
     return parser.parse_args()
 
@@ -53,6 +59,8 @@ def apply_options(cfg: Config, args: argparse.Namespace) -> None:
         if 'base_batch_size' not in (cfg.get('auto_scale_lr') or {}):
             raise UsageError('--auto-scale-lr needs auto_scale_lr=dict(base_batch_size=...) in the config')
         cfg.auto_scale_lr.enable = True
+    if args.average:
+        use_average(cfg)
     if args.resume == 'auto':
         cfg.resume = has_checkpoint(cfg.work_dir)
         if cfg.resume:

@@ -101,6 +101,14 @@ def is_turned(data: bytes) -> bool:
         return False
 
 
+def _is_deep(data: bytes) -> bool:
+    """Whether a picture has more than 8 bits a channel in Pillow's eyes."""
+    try:
+        return Image.open(io.BytesIO(data)).mode.startswith(('I', 'F'))
+    except Exception:  # whoever decodes it says what is wrong
+        return False
+
+
 def widen(image: np.ndarray, value: Optional[int] = None) -> np.ndarray:
     """Add rows below or columns on the right until no side is more than 16 times the other.
 
@@ -232,6 +240,7 @@ class LoadImageFromFile(MMCVLoadImageFromFile):
             of the same size takes its place, so that it counts as wrong.
         report (str, optional): A file in which all processes of a run list the bad images, for
             :class:`xcit_mm.engine.hooks.BadImagesHook`. Without one they are named in the log, each time.
+        as_stored (bool): Neither turn nor widen a picture, as torchvision's data sets read it.
         to_float32, color_type, imdecode_backend, backend_args: As for :class:`mmcv.transforms.LoadImageFromFile`.
 
     Raises:
@@ -242,6 +251,7 @@ class LoadImageFromFile(MMCVLoadImageFromFile):
         self,
         bad_image: str = 'resample',
         report: Optional[str] = None,
+        as_stored: bool = False,
         to_float32: bool = False,
         color_type: str = 'color',
         imdecode_backend: str = 'cv2',
@@ -250,6 +260,7 @@ class LoadImageFromFile(MMCVLoadImageFromFile):
         super().__init__(to_float32, color_type, imdecode_backend, backend_args=backend_args)
         self.bad_image = _checked(bad_image)
         self.watch = _Watch(report)
+        self.as_stored = as_stored
 
     def transform(self, results: dict) -> Optional[dict]:
         path = results['img_path']
@@ -262,7 +273,7 @@ class LoadImageFromFile(MMCVLoadImageFromFile):
                 return None
             self.watch.bad(path, str(error), BLANK)
             image = np.full(self._shape(results), GREY, np.uint8)
-        widened = widen(image)
+        widened = image if self.as_stored else widen(image)
         if widened is not image:
             rows, columns = image.shape[:2]
             self.watch.note(
@@ -275,6 +286,10 @@ class LoadImageFromFile(MMCVLoadImageFromFile):
 
     def _read(self, path: str, results: dict) -> np.ndarray:
         data = read_bytes(path, self.backend_args)
+        if self.as_stored:
+            # Pillow would cut more than 8 bits to 255 instead of scaling them.
+            backend = 'cv2' if _is_deep(data) else self.imdecode_backend
+            return decode(data, f'{self.color_type}_ignore_orientation', backend)
         image = decode(data, self.color_type, self.imdecode_backend)
         if is_turned(data):
             stored = image.shape[1::-1]

@@ -158,6 +158,22 @@ def _move_data_root(cfg: Config, root: str) -> None:
                 evaluator['ann_file'] = root + evaluator['ann_file'][len(old) :]
 
 
+def use_average(cfg: Config) -> None:
+    """Let the average of the weights be validated, tested and saved as the result.
+
+    Raises:
+        UsageError: If the config keeps none.
+    """
+    hooks = [hook for hook in cfg.get('custom_hooks') or () if hook['type'] == 'xcit_mm.EMAHook']
+    if not hooks:
+        raise UsageError(
+            '--average: the config keeps no average of the weights; '
+            "add dict(type='xcit_mm.EMAHook', momentum=..., update_buffers=True) to custom_hooks"
+        )
+    for hook in hooks:
+        hook['evaluate'] = True
+
+
 def check_model(cfg: Config, checkpoint: Optional[str] = None, purpose: str = 'train') -> None:
     """Build the model without memory, and compare it with the local checkpoints it will be given.
 
