@@ -55,8 +55,8 @@ def export_model(
 
     The exported model takes normalised RGB images 'images' (B, 3, H, W) in fp32, of any batch and of any size from
     32 x 32 pixels. A classifier gives 'logits' (B, classes); a segmentor 'logits' (B, classes, H, W); a backbone its
-    features: 'stride_4', 'stride_8', 'stride_16' and 'stride_32' with a pyramid, else 'features_0' and so on. Mean,
-    deviation and class names are in an ONNX file's metadata.
+    features: 'stride_4', 'stride_8', 'stride_16' and 'stride_32' with a whole pyramid, else 'features_0' and so on.
+    Mean, deviation and class names are in an ONNX file's metadata.
 
     Args:
         model (str): A config file, or a name of :func:`xcit_mm.list_models`.
@@ -149,7 +149,7 @@ class _Backbone(nn.Module):
         super().__init__()
         self.backbone = model.backbone
         self.output_names = (
-            tuple(f'stride_{stride}' for stride in (4, 8, 16, 32))
+            tuple(f'stride_{stride}' for stride in self.backbone.out_strides)
             if self.backbone.out_type == 'pyramid'
             else tuple(f'features_{i}' for i in range(len(self.backbone.out_indices)))
         )
