@@ -76,9 +76,8 @@ def _optional_part(key: str) -> str:
 
 def _is_a_part(given: Dict[str, Tensor], own: Dict[str, Tensor]) -> bool:
     """Whether some of the model's tensors, by its own names, and nothing else are given."""
-    return given.keys() < own.keys() and any(
-        not key.endswith('num_batches_tracked') for key in own.keys() - given.keys()
-    )
+    missing = [key for key in own if key not in given and not key.endswith('num_batches_tracked')]
+    return bool(given and missing) and given.keys() <= own.keys()
 
 
 def _own_tensors(module: nn.Module) -> Dict[str, Tensor]:
