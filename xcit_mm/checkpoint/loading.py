@@ -173,9 +173,7 @@ def _translate(checkpoint: dict, path: str) -> dict:
         check_tensors(tensors)
         if found.elsewhere:
             left = ', '.join(found.elsewhere)
-            _say(
-                f'{path} holds several XCiT models: {found.title} is taken, {left} not; to load another, save it alone'
-            )
+            _say(f'{path} holds several models: {found.title} is taken, {left} not. To load another, save it alone')
     if layout is not None and not whole_model:
         checkpoint = {'state_dict': OrderedDict(layout.to_native(tensors)), 'meta': checkpoint.get('meta', {})}
     state = checkpoint.get('state_dict')

@@ -33,17 +33,21 @@ def match_state_dict(module: nn.Module, state_dict: Dict[str, Tensor], prefix: s
     own = _own_tensors(module)
     found = locate({'state_dict': given})
     layout, tensors = found.layout, found.tensors
-    if _is_a_part(given, own) and (layout is None or not source):
-        return  # on purpose, such as LoRA's adapters alone, and under its own names: PyTorch reports what is missing
     who = f'{source["path"]}: ' if source.get('path') else ''
-    if layout is None and found.elsewhere:
-        names = ', '.join(title.replace("'state_dict.", "'").replace("'state_dict' ", '') for title in found.elsewhere)
+    if _is_a_part(given, own) and (layout is None or not source):
+        # On purpose, such as LoRA's adapters alone, and under the model's own names: PyTorch reports what is missing.
+        if source:
+            print_log(f'{who}holds {len(given)} of the {len(own)} tensors of the backbone; the others stay', 'current')
+        return
+    several = (found.elsewhere or locate(given).elsewhere) if layout is None else []
+    if several:
+        names = ', '.join(title.replace("'state_dict.", "'").replace("'state_dict' ", '') for title in several)
         raise CheckpointError(
-            f'{who}it holds several XCiT models ({names}), and which of them is meant cannot be told. Save the one '
+            f'{who}it holds several models ({names}), and which of them is meant cannot be told. Save the one '
             f"you mean alone: torch.save({{'state_dict': ...}}, path)"
         )
     if found.beside:
-        print_log(f'{who}it holds several XCiT models: {", ".join(found.beside)} not taken', 'current')
+        print_log(f'{who}it holds several models; {", ".join(found.beside)} not taken', 'current')
     if layout is None:
         names = ', '.join(map(printable, list(given)[:3])) or 'none'
         raise CheckpointError(
