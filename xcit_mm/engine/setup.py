@@ -25,6 +25,7 @@ from ..checkpoint import CheckpointError, load_checkpoint_file, match_state_dict
 from ..checkpoint.heads import fit_state_dict
 from ..checks.config import apply_options, check_config
 from ..checks.datasets import find_loaders, innermost_datasets
+from ..checks.pyramid import check_pyramid
 from ..errors import UsageError
 from .bad_images import guard_loading
 from .hooks import BadImagesHook, CheckpointFitHook, IterationSeedHook
@@ -130,6 +131,7 @@ def check_model(cfg: Config, checkpoint: Optional[str] = None, purpose: str = 't
     """
     if checkpoint and '://' not in checkpoint and not os.path.isfile(checkpoint):
         raise UsageError(f'there is no checkpoint file {checkpoint}')
+    check_pyramid(cfg, training=purpose != 'test')
     backbone_cfg = cfg.model.get('backbone') or {}
     if backbone_cfg.get('type') != 'xcit_mm.XCiT':
         return
