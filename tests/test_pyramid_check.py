@@ -132,7 +132,8 @@ def test_necks_for_three_maps(name, patch_size):
     """Every trained parameter of backbone and neck gets a gradient."""
     arch = dict(embed_dims=CHANNELS, depth=4, num_heads=4)
     backbone = build(arch=arch, patch_size=patch_size, out_type='pyramid', out_strides=(8, 16, 32))
-    neck = MODELS.build(dict(NECKS[name], in_channels=(CHANNELS,) * 3))
+    counts = (tuple if name == 'JPU' else list)([CHANNELS] * 3)
+    neck = MODELS.build(dict(NECKS[name], in_channels=counts))
     maps = neck(backbone(torch.randn(2, 3, 128, 96)))
     sum((x * torch.randn_like(x)).sum() for x in maps).backward()
     without = [n for m in (backbone, neck) for n, p in m.named_parameters() if p.requires_grad and p.grad is None]
