@@ -110,16 +110,19 @@ def without_padding(loader, features: Tensor, labels: Tensor):
 
 
 def report(results: Dict[str, dict], args: argparse.Namespace) -> None:
+    rows = [(name, k, accuracy) for name, accuracies in results.items() for k, accuracy in accuracies.items()]
+    tops = ('top1', 'top5')[: len(rows[0][-1])]  # of five classes or fewer there is no top-5
     table = Table(title='k-NN accuracy (%)')
-    for column in ('features', 'k', 'top-1', 'top-5'):
+    for column in ('features', 'k', *(top.replace('top', 'top-') for top in tops)):
         table.add_column(column, justify='left' if column == 'features' else 'right')
-    for name, accuracies in results.items():
-        for k, (top1, top5) in accuracies.items():
-            table.add_row(name, str(k), f'{top1:.2f}', f'{top5:.2f}')
+    for name, k, accuracy in rows:
+        table.add_row(name, str(k), *(f'{value:.2f}' for value in accuracy))
     Console().print(table)
     if args.out:
         with open(args.out, 'w') as file:
-            json.dump({name: {k: dict(top1=a, top5=b) for k, (a, b) in r.items()} for name, r in results.items()}, file)
+            json.dump(
+                {name: {k: dict(zip(tops, a)) for k, a in found.items()} for name, found in results.items()}, file
+            )
         print(f'The accuracies are in {args.out}')
 
 

@@ -239,6 +239,9 @@ def _check_type(path: str, settings: dict, places: List[str], scope: str) -> Non
         cutoff = CLOSE if complete else 0.9 if 'MODELS' in places else VERY_CLOSE
         near = difflib.get_close_matches(key, arguments, n=1, cutoff=cutoff)
         if complete or near:
+            explained = getattr(found, 'explain_arguments', lambda given: None)(settings)
+            if explained:
+                raise UsageError(f'{path}: {explained}')
             hint = f'did you mean {near[0]!r}?' if near else f'it takes {", ".join(sorted(arguments))}'
             raise UsageError(
                 f'{path}.{key}: {kind if isinstance(kind, str) else kind.__name__} takes no {key!r}; {hint}'

@@ -26,6 +26,7 @@ from ..checkpoint.heads import fit_state_dict
 from ..checks.config import apply_options, check_config
 from ..checks.datasets import find_loaders, innermost_datasets
 from ..checks.detection import leave_out_masks
+from ..checks.pyramid import check_pyramid
 from ..checks.variables import check_files
 from ..errors import UsageError
 from ..package import mim_dir, model_index
@@ -188,6 +189,7 @@ def check_model(cfg: Config, checkpoint: Optional[str] = None, purpose: str = 't
     """
     if checkpoint and '://' not in checkpoint and not os.path.isfile(checkpoint):
         raise UsageError(f'there is no checkpoint file {checkpoint}')
+    check_pyramid(cfg, training=purpose != 'test')
     backbone_cfg = cfg.model.get('backbone') or {}
     if backbone_cfg.get('type') != 'xcit_mm.XCiT':
         return
