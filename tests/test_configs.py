@@ -80,7 +80,7 @@ def test_faster_rcnn_is_the_mask_rcnn_without_masks(name):
     for split in ('train', 'val', 'test'):
         pipelines = [c[f'{split}_dataloader'].dataset.pipeline for c in (cfg, other)]
         load_boxes, load_masks = ([t for t in p if t.type == 'LoadAnnotations'] for p in pipelines)
-        assert not load_boxes[0].with_mask and load_masks[0].with_mask
+        assert not load_boxes[0].get('with_mask') and load_masks[0].with_mask
         assert [t for t in pipelines[0] if t not in load_boxes] == [t for t in pipelines[1] if t not in load_masks]
     assert cfg.val_evaluator.metric == cfg.test_evaluator.metric == 'bbox'
 
