@@ -282,6 +282,36 @@ def test_users_subclasses_are_checked_too(root):
     assert isinstance(built, Shapes) and len(copy.deepcopy(built)) == 4
 
 
+def test_classes_with_ways_of_their_own_follow_the_config_or_are_refused(root):
+    from mmdet.datasets import CocoDataset
+    from mmdet.evaluation import CocoMetric
+
+    class OwnParsing(CocoDataset):
+        def parse_data_info(self, raw_data_info):
+            return dict(super().parse_data_info(raw_data_info), day='Monday')
+
+    class OwnReading(CocoDataset):
+        def load_data_list(self):
+            return super().load_data_list()
+
+    class OwnScoring(CocoMetric):
+        def compute_metrics(self, results):
+            return super().compute_metrics(results)
+
+    content = coco()
+    other_order(content)
+    cfg = dataset_cfg(root, content, test_mode=True, indices=3)
+    metric = dict(METRIC, ann_file=str(root / 'annotations.json'))
+    assert score(dict(cfg, type=OwnParsing), metric)['coco/bbox_mAP'] == 1
+    assert score(cfg, dict(metric, type=OwnScoring))['coco/bbox_mAP'] == 1
+    with pytest.raises(UsageError, match='OwnScoring with classwise=True writes results in the order of the ids'):
+        build(dict(cfg, metainfo=dict(classes=CLASSES[::-1])), dict(metric, type=OwnScoring, classwise=True))
+    with pytest.raises(UsageError, match='labels in the order of the file: the same classes in another order'):
+        build(dict(cfg, type=OwnReading), metric)
+    write(root, coco())
+    assert score(dict(cfg, type=OwnReading), metric)['coco/bbox_mAP'] == 1
+
+
 def test_duplicate_names_are_refused_with_both_ids(root):
     content = coco()
     content['categories'].insert(0, dict(id=0, name='green'))

@@ -22,10 +22,10 @@ def difference(first: Sequence[str], second: Sequence[str], names: Tuple[str, st
     """
     first, second = (list(map(str, classes)) for classes in (first, second))
     pairs = list(zip_longest(first, second, fillvalue='(none)'))
-    at = next((i for i, (one, other) in enumerate(pairs) if one != other), None)
+    at = next((i for i, (one, other) in enumerate(pairs) if _plain(one) != _plain(other)), None)
     if at is None:
         return None
-    if sorted(first) == sorted(second):
+    if sorted(map(_plain, first)) == sorted(map(_plain, second)):
         what = 'the same classes in another order'
     elif len(first) != len(second):
         what = f'{len(first)} and {len(second)} classes'
@@ -92,7 +92,10 @@ def check_class_lists(cfg: Config) -> None:
             raise UsageError(f'{data}: metainfo.classes names {twice[0]!r} twice, as the labels {labels}')
         palette = metainfo.get('palette')
         if _is_list(palette) and len(palette) < len(classes):
-            raise UsageError(f'{data}: metainfo has {len(palette)} colours (palette) for {len(classes)} classes')
+            raise UsageError(
+                f'{data}: metainfo has {len(palette)} colours (palette) for {len(classes)} classes. Give one for each, '
+                f'or none: metainfo=dict(_delete_=True, classes=...)'
+            )
         if data.split != 'test':  # training does not look at it, and testing at no other
             lists.append((data, classes))
     for data, classes in lists[1:]:
@@ -119,6 +122,11 @@ def _listed(cfg: Config) -> Iterator[Tuple[Data, dict, Optional[Sequence[str]]]]
 def _reads_text(model: dict) -> bool:
     """Whether a detector takes class names as input, so that each data set may have its own."""
     return any(key in model for key in ('language_model', 'text_encoder', 'text_model'))
+
+
+def _plain(name: str) -> str:
+    """A name as versions of the libraries agree on it: 'bed ' and 'traffic_light' are 'bed' and 'traffic light'."""
+    return ' '.join(name.replace('_', ' ').split()).casefold()
 
 
 def _is_list(value) -> bool:
