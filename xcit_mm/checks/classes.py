@@ -205,5 +205,10 @@ def check_checkpoint_classes(meta: Optional[dict], classes: Optional[Sequence[st
     )
 
 
+def _plain(name: str) -> str:
+    """A name as versions of the libraries agree on it: 'bed ' and 'traffic_light' are 'bed' and 'traffic light'."""
+    return ' '.join(name.replace('_', ' ').split()).casefold()
+
+
 def _is_list(value) -> bool:
     return isinstance(value, (list, tuple)) and len(value) > 0

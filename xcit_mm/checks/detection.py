@@ -44,7 +44,9 @@ def check_coco(data: Data) -> None:
         end = file.read().rstrip()
     other = _other_format(start.lstrip(b'\xef\xbb\xbf').lstrip(), annotations)
     if other:
-        raise UsageError(f'{data}: {annotations} is no COCO annotation file, but {other}')
+        raise UsageError(
+            f'{data}: {annotations} ({size} bytes) is no COCO annotation file, but {other}. {data.advice()}'
+        )
     if not start.lstrip(b'\xef\xbb\xbf').lstrip().startswith((b'{', b'[')) or not end.endswith((b'}', b']')):
         raise UsageError(
             f'{data}: {annotations} is not a whole COCO annotation file: {size} bytes, beginning with {start[:16]!r} '
