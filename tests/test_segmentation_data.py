@@ -389,7 +389,7 @@ def test_tta_reads_and_resizes_as_the_test_pipeline(root):
 
 def test_tta_of_own_data_under_the_ade20k_config(root):
     cfg = config(root)
-    cfg.update(work_dir=str(root / 'run'), launcher='none', experiment_name='tta')
+    cfg.update(work_dir=str(root / 'run'), launcher='none', log_level='WARNING', experiment_name='tta')
     use_tta(cfg)
     cfg.test_dataloader.batch_size = 1
     metrics = build_runner(cfg).test()
@@ -415,7 +415,7 @@ def test_the_config_of_the_docs_trains(tmp_path):
     cfg.model.backbone.update(arch=dict(embed_dims=32, depth=4, num_heads=2), out_indices=(0, 1, 2, 3), init_cfg=None)
     cfg.model.decode_head.update(in_channels=[32] * 4, channels=8)
     cfg.model.auxiliary_head.update(in_channels=32, channels=8)
-    cfg.update(work_dir=str(tmp_path / 'run'), launcher='none', experiment_name='docs')
+    cfg.update(work_dir=str(tmp_path / 'run'), launcher='none', log_level='WARNING', experiment_name='docs')
     for split in SPLITS:
         cfg[f'{split}_dataloader'].update(num_workers=0, persistent_workers=False)
     cfg.optim_wrapper.type = 'OptimWrapper'

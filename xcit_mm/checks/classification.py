@@ -228,7 +228,7 @@ def _why_no_folders(files: List[str], folder: str, data: Data, cfg: Config) -> s
     if images:
         listing = data.path(os.path.join('meta', f'{data.cfg.get("split") or "val"}.txt'))
         as_list = f'list them with their class number, one "NAME NUMBER" in each line, in {listing}'
-        if data.is_own:
+        if data.is_own and not any(name.startswith('ILSVRC') for name in images):
             return (
                 f'Its {len(images)} images lie side by side. Sort them into a folder for each class, with the name of '
                 f'the class; or {as_list}{_unlabelled(cfg)}'
