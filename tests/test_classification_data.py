@@ -302,6 +302,19 @@ def test_lists(text, words, tmp_path):
         assert labels(checked(cfg)) == {'a': 0, 'b': 1}
 
 
+def test_a_list_that_numbers_folders_otherwise(tmp_path):
+    write(tmp_path, ['a', 'b'])
+    (tmp_path / 'list.txt').write_text('a/0.png 1\nb/0.png 0\n')
+    for classes, right in ((('b', 'a'), True), (('a', 'b'), False), (('red', 'green'), True)):
+        cfg = config(tmp_path, classes, type='CustomDataset', ann_file='list.txt', data_prefix='train')
+        for split in SPLITS:
+            cfg[f'{split}_dataloader'].dataset.pop('split')
+        if right:
+            assert labels(checked(cfg)) == {'a': 1, 'b': 0}
+        else:
+            assert re.search(r'0 +b +a\n +1 +a +b', refused(cfg))
+
+
 def test_annotations_with_classes_in_another_order(tmp_path):
     write(tmp_path, ['a'])
     categories = [dict(id=0, category_name='red'), dict(id=1, category_name='green')]
@@ -343,7 +356,9 @@ def test_dino_takes_a_folder_of_images(tmp_path):
     for i in range(3):
         Image.fromarray(np.zeros((40, 40, 3), np.uint8)).save(tmp_path / f'{i}.png')
     cfg = Config.fromfile(ROOT / 'configs' / 'dino_xcit_s12_16_300e_in1k.py')
-    cfg.train_dataloader.dataset.update(data_root=str(tmp_path), split='')
+    cfg.train_dataloader.dataset.data_root = str(tmp_path)
+    assert 'train_dataloader.dataset.split=' in refused(cfg, 'train')
+    cfg.train_dataloader.dataset.split = ''
     assert 'with_label=False' in refused(cfg, 'train')
     cfg.train_dataloader.dataset.with_label = False
     checked(cfg, 'train')

@@ -213,6 +213,14 @@ def test_a_run_warns_once_of_a_void_label(root):
     assert any('bad images so far: 4 (these pixels are ignored: 4)' in line for line in lines)
 
 
+def test_numbers_that_begin_at_one(root, capsys):
+    write(root, [labels(1, 2, 3)] * 4)
+    assert 'set reduce_zero_label=True' in refused(config(root), 'train')
+    write(root, [labels(0, 1, 2)] * 4)
+    check_data(config(root, zero=True), ('train',))
+    assert 'green. If 0 in the maps is the first class' in capsys.readouterr().out
+
+
 # Folders.
 
 
@@ -335,6 +343,26 @@ def test_metric_and_heads_ignore_the_same(root):
     cfg = config(root)
     cfg.val_evaluator.iou_metrics = ['mIou']
     assert 'mIou' in refused(cfg)
+
+
+def test_maps_that_nothing_reads(root):
+    cfg = config(root)
+    cfg.val_dataloader.dataset.data_prefix = dict(_delete_=True, img_path='images/validation')
+    assert 'names no folder of label maps, which IoUMetric needs' in refused(cfg)
+    cfg.val_evaluator.format_only = True
+    cfg.val_dataloader.dataset.pipeline = [
+        step for step in cfg.val_dataloader.dataset.pipeline if step.type != 'LoadAnnotations'
+    ]
+    check_data(cfg, ('train', 'val'))
+    cfg = config(root)
+    del cfg.train_dataloader.dataset.pipeline[1]
+    assert 'no step of its pipeline reads the label maps' in refused(cfg)
+
+
+def test_weights_of_other_classes(root):
+    cfg = config(root)
+    cfg.model.decode_head.loss_decode.class_weight = [1.0] * 11
+    assert 'class_weight has 11 numbers, and there are 3 classes' in refused(cfg)
 
 
 # The metric.

@@ -52,9 +52,9 @@ def check_folders(data: Data, datasets: List[Data], cfg: Config) -> None:
     if expected and len(found) != expected:
         raise UsageError(
             f'{data}: {folder} has {len(found)} folders of classes ({some(found)}), and the config has {expected} '
-            f'classes. {_why_other_number(found, folder, data, datasets)}{data.advice()} For classes '
-            f'of your own, set metainfo=dict(classes=...) of the data sets and model.head.num_classes. '
-            f'{data.where_else()}{_unlabelled(cfg)}'
+            f'classes. {_why_other_number(found, folder, data, datasets)}For classes of your own, set '
+            f'metainfo=dict(classes=...) of the data sets and model.head.num_classes. '
+            f'{data.advice()}{_unlabelled(cfg)}'
         )
     for other, names in _other_folders(data, cfg):
         if len(names) == len(found) and names != found:  # another number is the other's own error
@@ -143,6 +143,7 @@ def _check_list(data: Data, path: str, folder: str, expected: Optional[int]) -> 
             f'line, NAME NUMBER'
         )
     counts: Dict[int, int] = Counter()
+    folders: Dict[str, Counter] = {}
     bad: List[str] = []
     images: List[str] = []
     with open(path) as file:
@@ -151,6 +152,7 @@ def _check_list(data: Data, path: str, folder: str, expected: Optional[int]) -> 
             if label.isdigit() and name:
                 counts[int(label)] += 1
                 images.append(name)
+                folders.setdefault(name.split('/')[0], Counter())[int(label)] += 1
             else:
                 bad.append(f'line {number}: {line.strip()[:80]!r}')
     if bad:
@@ -171,6 +173,7 @@ def _check_list(data: Data, path: str, folder: str, expected: Optional[int]) -> 
             f'{data}: {path} has labels up to {beyond[-1]} ({sum(counts[label] for label in beyond)} images), and the '
             f'config has {expected} classes, 0 to {expected - 1}.{from_one}'
         )
+    _compare_with_folders(data, path, folders)
     some_images = images[:: max(1, len(images) // 20)]
     if '://' not in folder and not any(os.path.exists(os.path.join(folder, name)) for name in some_images):
         raise UsageError(
@@ -182,6 +185,19 @@ def _check_list(data: Data, path: str, folder: str, expected: Optional[int]) -> 
         if expected - len(absent) == 1:
             raise UsageError(f'{data}: all {len(images)} images of {path} have one label, of {expected} classes')
         print(f'Note: {data}: {path} has no image of {len(absent)} classes ({", ".join(absent[:5])}).', flush=True)
+
+
+def _compare_with_folders(data: Data, path: str, folders: Dict[str, Counter]) -> None:
+    """Whether a list gives the images in folders that are named by classes the labels of these classes."""
+    classes = list(map(str, data.classes or ()))
+    usual = {folder: labels.most_common(1)[0][0] for folder, labels in folders.items() if folder in classes}
+    if any(classes[label] != folder for folder, label in usual.items()):
+        by_list = [next((folder for folder, at in usual.items() if at == label), '-') for label in range(len(classes))]
+        raise UsageError(
+            f'{data}: the labels in {path} number the folders of the images in another order than the classes of the '
+            f'config.{side_by_side(by_list, classes, ("folder", "class"))}\n'
+            f'Write the classes in the order of the list'
+        )
 
 
 def _number_of_classes(data: Data, cfg: Config) -> Optional[int]:
@@ -245,7 +261,7 @@ def _why_no_folders(files: List[str], folder: str, data: Data, cfg: Config) -> s
             f'into a folder of its name: '
             f'cd {folder} && for f in *.tar; do mkdir ${{f%.tar}} && tar xf $f -C ${{f%.tar}}; done'
         )
-    return f'It holds {some(files) or "nothing"}. {data.advice()} {data.where_else()}'
+    return f'It holds {some(files) or "nothing"}. {data.advice()}'
 
 
 def _why_other_number(found: set, folder: str, data: Data, datasets: List[Data]) -> str:

@@ -2,10 +2,10 @@
 
 import os
 from collections import Counter
-from typing import Iterator, List, Sequence
+from typing import Iterator, List, Optional, Sequence
 
 from mmengine.config import Config
-from mmengine.registry import DATASETS
+from mmengine.registry import DATASETS, TRANSFORMS
 from PIL import Image
 
 from ..errors import UsageError
@@ -36,8 +36,10 @@ OTHER_FILES = {
 
 def check_maps(data: Data) -> None:
     """Whether every image has its map of classes, and every map its image."""
+    if not finds_files(data):
+        return
     image_suffix, map_suffix = data.setting('img_suffix'), data.setting('seg_map_suffix')
-    images, maps = data.path(data.prefix('img_path')), data.prefix('seg_map_path')
+    images, maps = data.path(prefix(data, 'img_path')), prefix(data, 'seg_map_path')
     check_exist(data, [images])
     image_names = stems(images, image_suffix)
     if not image_names:
@@ -69,12 +71,24 @@ def check_maps(data: Data) -> None:
         whole = 'The whole ADE20K has 20,210 images for training and 2,000 for validation, each with a map. '
         raise UsageError(
             f'{data} is incomplete: {counts} in {images} and {data.path(maps)}; {"; ".join(found)}. '
-            f'{whole if data.name == "ADE20KDataset" and not data.is_own else ""}{data.advice()} To use a part of it, '
-            f'list the names, without suffix, in a text file, and give that as ann_file'
+            f'{whole if data.name == "ADE20KDataset" and not data.is_own else ""}To use a part of it, list the '
+            f'names, without suffix, in a text file, and give that as ann_file. {data.advice()}'
         )
     expected = ADE20K_IMAGES.get(os.path.basename(images.rstrip('/')))
     if data.name == 'ADE20KDataset' and wanted is image_names and expected and len(image_names) != expected:
         print(f'Note: {images} has {len(image_names)} images; in the whole ADE20K it has {expected}.', flush=True)
+
+
+def finds_files(data: Data) -> bool:
+    """Whether images and maps are found by MMSegmentation's base class, and not by a class of the user's."""
+    found_by = next(parent for parent in data.kind.__mro__ if 'load_data_list' in parent.__dict__)
+    return found_by.__name__ == 'BaseSegDataset'
+
+
+def prefix(data: Data, key: str) -> Optional[str]:
+    """A folder of ``data_prefix``, by the config or the type."""
+    prefixes = data.setting('data_prefix')
+    return prefixes.get(key) if hasattr(prefixes, 'get') else None
 
 
 def _listed(data: Data, path: str, image_names: set, suffix: str) -> set:
@@ -152,13 +166,13 @@ def _segmented(cfg: Config) -> List[Data]:
     return found
 
 
-def _as_list(value) -> list:
+def as_list(value) -> list:
     return [value] if isinstance(value, dict) else list(value or ())
 
 
 def _heads(cfg: Config) -> Iterator[tuple]:
     for name in ('decode_head', 'auxiliary_head'):
-        heads = _as_list(cfg.model.get(name))
+        heads = as_list(cfg.model.get(name))
         for number, head in enumerate(heads):
             yield (f'model.{name}' if len(heads) == 1 else f'model.{name}[{number}]'), head
 
@@ -175,6 +189,7 @@ def check_segmentation(datasets: List[Data], cfg: Config) -> None:
     for data in datasets:
         _check_classes(data)
         _check_zero_label(data)
+        _check_maps_are_read(data, cfg)
     first = next((data for data in _segmented(cfg) if data.split == 'train' and data.classes), None)
     for data in datasets:
         if first is None or data.cfg is first.cfg:
@@ -237,6 +252,12 @@ def _check_heads(data: Data, cfg: Config) -> None:
                 f'({", ".join(map(str, classes[:3]))}{", ..." if len(classes) > 3 else ""}); set it to {len(classes)}, '
                 f'or list the classes of your own data in metainfo=dict(classes=...) of all data sets'
             )
+        for loss in as_list(head.get('loss_decode')):
+            weights = loss.get('class_weight')
+            if isinstance(weights, (list, tuple)) and len(weights) != len(classes):
+                raise UsageError(
+                    f'{path}.loss_decode.class_weight has {len(weights)} numbers, and there are {len(classes)} classes'
+                )
 
 
 def load_steps(pipeline: Sequence) -> Iterator[dict]:
@@ -264,11 +285,35 @@ def _check_zero_label(data: Data) -> None:
             )
 
 
+def _check_maps_are_read(data: Data, cfg: Config) -> None:
+    """Whether the data set names a folder of maps, and its pipeline reads them, where they are needed."""
+    metrics = [metric for metric in as_list(cfg.get(f'{data.split}_evaluator')) if _is_iou(metric)]
+    if data.split != 'train' and all(metric.get('format_only') for metric in metrics):
+        return
+    purpose = 'training' if data.split == 'train' else 'IoUMetric'
+    if finds_files(data) and prefix(data, 'seg_map_path') is None:
+        raise UsageError(
+            f'{data} names no folder of label maps, which {purpose} needs: data_prefix=dict(img_path=..., '
+            f'seg_map_path=...)'
+        )
+    steps = [step for step in data.cfg.get('pipeline') or () if isinstance(step, dict)]
+    kinds = [find_type(TRANSFORMS, step['type'], cfg.get('default_scope') or 'mmengine') for step in steps]
+    ours = all(getattr(kind, '__module__', '').startswith(('mmseg.', 'mmcv.', 'xcit_mm.')) for kind in kinds)
+    if steps and ours and not any(load_steps(steps)):
+        raise UsageError(
+            f"{data}: no step of its pipeline reads the label maps, which {purpose} needs: dict(type='LoadAnnotations')"
+        )
+
+
+def _is_iou(metric: dict) -> bool:
+    return str(metric.get('type')).split('.')[-1] == 'IoUMetric'
+
+
 def _check_metrics(split: str, cfg: Config) -> None:
     """Whether the metric counts what the heads learn."""
     ignored = {path: head.get('ignore_index', IGNORED) for path, head in _heads(cfg)}
-    for metric in _as_list(cfg.get(f'{split}_evaluator')):
-        if str(metric.get('type')).split('.')[-1] != 'IoUMetric':
+    for metric in as_list(cfg.get(f'{split}_evaluator')):
+        if not _is_iou(metric):
             continue
         names = metric.get('iou_metrics', ['mIoU'])
         unknown = set([names] if isinstance(names, str) else names) - set(IOU_METRICS)
