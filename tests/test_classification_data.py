@@ -202,6 +202,14 @@ def test_fewer_folders_than_classes(tmp_path):
     assert 'Classes without a folder: c' in message and 'image-net.org' not in message
 
 
+def test_own_folders_under_the_imagenet_config(tmp_path):
+    write(tmp_path, ['ants', 'bees'])
+    message = refused(config(tmp_path, number=1000), 'train')
+    for words in ('2 folders of classes (ants, bees)', 'metainfo=dict(classes=...)', 'model.head.num_classes'):
+        assert words in message
+    assert 'image-net.org' not in message and 'ILSVRC' not in message
+
+
 @pytest.mark.parametrize(
     'classes, words',
     [('red', "classes=('red',), with the comma"), (['a', 'b', 'a'], 'names a more than once'), (['a'], 'one class')],

@@ -233,6 +233,15 @@ def test_images_of_another_suffix(root):
     assert 'ADE20K' not in message and 'download' not in message
 
 
+def test_own_images_under_the_ade20k_config(root):
+    cfg = Config.fromfile(ROOT / 'configs' / 'sem_fpn_xcit_s12_8_80k_ade20k.py')
+    cfg.train_dataloader.dataset.data_root = str(root)
+    (root / 'annotations' / 'training' / '0.png').unlink()
+    message = refused(cfg, 'train')
+    assert 'images without a map: 1 (0)' in message and "type='BaseSegDataset'" in message
+    assert 'download' not in message and '20,210' not in message
+
+
 def test_images_that_are_left_out_are_counted(root, capsys):
     Image.new('RGB', (SIZE, SIZE)).save(root / 'images' / 'training' / 'more.PNG')
     check_data(config(root), ('train',))

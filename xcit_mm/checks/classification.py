@@ -21,7 +21,7 @@ from .datasets import (
     some,
     suffixes,
 )
-from .folders import folder_labels
+from .folders import IMAGENET_FOLDER, folder_labels
 
 # Data sets whose folders follow the classes of the config, see xcit_mm.datasets.folders.
 BY_NAME = ('CustomDataset', 'ImageNet', 'ImageNet21k')
@@ -54,7 +54,7 @@ def check_folders(data: Data, datasets: List[Data], cfg: Config) -> None:
             f'{data}: {folder} has {len(found)} folders of classes ({some(found)}), and the config has {expected} '
             f'classes. {_why_other_number(found, folder, data, datasets)}For classes of your own, set '
             f'metainfo=dict(classes=...) of the data sets and model.head.num_classes. '
-            f'{data.advice()}{_unlabelled(cfg)}'
+            f'{_advice(data, found)}{_unlabelled(cfg)}'
         )
     for other, names in _other_folders(data, cfg):
         if len(names) == len(found) and names != found:  # another number is the other's own error
@@ -262,6 +262,12 @@ def _why_no_folders(files: List[str], folder: str, data: Data, cfg: Config) -> s
             f'cd {folder} && for f in *.tar; do mkdir ${{f%.tar}} && tar xf $f -C ${{f%.tar}}; done'
         )
     return f'It holds {some(files) or "nothing"}. {data.advice()}'
+
+
+def _advice(data: Data, found: set) -> str:
+    """Where to get what is missing; not of ImageNet, if the folders are others."""
+    own = data.name == 'ImageNet' and not any(map(IMAGENET_FOLDER.fullmatch, found))
+    return data.where_else() if own else data.advice()
 
 
 def _why_other_number(found: set, folder: str, data: Data, datasets: List[Data]) -> str:

@@ -45,7 +45,7 @@ def check_maps(data: Data) -> None:
     if not image_names:
         raise UsageError(
             f'{data}: there is no image (*{image_suffix}) in {images}. It holds '
-            f'{suffixes(list(list_files(images)))}.{_suffix_hint(images, "img_suffix")} {data.advice()}'
+            f'{suffixes(list(list_files(images)))}.{_suffix_hint(images, "img_suffix")} {_advice(data, images)}'
         )
     _count_others(data, images, image_suffix, 'img_suffix', maps is not None and data.path(maps) == images)
     listed = data.path(data.cfg.get('ann_file')) if data.cfg.get('ann_file') else None
@@ -68,11 +68,12 @@ def check_maps(data: Data) -> None:
             if names
         ]
         counts = f'{len(image_names)} images' + (f' and {len(map_names)} maps' if maps is not None else '')
+        advice = _advice(data, images)
         whole = 'The whole ADE20K has 20,210 images for training and 2,000 for validation, each with a map. '
         raise UsageError(
             f'{data} is incomplete: {counts} in {images} and {data.path(maps)}; {"; ".join(found)}. '
-            f'{whole if data.name == "ADE20KDataset" and not data.is_own else ""}To use a part of it, list the '
-            f'names, without suffix, in a text file, and give that as ann_file. {data.advice()}'
+            f'{whole if "ADEChallengeData" in advice else ""}To use a part of it, list the '
+            f'names, without suffix, in a text file, and give that as ann_file. {advice}'
         )
     expected = ADE20K_IMAGES.get(os.path.basename(images.rstrip('/')))
     if data.name == 'ADE20KDataset' and wanted is image_names and expected and len(image_names) != expected:
@@ -103,6 +104,19 @@ def _listed(data: Data, path: str, image_names: set, suffix: str) -> set:
             f'{suffix} itself. List them without'
         )
     return wanted
+
+
+def _advice(data: Data, images: str) -> str:
+    """Where to get what is missing; not of ADE20K, if other images lie in its place."""
+    names = list(list_files(images))
+    if data.name != 'ADE20KDataset' or data.is_own or not names:
+        return data.advice()
+    if any(os.path.basename(name).startswith('ADE_') for name in names):
+        return data.advice()
+    return (
+        f'These are no images of ADE20K, such as ADE_train_00000001.jpg. For data of your own: '
+        f"type='BaseSegDataset' with metainfo=dict(classes=...), see docs/segmentation.md. {data.where_else()}"
+    )
 
 
 def _suffix_hint(folder: str, setting: str) -> str:
@@ -148,7 +162,7 @@ def _no_maps(data: Data, folder: str, suffix: str, image_names: set) -> None:
         hint = 'A map is a picture of the size of its image, with the number of the class of each pixel'
     raise UsageError(
         f'{data}: none of {len(image_names)} images has a map (*{suffix}) in {folder}, which holds {suffixes(names)}. '
-        f'{hint}. {data.advice()}'
+        f'{hint}. {_advice(data, data.path(prefix(data, "img_path")))}'
     )
 
 
