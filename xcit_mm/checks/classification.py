@@ -68,7 +68,7 @@ def check_folders(data: Data, datasets: List[Data], cfg: Config) -> None:
 
 def _check_order(data: Data, folder: str, found: set) -> None:
     """Whether it is known which folder belongs to which class."""
-    own = type_of(data, '_find_samples'), type_of(data, 'load_data_list')
+    own = _module_of(data, '_find_samples'), _module_of(data, 'load_data_list')
     if not all(module.startswith('mmpretrain.') for module in own):
         return  # a class of the user's gives the labels
     classes = data.classes
@@ -92,7 +92,7 @@ def _check_order(data: Data, folder: str, found: set) -> None:
         )
 
 
-def type_of(data: Data, method: str) -> str:
+def _module_of(data: Data, method: str) -> str:
     """The module of the class that a method of the data set comes from."""
     return next(kind.__module__ for kind in data.kind.__mro__ if method in kind.__dict__) + '.'
 
@@ -331,7 +331,7 @@ def _evaluators(cfg: Config, split: str) -> List[dict]:
 def _check_categories(data: Data) -> None:
     """Whether annotations of OpenMMLab's own format (JSON) list the classes as the config does."""
     path = data.path(data.cfg.get('ann_file'))
-    if not data.classes or not path.endswith('.json') or '://' in path or not os.path.isfile(path):
+    if not data.classes or not os.path.isfile(path) or not _module_of(data, 'load_data_list').startswith('mmengine.'):
         return
     try:
         with open(path) as file:
@@ -365,6 +365,8 @@ def check_classification(datasets: List[Data], cfg: Config) -> None:
     known = [(data, data.classes) for data in everything]
     trained = next(((data, classes) for data, classes in known if classes and data.split == 'train'), None)
     used = {data.split for data in datasets}
+    if trained and 'train' not in used and _head_classes(cfg) not in (None, len(trained[1])):
+        trained = None  # a test of a model that these data did not train
     for data, classes in known:
         if trained and classes and data.split in used and classes != trained[1]:
             raise UsageError(
@@ -375,7 +377,7 @@ def check_classification(datasets: List[Data], cfg: Config) -> None:
     for data in datasets:
         _check_categories(data)
         number = _head_classes(cfg) or (len(data.classes) if data.classes else None)
-        if number == 1 and data.split == 'train' and _learns_from_labels(cfg):
+        if len(data.classes or range(number or 0)) == 1 and data.split == 'train' and _learns_from_labels(cfg):
             raise UsageError(f'{data} has one class: there is nothing to tell apart')
         multi = 'MultiLabelDataset' in {kind.__name__ for kind in data.kind.__mro__}
         for metric in _evaluators(cfg, data.split) if cfg.model.get('head') and data.split != 'train' else ():
