@@ -1,11 +1,13 @@
 """Own data for classifiers: labels of folders and lists follow the classes of the config, or are refused."""
 
+import itertools
 import json
 import re
 import shutil
 
 import numpy as np
 import pytest
+import torch
 from conftest import ROOT
 from mmengine.config import Config, ConfigDict
 from mmengine.registry import DATASETS, DefaultScope
@@ -19,6 +21,7 @@ from xcit_mm.engine.setup import build_runner
 from xcit_mm.engine.tta import use_tta
 from xcit_mm.errors import UsageError
 
+NUMBERS = itertools.count()
 SPLITS = ('train', 'val', 'test')
 COUNTED = [str(i) for i in range(11)]
 FOLDERS = tuple(map(str, range(1, 11)))  # as one counts; as text, 10 follows 1
@@ -109,6 +112,30 @@ def test_a_model_learns_the_names_it_then_gives(tmp_path):
     assert tuple(dataset.metainfo['classes']) == FOLDERS
     for item in map(dataset.get_data_info, range(len(dataset))):
         assert dataset.metainfo['classes'][item['gt_label']] == item['img_path'].split('/')[-2]
+    # The checkpoint knows the labels of the folders: another order is refused, an unknown one is named.
+    path = tmp_path / 'run' / 'epoch_1.pth'
+    assert tuple(torch.load(path, weights_only=False)['meta']['dataset_meta']['folders']) == FOLDERS
+
+    def warnings(classes):
+        cfg = checked(config(tmp_path, classes), 'test')
+        cfg.update(work_dir=str(tmp_path / 'test'), launcher='none', log_level='WARNING', load_from=str(path))
+        cfg.experiment_name = f'names_{next(NUMBERS)}'
+        lines = []
+        runner = build_runner(cfg)
+        runner.logger.warning = lines.append
+        runner.test()
+        return [line for line in lines if 'which folder had which label' in line]
+
+    assert not warnings(FOLDERS)
+    with pytest.raises(UsageError, match='other labels of the same folders'):
+        warnings(tuple(sorted(FOLDERS)))
+    state = torch.load(path, weights_only=False)
+    del state['meta']['dataset_meta']['folders']
+    torch.save(state, path)
+    assert len(warnings(FOLDERS)) == 1
+    state['meta']['dataset_meta']['classes'] = sorted(FOLDERS)
+    torch.save(state, path)
+    assert not warnings(tuple(sorted(FOLDERS)))
 
 
 def test_knn_reads_the_same_labels(tmp_path):

@@ -72,6 +72,7 @@ HOOKS = Registry(
     scope='xcit_mm',
     locations=[
         'xcit_mm.engine.hooks',
+        'xcit_mm.engine.classification',
         'xcit_mm.engine.checkpointing',
         'xcit_mm.engine.positions',
         'xcit_mm.engine.resuming',

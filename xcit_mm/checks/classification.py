@@ -75,16 +75,7 @@ def _check_order(data: Data, folder: str, found: set) -> None:
     published = list(getattr(data.kind, 'METAINFO', {}).get('classes') or [])
     declared = (data.cfg.get('metainfo') or {}).get('folders')
     labels = folder_labels(sorted(found), classes, declared, classes == published, str(data))
-    if labels == folder_labels(sorted(found)):
-        return
-    if data.kind.__name__ in BY_NAME:
-        if data.split == 'test':
-            print(
-                f'Note: {data}: labels follow the classes of the config, and not the order of the folders as text. '
-                f"Models that MMPretrain's own tools trained, or this package before it did so, have the latter.",
-                flush=True,
-            )
-    else:
+    if data.kind.__name__ not in BY_NAME and labels != folder_labels(sorted(found)):
         raise UsageError(
             f'{data}: {data.kind.__name__} numbers its folders in the order of their names, which is not that of the '
             f'classes.{side_by_side(sorted(found), classes, ("folder", "class"))}\n'

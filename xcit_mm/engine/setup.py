@@ -27,6 +27,7 @@ from ..checks.config import apply_options, check_config
 from ..checks.datasets import find_loaders, innermost_datasets
 from ..errors import UsageError
 from .bad_images import guard_loading
+from .classification import FolderLabelsHook
 from .hooks import BadImagesHook, CheckpointFitHook, IterationSeedHook
 from .interruption import InterruptionHook
 from .non_finite import NonFiniteHook
@@ -36,6 +37,7 @@ from .resuming import ResumeHook
 # What every run of the tools has, whether its config names it or not.
 HOOKS_OF_ALL = (
     CheckpointFitHook,
+    FolderLabelsHook,
     BadImagesHook,
     IterationSeedHook,
     DataPositionHook,
