@@ -117,7 +117,8 @@ class FolderLabelsHook(Hook):
         if meta.get('classes') and not there and list(here) != sorted(here):
             runner.logger.warning(
                 f'the checkpoint does not say which folder had which label. The classes of the config give '
-                f"{here[0]}, {here[1]}, ... the labels 0, 1, .... A model that was trained by MMPretrain's own tools, or "
-                f'before this package did so, has the order of the folders as text, {", ".join(sorted(here)[:2])}, ...: '
-                f'classes in that order belong into its meta.dataset_meta and into the config'
+                f'{here[0]}, {here[1]}, ... the labels 0, 1, .... A model that was trained by the tools of MMPretrain, '
+                f'or before this package did so, has the order of the folders as text, '
+                f'{", ".join(sorted(here)[:2])}, ...: classes in that order belong into its meta.dataset_meta and into '
+                f'the config'
             )
