@@ -79,6 +79,7 @@ HOOKS = Registry(
     locations=[
         'xcit_mm.engine.hooks',
         'xcit_mm.engine.averaging',
+        'xcit_mm.engine.classification',
         'xcit_mm.engine.checkpointing',
         'xcit_mm.engine.detection',
         'xcit_mm.engine.positions',

@@ -93,6 +93,11 @@ def _check_old_names(key: str, metainfo: dict) -> None:
 def _check_list(key: str, names: Any) -> None:
     if isinstance(names, str):
         check_names(key, names)
+    elif key.endswith('metainfo.classes') and isinstance(names, (list, tuple)):
+        twice = next((name for name in names if list(names).count(name) > 1), None)
+        if twice is not None:
+            labels = [str(label) for label, name in enumerate(names) if name == twice]
+            raise UsageError(f'{key} names {twice!r} more than once, as the labels {", ".join(labels)}')
     elif names is not None and not isinstance(names, (list, tuple)):
         raise UsageError(f"{key} is a {type(names).__name__} ({names!r}); expected a list of names, such as ('a', 'b')")
 
@@ -190,11 +195,12 @@ def check_checkpoint_classes(meta: Optional[dict], classes: Optional[Sequence[st
     if not _is_list(of_file) or not _is_list(classes):
         return None
     of_file, classes = list(map(str, of_file)), list(map(str, classes))
-    if of_file == classes or (
-        purpose == 'train' and len(of_file) != len(classes)
-    ):  # other heads, which is said elsewhere
+    ours, theirs = list(map(_plain, classes)), list(map(_plain, of_file))
+    if ours == theirs:
         return None
-    what = 'the same classes in another order' if sorted(of_file) == sorted(classes) else 'other classes'
+    if purpose == 'train' and len(of_file) != len(classes):  # other heads, which is said elsewhere
+        return None
+    what = 'the same classes in another order' if sorted(ours) == sorted(theirs) else 'other classes'
     found = f'{what}.{side_by_side(of_file, classes, ("checkpoint", "config"))}'
     if purpose == 'train':
         return f'the checkpoint was trained for {found}\nIts heads are taken over and learn the classes of the config'

@@ -51,13 +51,13 @@ def check_coco(data: Data) -> None:
         raise UsageError(
             f'{data}: {annotations} is not a whole COCO annotation file: {size} bytes, beginning with {start[:16]!r} '
             f'and ending with {end[-16:]!r}, expected a JSON object {{...}}. It may be cut off. '
-            f'{data.advice()} {data.where_else()}'
+            f'{data.advice()}'
         )
     names = [_unquoted(name) for name in re.findall(rb'"file_name"\s*:\s*("(?:[^"\\]|\\.)+")', start)[:LOOKED_AT]]
     if not names or any(_is_there(name, images) for name in names):
         return
     what = f'{images} has none of the first {len(names)} images that {annotations} names, such as {names[0]}'
-    raise UsageError(f'{data}: {what}. {_why_not_there(names, images)}{data.advice()} {data.where_else()}')
+    raise UsageError(f'{data}: {what}. {_why_not_there(names, images)}{data.advice()}')
 
 
 def _unquoted(name: bytes) -> str:

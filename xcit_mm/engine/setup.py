@@ -31,6 +31,7 @@ from ..checks.variables import check_files
 from ..errors import UsageError
 from ..package import mim_dir, model_index
 from .bad_images import guard_loading
+from .classification import FolderLabelsHook
 from .detection import DetectionDataHook
 from .hooks import BadImagesHook, CheckpointFitHook, IterationSeedHook, RunLengthHook
 from .interruption import InterruptionHook
@@ -44,6 +45,7 @@ from .screen import SummaryHook
 HOOKS_OF_ALL = (
     DetectionDataHook,
     CheckpointFitHook,
+    FolderLabelsHook,
     BadImagesHook,
     IterationSeedHook,
     DataPositionHook,
