@@ -211,7 +211,7 @@ def check_work_dir(cfg: Config) -> None:
             pass
     except OSError as error:
         raise UsageError(
-            f'the work folder {cfg.work_dir} cannot be written to ({error.strerror}); choose another with --out-dir'
+            f'the work folder {cfg.work_dir} cannot be written to ({error.strerror}); choose another with --out-dir (--work-dir)'
         ) from error
 
 
