@@ -3,17 +3,20 @@
 import copy
 import logging
 import re
+import warnings
 
 import pytest
 import torch
 from conftest import ROOT
 from mmengine.config import Config
 from mmengine.hooks import EMAHook
+from mmengine.logging import MMLogger
 from mmengine.model import ExponentialMovingAverage, MomentumAnnealingEMA, StochasticWeightAverage
 from mmengine.optim import scheduler as schedulers
 from small_runs import small_cfg, train
 
 from xcit_mm.checks.schedule import Run, _kept_share, _misfits_of_schedule, adapt_hooks
+from xcit_mm.engine.screen import short_screen, shorten
 from xcit_mm.errors import UsageError
 
 pytestmark = pytest.mark.usefixtures('one_thread')
@@ -39,10 +42,8 @@ def cfg(small_models, small_digits, tmp_path):
 
 
 @pytest.fixture
-def logged(caplog, monkeypatch):
+def logged(monkeypatch):
     """What is logged, by its level."""
-    from mmengine.logging import MMLogger
-
     records = []
     call = MMLogger.callHandlers
     monkeypatch.setattr(MMLogger, 'callHandlers', lambda self, record: (records.append(record), call(self, record)))
@@ -158,7 +159,7 @@ def test_misfits_are_named_before_the_first_iteration(cfg, logged):
 def test_more_images_to_a_batch_than_there_are(cfg):
     cfg.train_dataloader.update(batch_size=13, drop_last=True)
     cfg.param_scheduler = [dict(type='LinearLR', by_epoch=True, end=2, convert_to_iter_based=True)]
-    with pytest.raises(UsageError, match='12 images make no batch of 13, .* batch_size to 12 or less'):
+    with pytest.raises(UsageError, match='12 images make no batch of 13, .*batch_size to 12 or less'):
         train(cfg)
     cfg.train_dataloader.drop_last = False
     cfg.experiment_name += 'b'
@@ -173,7 +174,7 @@ def test_learning_rates_are_scaled_by_the_images_of_an_update(cfg, logged, batch
     cfg.optim_wrapper.optimizer.lr = 1e-3
     cfg.auto_scale_lr = dict(base_batch_size=base, enable=True)
     runner = train(cfg)
-    assert {group['lr'] for group in runner.optim_wrapper.param_groups} == {1e-3 * scale}
+    assert {group['lr'] for group in runner.optim_wrapper.optimizer.param_groups} == {1e-3 * scale}
     assert any(line.startswith(f'{batch * counts} images') and f'LR by {scale:g}' in line for line in logged())
     # What is dumped for another run is the config's own.
     assert runner.cfg.auto_scale_lr.base_batch_size == base
@@ -237,21 +238,22 @@ def small_tool_run(small_models, small_digits, tmp_path):
 @pytest.mark.parametrize(
     'kind, folder, data',
     [
-        ('detector', 'coco', r'data      train: 12 images, \d+ objects: (\w+ \d+, ){9}\w+ \d+'),
-        ('classifier', 'imagenet', r'data      train: \d+ images: (\d_\w+ \d+, ){9}\d_\w+ \d+'),
-        ('semantic_fpn', 'ade', 'data      train: 12 images'),
+        pytest.param(
+            'detector', 'coco', r'train: 12 images, \d+ objects: (\w+ \d+, ){9}\w+ \d+', marks=pytest.mark.slow
+        ),
+        ('classifier', 'imagenet', r'train: \d+ images: (\d_\w+ \d+, ){9}\d_\w+ \d+'),
+        pytest.param('semantic_fpn', 'ade', 'train: 12 images', marks=pytest.mark.slow),
     ],
 )
 def test_the_screen_shows_what_the_run_is_about(kind, folder, data, small_tool_run, run_tool, tmp_path):
     shown = run_tool(ROOT / 'tools/train.py', *small_tool_run(kind, folder))
-    first = shown.splitlines()
-    until = next(number for number, line in enumerate(first) if re.search(r'(Epoch|Iter)\(train\)', line))
-    head = '\n'.join(first[:until])
-    assert until < 20 and re.search(data, head)
-    for part in ('device    CPU', 'data      val: 4 images', 'M parameters', 'schedule  1 epoch', 'log       '):
-        assert part.replace('1 epoch', '2 iterations' if kind == 'semantic_fpn' else '1 epoch') in head or (
-            kind == 'classifier' and part.startswith('data')
-        )
+    lines = shown.splitlines()
+    until = next(number for number, line in enumerate(lines) if re.search(r'(Epoch|Iter)\(train\)', line))
+    head = '\n'.join(lines[:until])
+    assert until < 20 and re.search(f'data      {data}', head)
+    length = '2 iterations' if kind == 'semantic_fpn' else '1 epoch of'
+    for part in ('device    CPU', 'data      val: ', 'M parameters', f'schedule  {length}', 'log       '):
+        assert part in head
     for noise in ('Could not import', 'System environment', 'Config:', 'Hooks will be', 'loading annotations'):
         assert noise not in shown
     (log,) = (tmp_path / 'out').glob('*/*.log')
@@ -259,6 +261,26 @@ def test_the_screen_shows_what_the_run_is_about(kind, folder, data, small_tool_r
     assert all(part in text for part in ('System environment', 'Config:', 'Hooks will be', 'device    CPU'))
 
 
+@pytest.mark.slow
 def test_verbose_shows_all(small_tool_run, run_tool):
     shown = run_tool(ROOT / 'tools/train.py', *small_tool_run('semantic_fpn', 'ade'), '--verbose')
     assert all(part in shown for part in ('System environment', 'Config:', 'Hooks will be', 'device    CPU'))
+
+
+def test_prints_and_warnings_of_the_libraries_go_to_the_log(capsys, tmp_path):
+    with short_screen():
+        print('Could not import OneDL. Skipping OneDL datasets.')
+        print('a note', flush=True)
+        print('loading annotations into memory...')
+        warnings.warn('faster_coco_eval is not installed, metrics will not be computed', stacklevel=1)
+        MMLogger.get_current_instance().warning('Failed to search registry with scope "mmdet"')
+        logger = MMLogger('a_run', log_file=str(tmp_path / 'log'))
+        shorten(logger)
+        logger.info('System environment')
+        logger.warning('a warning to act on')
+    captured = capsys.readouterr()
+    assert captured.out.splitlines()[0] == 'a note' and 'a warning to act on' in captured.out.splitlines()[1]
+    assert len(captured.out.splitlines()) == 2 and captured.err == ''
+    text = (tmp_path / 'log').read_text()
+    for part in ('OneDL', 'loading annotations', 'faster_coco_eval', 'Failed to search', 'System env', 'to act on'):
+        assert text.count(part) == 1 or part == 'OneDL', part

@@ -182,7 +182,7 @@ def _misfits_of_schedule(place: str, one, run: Run, last: bool) -> Iterator[str]
     if rises and end > length:
         yield f'{place} warms up until {unit} {end}, and the run ends at {length}: the {what} stays below its value'
     elif not rises and end > length * LATE:
-        yield f'{place} goes on until {unit} {_shown(end)}, and the run ends at {length}: the {what} does not get there'
+        yield f'{place} goes on until {unit} {end}, and the run ends at {length}: the {what} does not get there'
     elif isinstance(one, schedulers.CosineAnnealingParamScheduler) and end < min(one.end, length) * EARLY:
         yield f'{place} turns round at {unit} {end} (T_max), and the run ends at {length}: the {what} goes back again'
     elif not rises and last and length > 2 and end < length * EARLY:
@@ -201,7 +201,3 @@ def _range_of(one) -> tuple:
     if isinstance(one, schedulers.PolyParamScheduler):
         return begin, end, False
     return begin, None, False
-
-
-def _shown(end: int) -> str:
-    return str(end) if end < 10**9 else 'without end'

@@ -51,6 +51,9 @@ def check_settings(cfg: Config) -> List[str]:
         for dataset in innermost_datasets(loader['dataset']):
             _check_keys(f'{split}_dataloader.dataset.pipeline', dataset.get('pipeline') or ())
     agree_workers(cfg)
+    neighbours = (cfg.get('knn') or {}).get('ks')
+    if neighbours is not None and not isinstance(neighbours, (list, tuple)):
+        raise UsageError(f'knn.ks is {neighbours!r}; a tuple of one number needs a comma: ({neighbours!r},)')
     return _padding(cfg)
 
 

@@ -134,14 +134,20 @@ class RunLengthHook(Hook):
         )
 
 
-def images_of_update(runner) -> Tuple[Optional[int], str]:
-    """The images that make one update of the weights, and the numbers that they are the product of."""
+def images_of_batch(runner) -> Optional[int]:
+    """The images that all processes together compute at once; None if the config does not say."""
     loader = runner.cfg.get('train_dataloader') or {}
     batch = loader.get('batch_size') or (loader.get('batch_sampler') or {}).get('batch_size')
-    if not batch:
+    return batch and batch * runner.world_size
+
+
+def images_of_update(runner) -> Tuple[Optional[int], str]:
+    """The images that make one update of the weights, and the numbers that they are the product of."""
+    images = images_of_batch(runner)
+    if not images:
         return None, ''
-    strategy = runner.cfg.get('strategy') or {}
-    counts = (runner.cfg.get('optim_wrapper') or {}).get('accumulative_counts') or 1
-    counts = strategy.get('gradient_accumulation_steps') or counts
-    product = f'batch_size {batch} x {runner.world_size} process{"es" * (runner.world_size > 1)}'
-    return batch * runner.world_size * counts, product + f' x accumulative_counts {counts}' * (counts > 1)
+    counts = (runner.cfg.get('optim_wrapper') or {}).get('accumulative_counts')
+    counts = counts or (runner.cfg.get('strategy') or {}).get('gradient_accumulation_steps') or 1
+    processes = f'{runner.world_size} process{"es" * (runner.world_size > 1)}'
+    product = f'batch_size {images // runner.world_size} x {processes}'
+    return images * counts, product + f' x accumulative_counts {counts}' * (counts > 1)
