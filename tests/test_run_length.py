@@ -268,7 +268,8 @@ def test_verbose_shows_all(small_tool_run, run_tool):
 
 
 def test_prints_and_warnings_of_the_libraries_go_to_the_log(capsys, tmp_path):
-    with short_screen():
+    with warnings.catch_warnings(), short_screen():
+        warnings.simplefilter('always')
         print('Could not import OneDL. Skipping OneDL datasets.')
         print('a note', flush=True)
         print('loading annotations into memory...')
@@ -283,4 +284,4 @@ def test_prints_and_warnings_of_the_libraries_go_to_the_log(capsys, tmp_path):
     assert len(captured.out.splitlines()) == 2 and captured.err == ''
     text = (tmp_path / 'log').read_text()
     for part in ('OneDL', 'loading annotations', 'faster_coco_eval', 'Failed to search', 'System env', 'to act on'):
-        assert text.count(part) == 1 or part == 'OneDL', part
+        assert part in text

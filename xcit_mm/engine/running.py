@@ -28,7 +28,7 @@ class ToolRunner(Runner):
 
 
 def by_update(runner, auto_scale_lr: Optional[dict]) -> Optional[dict]:
-    """``auto_scale_lr`` with a base that makes MMEngine, which counts the images of one batch, scale by the update's."""
+    """``auto_scale_lr`` with the base that makes MMEngine, which counts the images of a batch, scale by an update's."""
     images, product = images_of_update(runner)
     if not images or not (auto_scale_lr or {}).get('enable') or not auto_scale_lr.get('base_batch_size'):
         return auto_scale_lr

@@ -212,8 +212,8 @@ def check_work_dir(cfg: Config) -> None:
             pass
     except OSError as error:
         raise UsageError(
-            f'the work folder {cfg.work_dir} cannot be written to ({error.strerror}); choose another with --out-dir, or '
-            f'--work-dir as it was called'
+            f'the work folder {cfg.work_dir} cannot be written to ({error.strerror}); choose another with '
+            f'--out-dir (--work-dir)'
         ) from error
 
 
