@@ -267,14 +267,17 @@ def test_verbose_shows_all(small_tool_run, run_tool):
     assert all(part in shown for part in ('System environment', 'Config:', 'Hooks will be', 'device    CPU'))
 
 
-def test_prints_and_warnings_of_the_libraries_go_to_the_log(capsys, tmp_path):
+def test_prints_and_warnings_of_the_libraries_go_to_the_log(capsys, monkeypatch, tmp_path):
+    early = MMLogger.get_current_instance()
+    monkeypatch.setattr(early, 'level', logging.INFO)
+    early._cache.clear()
     with warnings.catch_warnings(), short_screen():
         warnings.simplefilter('always')
         print('Could not import OneDL. Skipping OneDL datasets.')
         print('a note', flush=True)
         print('loading annotations into memory...')
         warnings.warn('faster_coco_eval is not installed, metrics will not be computed', stacklevel=1)
-        MMLogger.get_current_instance().warning('Failed to search registry with scope "mmdet"')
+        early.warning('Failed to search registry with scope "mmdet"')
         logger = MMLogger('a_run', log_file=str(tmp_path / 'log'))
         shorten(logger)
         logger.info('System environment')
