@@ -138,6 +138,8 @@ def find_misfits(runner, run: Run) -> Iterator[str]:
     for hook in runner.hooks:
         if isinstance(hook, CheckpointHook):
             yield from _misfits_of_checkpoints(hook, run)
+            if hook.save_best and runner.val_loop is None:
+                yield 'default_hooks.checkpoint.save_best: the run does not validate, so that no checkpoint is the best'
         draws = getattr(hook, 'draw', False) or getattr(hook, 'enable', False)
         if draws and runner.val_loop is not None and hasattr(hook, 'interval'):
             images = len(runner.val_dataloader.dataset)

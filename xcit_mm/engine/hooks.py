@@ -11,7 +11,7 @@ import torch
 from mmengine.dist import get_rank, get_world_size, is_main_process
 from mmengine.hooks import Hook
 from mmengine.model import is_model_wrapper
-from mmengine.runner import BaseLoop
+from mmengine.runner import BaseLoop, EpochBasedTrainLoop, IterBasedTrainLoop
 from torch.nn.parallel import DataParallel, DistributedDataParallel
 
 from ..checkpoint.heads import fit_state_dict
@@ -114,6 +114,8 @@ class RunLengthHook(Hook):
     priority = 'LOW'
 
     def before_train(self, runner) -> None:
+        if not isinstance(runner.train_loop, (EpochBasedTrainLoop, IterBasedTrainLoop)):
+            return  # a loop of somebody's own may count something else
         run = length_of(runner.train_loop)
         for note in adapt_hooks(runner.hooks, run):
             runner.logger.info(note)
