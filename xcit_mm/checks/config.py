@@ -198,6 +198,8 @@ def _typed(value, path: str, kinds: List[str]) -> Iterator[Tuple[str, dict, List
     if _is_dict(value):
         if 'type' in value and kinds:
             yield path, value, kinds
+        if str(value.get('type')).split('.')[-1] == 'Albu':
+            return  # its transforms are Albumentations'
         inner = value.items()
         if value.get('type') and not inside_model:
             kinds = []

@@ -27,6 +27,7 @@ from ..checks.config import apply_options, check_config
 from ..checks.datasets import find_loaders, innermost_datasets
 from ..checks.detection import leave_out_masks
 from ..checks.pyramid import check_pyramid
+from ..checks.settings import agree_workers
 from ..checks.variables import check_files
 from ..errors import UsageError
 from ..package import mim_dir, model_index
@@ -38,8 +39,8 @@ from .interruption import InterruptionHook
 from .non_finite import NonFiniteHook
 from .positions import DataPositionHook
 from .resuming import ResumeHook
-from .running import ToolRunner
-from .screen import SummaryHook
+from .running import ToolRunner, by_update
+from .screen import SummaryHook, shorten
 
 # What every run of the tools has, whether its config names it or not.
 HOOKS_OF_ALL = (
@@ -235,7 +236,8 @@ def check_work_dir(cfg: Config) -> None:
             pass
     except OSError as error:
         raise UsageError(
-            f'the work folder {cfg.work_dir} cannot be written to ({error.strerror}); choose another with --out-dir'
+            f'the work folder {cfg.work_dir} cannot be written to ({error.strerror}); choose another with '
+            f'--out-dir (--work-dir)'
         ) from error
 
 
@@ -308,6 +310,7 @@ def build_runner(cfg: Config) -> Runner:
     if cfg.get('default_scope') == 'mmpretrain':
         for loader in find_loaders(cfg).values():
             loader.setdefault('collate_fn', dict(type='default_collate'))
+    agree_workers(cfg)
     checkpoint = (cfg.get('default_hooks') or {}).get('checkpoint')
     if checkpoint and checkpoint['type'] == 'CheckpointHook':
         checkpoint['type'] = 'xcit_mm.CheckpointHook'
@@ -316,8 +319,11 @@ def build_runner(cfg: Config) -> Runner:
     for kind in HOOKS_OF_ALL:
         if not any(isinstance(hook, kind) for hook in runner.hooks):
             runner.register_hook(kind())
-    if not isinstance(runner, Runner) and runner._resume:
-        # The runner for divided models resumes before it calls any hook.
-        next(hook for hook in runner.hooks if isinstance(hook, ResumeHook)).choose(runner)
+    if not isinstance(runner, Runner):
+        shorten(runner.logger)
+        runner.strategy._auto_scale_lr = by_update(runner, runner.strategy._auto_scale_lr)
+        if runner._resume:
+            # The runner for divided models resumes before it calls any hook.
+            next(hook for hook in runner.hooks if isinstance(hook, ResumeHook)).choose(runner)
     guard_loading(runner, BadImagesHook.path(runner))
     return runner
