@@ -239,11 +239,12 @@ def to_picture(image: np.ndarray, order: str = 'BGR') -> np.ndarray:
     else:
         image = image[..., [2, 1, 0] if order == 'BGR' else [0, 1, 2]]
     if image.dtype != np.uint8:
+        is_float = image.dtype.kind == 'f'
         image = image.astype(np.float32)
         low, high = float(np.nanmin(image)), float(np.nanmax(image))
         if low < 0:
             image, high = image - low, high - low
-        if high <= 1 and high != int(high):
+        if is_float and high <= 1:
             image = image * 255
         elif high > 255:
             image = image * (255 / (2 ** next((bits for bits in DEPTHS if high < 2**bits), np.log2(high + 1)) - 1))
