@@ -38,8 +38,10 @@ def test_onnx_runtime_computes_the_same(name, small_models, tmp_path):
     assert properties['channel_order'] == 'RGB' and properties['channels'] == 3
 
 
-@pytest.mark.parametrize('name', ['classifier', 'detector', 'semantic_fpn'])
-@pytest.mark.parametrize('channels, order', [(1, 'grey'), (3, 'BGR'), (4, 'BGRA')])
+@pytest.mark.parametrize(
+    'name, channels, order',
+    [('classifier', 3, 'BGR'), ('classifier', 1, 'grey'), ('detector', 3, 'BGR'), ('semantic_fpn', 4, 'BGRA')],
+)
 def test_metadata_say_which_images_the_model_takes(name, channels, order, small_models, tmp_path):
     """Used as they say, less the mean and over the deviation, pixels give what they give with the library."""
     import onnxruntime
@@ -50,12 +52,12 @@ def test_metadata_say_which_images_the_model_takes(name, channels, order, small_
     mean = None if channels == 4 else [100.0, 110.0, 120.0][:channels]  # MMEngine normalises one channel or three
     settings = dict(mean=mean, std=mean and [50.0, 55.0, 60.0][:channels])
     settings['to_rgb' if name == 'classifier' else 'bgr_to_rgb'] = False
-    (cfg if name == 'classifier' else cfg.model).data_preprocessor.update(settings)
+    cfg.model.data_preprocessor.update(settings)
     cfg.model.backbone.in_channels = channels
     cfg.dump(tmp_path / 'config.py')
     with DefaultScope.overwrite_default_scope(cfg.default_scope):
         built = randomise(MODELS.build({**cfg.model, 'data_preprocessor': None}))
-        preprocess = MODELS.build(cfg.data_preprocessor if name == 'classifier' else cfg.model.data_preprocessor)
+        preprocess = MODELS.build({'type': 'ClsDataPreprocessor', **cfg.model.data_preprocessor})
     torch.save({'state_dict': built.state_dict(), 'meta': {}}, tmp_path / 'weights.pth')
     paths = str(tmp_path / 'config.py'), str(tmp_path / 'weights.pth'), str(tmp_path / 'model.onnx')
     deviations = export.export_model(*paths, part=PARTS[name], size=(64, 64))

@@ -47,6 +47,8 @@ def test_a_detector_looks_at_a_folder(small_models, images, tmp_path):
     assert json.loads((tmp_path / 'out/results.json').read_text()) == results
     broken = [result for result in results if 'error' in result]
     assert [Path(result['image']).name for result in broken] == ['broken.jpg']
+    batched = Inferencer(*small_models['detector'])(images, score_thr=0.0, batch_size=4)
+    assert [len(result.get('detections', ())) for result in batched] == [len(r.get('detections', ())) for r in results]
     first = next(result for result in results if result['image'].endswith('a.png'))
     assert (first['height'], first['width']) == (70, 90)
     detection = first['detections'][0]
@@ -213,7 +215,7 @@ def of_depth(kind, small_models, depth, folder):
     for step in cfg.test_dataloader.dataset.pipeline:
         if step.get('backend') == 'pillow':  # which resizes bytes alone
             step.update(backend='cv2', interpolation='bilinear')
-    (cfg if 'data_preprocessor' in cfg else cfg.model).data_preprocessor.update(turned)
+    cfg.model.data_preprocessor.update(turned)
     cfg.model.backbone.in_channels = channels
     cfg.dump(folder / f'{kind}_{depth}.py')
     with DefaultScope.overwrite_default_scope(cfg.default_scope):
@@ -241,8 +243,6 @@ def as_in_testing(config, checkpoint, path):
 
     cfg = Config.fromfile(config)
     with DefaultScope.overwrite_default_scope(cfg.default_scope):
-        if 'data_preprocessor' in cfg:
-            cfg.model.data_preprocessor = cfg.data_preprocessor
         model = MODELS.build(cfg.model).eval()
         load_checkpoint(model, checkpoint, 'cpu')
         steps = [step for step in cfg.test_dataloader.dataset.pipeline if 'Annotations' not in step['type']]
@@ -478,3 +478,15 @@ def test_configs_are_checked(small_models, tmp_path):
     (tmp_path / 'file').write_text('')
     with pytest.raises(UsageError, match='cannot be written to'):
         Inferencer(config, checkpoint)(np.zeros((32, 32, 3), np.uint8), tmp_path / 'file')
+
+
+def test_classes_in_another_order_than_the_checkpoints_are_refused(small_models, tmp_path):
+    pytest.importorskip('xcit_mm.checks.classes')
+    config, checkpoint = small_models['detector']
+    file = torch.load(checkpoint)
+    classes = ('zero', 'one', 'two', 'three', 'four', 'five', 'six', 'seven', 'eight', 'nine')
+    torch.save({**file, 'meta': {'dataset_meta': {'classes': classes}}}, tmp_path / 'right.pth')
+    torch.save({**file, 'meta': {'dataset_meta': {'classes': classes[::-1]}}}, tmp_path / 'turned.pth')
+    Inferencer(config, tmp_path / 'right.pth', 'cpu')
+    with pytest.raises(UsageError, match='the same classes in another order'):
+        Inferencer(config, tmp_path / 'turned.pth', 'cpu')
