@@ -112,11 +112,8 @@ def draw_detections(
 
 def _extent(mask: np.ndarray) -> Optional[Tuple[int, int, int, int]]:
     """Rows and columns of what is set, as slices take them."""
-    rows = np.flatnonzero(mask.any(axis=1))
-    if not rows.size:
-        return None
-    columns = np.flatnonzero(mask[rows[0] : rows[-1] + 1].any(axis=0))
-    return rows[0], rows[-1] + 1, columns[0], columns[-1] + 1
+    left, top, width, height = cv2.boundingRect(np.ascontiguousarray(mask).view(np.uint8))
+    return (top, top + height, left, left + width) if width else None
 
 
 def _centre(mask: Optional[np.ndarray]) -> Tuple[int, int]:
