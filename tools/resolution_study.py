@@ -22,6 +22,7 @@ from xcit_mm.checkpoint import CheckpointError
 from xcit_mm.checks.data import check_data
 from xcit_mm.engine.bad_images import check_images
 from xcit_mm.engine.classification import use_protocol
+from xcit_mm.engine.screen import short_screen
 from xcit_mm.engine.setup import (
     adapt_to_device,
     add_common_arguments,
@@ -126,7 +127,7 @@ def draw(path: Path, results: Results) -> None:
 
 def main() -> None:
     args = parse_args()
-    with clear_errors():
+    with clear_errors(), short_screen(args.verbose):
         first = load_config(args)
         folder = Path(args.work_dir or Path('work_dirs/resolution') / Path(args.config).stem)
         first.work_dir = str(folder)

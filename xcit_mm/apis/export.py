@@ -51,9 +51,9 @@ def export_model(
 
     The exported model takes normalised 'images' (B, channels, H, W) in fp32, of any batch and of any size from 32 x 32
     pixels. A classifier gives 'logits' (B, classes); a segmentor 'logits' (B, classes, H, W); a backbone its
-    features: 'stride_4', 'stride_8', 'stride_16' and 'stride_32' with a pyramid, else 'features_0' and so on. The
-    metadata say which images it takes: 'channels'; 'channel_order': 'RGB', 'BGR', 'grey', 'BGRA' or 'as loaded'; 'mean'
-    and 'std' in that order; 'loading', the config's step that reads files; and 'classes'.
+    features: 'stride_4', 'stride_8' and so on for each of its ``out_strides`` with a pyramid, else 'features_0' and so
+    on. The metadata say which images it takes: 'channels'; 'channel_order': 'RGB', 'BGR', 'grey', 'BGRA' or 'as
+    loaded'; 'mean' and 'std' in that order; 'loading', the config's step that reads files; and 'classes'.
 
     Args:
         model (str): A config file, or a name of :func:`xcit_mm.list_models`.
@@ -147,7 +147,7 @@ class _Backbone(nn.Module):
         self.backbone = model.backbone
         self.classes = model.dataset_meta.get('classes')
         self.output_names = (
-            tuple(f'stride_{stride}' for stride in (4, 8, 16, 32))
+            tuple(f'stride_{stride}' for stride in self.backbone.out_strides)
             if self.backbone.out_type == 'pyramid'
             else tuple(f'features_{i}' for i in range(len(self.backbone.out_indices)))
         )
