@@ -13,6 +13,7 @@ from mmengine.runner.checkpoint import CheckpointLoader, _load_checkpoint_to_mod
 from torch import nn
 
 from ..checkpoint.heads import fit_state_dict
+from ..checks.classes import check_checkpoint_classes
 from ..checks.config import apply_options, check_config
 from ..engine.setup import read_config
 from ..errors import UsageError
@@ -72,22 +73,13 @@ def build(cfg: Config, checkpoint: str, device: Union[str, torch.device] = 'cpu'
         loaded = CheckpointLoader.load_checkpoint(checkpoint, map_location='cpu')
         fit_state_dict(model, loaded.get('state_dict', loaded), 'test')
         _load_checkpoint_to_model(model, loaded)
-    _compare_classes(cfg, loaded)
+    check_checkpoint_classes(loaded.get('meta'), dataset_meta(cfg).get('classes'), 'test')
     model.dataset_meta = meta_of(cfg, loaded)
     model = revert_sync_batchnorm(model).eval()
     try:
         return model.to(device)
     except (AssertionError, RuntimeError) as error:
         raise UsageError(f'the device {device} cannot be used: {str(error).splitlines()[0]}') from None
-
-
-def _compare_classes(cfg: Config, checkpoint: dict) -> None:
-    """Whether labels mean the same classes to the checkpoint and to the config."""
-    try:
-        from ..checks.classes import check_checkpoint_classes
-    except ImportError:
-        return
-    check_checkpoint_classes(checkpoint.get('meta'), dataset_meta(cfg).get('classes'), 'test')
 
 
 def meta_of(cfg: Config, checkpoint: dict) -> dict:

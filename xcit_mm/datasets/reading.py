@@ -205,7 +205,8 @@ class Reader:
             # The annotations are those of the picture as it is stored, and so the data set read it.
             content = read_bytes(path, self.load.backend_args)
             image = decode(content, f'{self.color_type}_ignore_orientation', self._backend)
-        image = widen(image)
+        if image.shape[:2] != tuple(shape):
+            image = widen(image)
         if image.shape[:2] != tuple(shape):
             image = cv2.resize(image, tuple(shape)[::-1])
         return to_picture(image, self.order)
