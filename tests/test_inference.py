@@ -351,6 +351,7 @@ def test_what_is_no_image_is_said(classifier, images):
         (b'no image', 'no image'),
         ('x' * 5000, 'is no file'),
         (images / 'nowhere', 'is no image, no folder'),
+        (ROOT / 'requirements/onedl.txt', 'is a text file; give the names'),
     ):
         with pytest.raises(UsageError, match=text):
             classifier(given)

@@ -185,7 +185,7 @@ class Reader:
             stored = array if self.order == 'BGR' or channels < 3 else array[..., [2, 1, 0, *range(3, channels)]]
             kind = '.tiff' if self._backend == 'tifffile' else '.png'
             return self._read_content(cv2.imencode(kind, stored)[1].tobytes())
-        if self.load.to_float32 if array.dtype.kind == 'f' else self.color_type == 'unchanged':
+        if self.color_type == 'unchanged' or (array.dtype.kind == 'f' and self.load.to_float32):
             return self._results(array)
         raise BadImage(f'{what} is not what the config reads: give uint8, from 0 to 255, of 1, 3 or 4 channels')
 
@@ -238,7 +238,7 @@ def to_picture(image: np.ndarray, order: str = 'BGR') -> np.ndarray:
     if image.shape[2] < 3:
         image = np.repeat(image[..., :1], 3, axis=2)
     else:
-        image = image[..., [2, 1, 0] if order == 'BGR' else [0, 1, 2]]
+        image = image[..., 2::-1] if order == 'BGR' else image[..., :3]
     if image.dtype != np.uint8:
         is_float = image.dtype.kind == 'f'
         image = image.astype(np.float32)

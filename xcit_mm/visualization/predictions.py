@@ -184,7 +184,7 @@ def write_picture(path: str, picture: np.ndarray) -> None:
         OSError: If it cannot be written.
     """
     os.makedirs(os.path.dirname(path) or '.', exist_ok=True)
-    done, content = cv2.imencode(os.path.splitext(path)[1], picture[..., ::-1])
+    done, content = cv2.imencode(os.path.splitext(path)[1], cv2.cvtColor(picture, cv2.COLOR_RGB2BGR))
     if not done:
         raise OSError(f'{path} cannot be encoded')
     with open(path, 'wb') as file:
