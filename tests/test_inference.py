@@ -423,6 +423,16 @@ def test_results_are_complete_whenever_it_ends(classifier, images, tmp_path):
     assert written(tmp_path) >= {'overlays/a.jpg', 'overlays/b.jpg', 'overview.jpg'}
 
 
+def test_what_an_earlier_call_wrote_is_no_input(classifier, images, tmp_path):
+    Image.open(images / 'a.png').save(tmp_path / 'a.png')
+    Image.new('RGB', (40, 40)).save(tmp_path / 'b.tif', save_all=True, append_images=[Image.new('RGB', (40, 40))])
+    for _ in range(2):
+        first, second = classifier(tmp_path, tmp_path / 'results')
+    assert 'warning' not in first and 'it holds 2 pictures, and the first alone is read' in second['warning']
+    summary = json.loads((tmp_path / 'results/summary.json').read_text())
+    assert summary['left_out'][f'in {tmp_path / "results"}'] == 3
+
+
 def test_drawing_can_be_left_out(classifier, images, tmp_path):
     classifier(images / 'a.png', tmp_path, overlays=False)
     assert written(tmp_path) == {'results.json', 'summary.json'}

@@ -82,6 +82,14 @@ class Images(List[Tuple[str, Source]]):
         super().__init__(items)
         self.left_out = left_out if left_out is not None else Counter()
 
+    def outside(self, folder: Union[str, Path]) -> 'Images':
+        """Those that are not below a folder; all, if all of them are."""
+        below = os.path.abspath(folder) + os.sep
+        kept = [(name, item) for name, item in self if not os.path.abspath(_path(item) or '').startswith(below)]
+        if len(kept) in (0, len(self)):
+            return self
+        return Images(kept, self.left_out + Counter({f'in {folder}': len(self) - len(kept)}))
+
 
 def is_several(images) -> bool:
     """Whether that is more than one image, or may be."""
