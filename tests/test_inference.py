@@ -47,6 +47,8 @@ def test_a_detector_looks_at_a_folder(small_models, images, tmp_path):
     assert json.loads((tmp_path / 'out/results.json').read_text()) == results
     broken = [result for result in results if 'error' in result]
     assert [Path(result['image']).name for result in broken] == ['broken.jpg']
+    batched = Inferencer(*small_models['detector'])(images, score_thr=0.0, batch_size=4)
+    assert [len(result.get('detections', ())) for result in batched] == [len(r.get('detections', ())) for r in results]
     first = next(result for result in results if result['image'].endswith('a.png'))
     assert (first['height'], first['width']) == (70, 90)
     detection = first['detections'][0]
@@ -162,7 +164,7 @@ def test_backbones_by_name(tmp_path):
     'name, checkpoint, text',
     [
         ('resnet50', None, 'there is no XCiT backbone'),
-        ('xcit_m12_8', None, 'there is no XCiT backbone'),
+        ('xcit_b12_8', None, 'there is no XCiT backbone'),
         ('xcit_s12_8', True, 'xcit_s12_8_dist_384_in1k, xcit_s12_8_dist_in1k, xcit_s12_8_in1k'),
     ],
 )
@@ -213,7 +215,7 @@ def of_depth(kind, small_models, depth, folder):
     for step in cfg.test_dataloader.dataset.pipeline:
         if step.get('backend') == 'pillow':  # which resizes bytes alone
             step.update(backend='cv2', interpolation='bilinear')
-    (cfg if 'data_preprocessor' in cfg else cfg.model).data_preprocessor.update(turned)
+    cfg.model.data_preprocessor.update(turned)
     cfg.model.backbone.in_channels = channels
     cfg.dump(folder / f'{kind}_{depth}.py')
     with DefaultScope.overwrite_default_scope(cfg.default_scope):
@@ -241,8 +243,6 @@ def as_in_testing(config, checkpoint, path):
 
     cfg = Config.fromfile(config)
     with DefaultScope.overwrite_default_scope(cfg.default_scope):
-        if 'data_preprocessor' in cfg:
-            cfg.model.data_preprocessor = cfg.data_preprocessor
         model = MODELS.build(cfg.model).eval()
         load_checkpoint(model, checkpoint, 'cpu')
         steps = [step for step in cfg.test_dataloader.dataset.pipeline if 'Annotations' not in step['type']]
@@ -351,6 +351,7 @@ def test_what_is_no_image_is_said(classifier, images):
         (b'no image', 'no image'),
         ('x' * 5000, 'is no file'),
         (images / 'nowhere', 'is no image, no folder'),
+        (ROOT / 'requirements/onedl.txt', 'is a text file; give the names'),
     ):
         with pytest.raises(UsageError, match=text):
             classifier(given)
@@ -422,6 +423,16 @@ def test_results_are_complete_whenever_it_ends(classifier, images, tmp_path):
     assert written(tmp_path) >= {'overlays/a.jpg', 'overlays/b.jpg', 'overview.jpg'}
 
 
+def test_what_an_earlier_call_wrote_is_no_input(classifier, images, tmp_path):
+    Image.open(images / 'a.png').save(tmp_path / 'a.png')
+    Image.new('RGB', (40, 40)).save(tmp_path / 'b.tif', save_all=True, append_images=[Image.new('RGB', (40, 40))])
+    for _ in range(2):
+        first, second = classifier(tmp_path, tmp_path / 'results')
+    assert 'warning' not in first and 'it holds 2 pictures, and the first alone is read' in second['warning']
+    summary = json.loads((tmp_path / 'results/summary.json').read_text())
+    assert summary['left_out'][f'in {tmp_path / "results"}'] == 3
+
+
 def test_drawing_can_be_left_out(classifier, images, tmp_path):
     classifier(images / 'a.png', tmp_path, overlays=False)
     assert written(tmp_path) == {'results.json', 'summary.json'}
@@ -478,3 +489,14 @@ def test_configs_are_checked(small_models, tmp_path):
     (tmp_path / 'file').write_text('')
     with pytest.raises(UsageError, match='cannot be written to'):
         Inferencer(config, checkpoint)(np.zeros((32, 32, 3), np.uint8), tmp_path / 'file')
+
+
+def test_classes_in_another_order_than_the_checkpoints_are_refused(small_models, tmp_path):
+    config, checkpoint = small_models['detector']
+    file = torch.load(checkpoint)
+    classes = ('zero', 'one', 'two', 'three', 'four', 'five', 'six', 'seven', 'eight', 'nine')
+    torch.save({**file, 'meta': {'dataset_meta': {'classes': classes}}}, tmp_path / 'right.pth')
+    torch.save({**file, 'meta': {'dataset_meta': {'classes': classes[::-1]}}}, tmp_path / 'turned.pth')
+    Inferencer(config, tmp_path / 'right.pth', 'cpu')
+    with pytest.raises(UsageError, match='the same classes in another order'):
+        Inferencer(config, tmp_path / 'turned.pth', 'cpu')

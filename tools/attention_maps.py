@@ -18,6 +18,7 @@ import torch
 from mmengine.device import get_device
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
+from xcit_mm.checks.config import check_config
 from xcit_mm.datasets.loading import BadImage
 from xcit_mm.datasets.reading import channels_of, to_picture
 from xcit_mm.datasets.sources import Missing, Video, fetch, find_images, in_words
@@ -159,8 +160,11 @@ def main() -> None:
     args = parse_args()
     with clear_errors():
         named = find_images(args.inputs, recursive=False)
+        cfg = read_config(Path(args.config)) if args.config else None
+        if cfg is not None:
+            check_config(cfg)
         backbone = load_backbone(args.checkpoint, args.device)
-        read = load_input(args.checkpoint, backbone, read_config(Path(args.config)) if args.config else None)
+        read = load_input(args.checkpoint, backbone, cfg)
         check_size(args, backbone)
         out = Path(args.out)
         try:

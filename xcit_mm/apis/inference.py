@@ -12,6 +12,7 @@ import cv2
 import numpy as np
 import torch
 from mmengine.config import Config
+from PIL import Image
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
 from ..datasets.loading import BadImage, widen
@@ -118,6 +119,8 @@ class Inferencer:
         if channel_order not in ('BGR', 'RGB'):
             raise UsageError(f"channel_order must be 'BGR' or 'RGB', got {channel_order!r}")
         named = images if isinstance(images, Images) else find_images(images)
+        if out_dir and isinstance(named, Images):
+            named = named.outside(out_dir)  # not what an earlier call wrote
         writer = Writer(out_dir, self.task, overlays) if out_dir else None
         results, clock = [], Clock()
         left_out = dict(getattr(named, 'left_out', {}))
@@ -184,7 +187,7 @@ class Inferencer:
                 result['error'] = error
             else:
                 result['height'], result['width'] = image['img'].shape[:2]
-                warning = self.task.warn(image)
+                warning = self.task.warn(image) or _more_pages(shot.source)
                 if warning:
                     result['warning'] = warning
                 with clock.count('predicting'):
@@ -205,6 +208,15 @@ class Inferencer:
                 f'cannot be resized: it is only {pixels.shape[0]} x {pixels.shape[1]} pixels (height x width)'
             )
         return image
+
+
+def _more_pages(source) -> Optional[str]:
+    """Whether a file holds more pictures than the one that is read."""
+    if isinstance(source, Path) and source.suffix.lower() in ('.tif', '.tiff', '.webp'):
+        with suppress(Exception), Image.open(source) as image:
+            if getattr(image, 'n_frames', 1) > 1:
+                return f'it holds {image.n_frames} pictures, and the first alone is read'
+    return None
 
 
 def _has_path(named) -> bool:

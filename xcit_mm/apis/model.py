@@ -13,6 +13,7 @@ from mmengine.runner.checkpoint import CheckpointLoader, _load_checkpoint_to_mod
 from torch import nn
 
 from ..checkpoint.heads import fit_state_dict
+from ..checks.classes import check_checkpoint_classes
 from ..checks.config import apply_options, check_config
 from ..engine.setup import read_config
 from ..errors import UsageError
@@ -72,6 +73,7 @@ def build(cfg: Config, checkpoint: str, device: Union[str, torch.device] = 'cpu'
         loaded = CheckpointLoader.load_checkpoint(checkpoint, map_location='cpu')
         fit_state_dict(model, loaded.get('state_dict', loaded), 'test')
         _load_checkpoint_to_model(model, loaded)
+    check_checkpoint_classes(loaded.get('meta'), dataset_meta(cfg).get('classes'), 'test')
     model.dataset_meta = meta_of(cfg, loaded)
     model = revert_sync_batchnorm(model).eval()
     try:
@@ -81,12 +83,8 @@ def build(cfg: Config, checkpoint: str, device: Union[str, torch.device] = 'cpu'
 
 
 def meta_of(cfg: Config, checkpoint: dict) -> dict:
-    """Class names of a checkpoint, or else of the config's data set; its palette if it has one of its own."""
-    ours, meta = dataset_meta(cfg), checkpoint.get('meta') or {}
+    """'classes', those of a checkpoint or else of the config's data set; None if neither names them."""
+    meta = checkpoint.get('meta') or {}
     theirs = {key.lower(): value for key, value in (meta.get('dataset_meta') or {}).items()}
-    classes = theirs.get('classes') or meta.get('CLASSES') or ours.get('classes')
-    found = {'classes': None if classes is None else tuple(classes)}
-    palette = ours.get('palette')
-    if classes and isinstance(palette, (list, tuple)) and tuple(ours.get('classes') or ()) == found['classes']:
-        found['palette'] = palette
-    return found
+    classes = theirs.get('classes') or meta.get('CLASSES') or dataset_meta(cfg).get('classes')
+    return {'classes': None if classes is None else tuple(classes)}

@@ -31,10 +31,7 @@ def dataset_meta(cfg: Config) -> dict:
         dataset = dataset['dataset']
     with DefaultScope.overwrite_default_scope(cfg.get('default_scope')):
         kind = DATASETS.get(dataset['type']) if 'type' in dataset else None
-    own, given = getattr(kind, 'METAINFO', {}), dataset.get('metainfo') or {}
-    if 'classes' in given:  # the colours of the type are those of its own classes
-        own = {key: value for key, value in own.items() if key != 'palette'}
-    return {**own, **given}
+    return {**getattr(kind, 'METAINFO', {}), **(dataset.get('metainfo') or {})}
 
 
 class PublishedModels:

@@ -185,7 +185,7 @@ class Reader:
             stored = array if self.order == 'BGR' or channels < 3 else array[..., [2, 1, 0, *range(3, channels)]]
             kind = '.tiff' if self._backend == 'tifffile' else '.png'
             return self._read_content(cv2.imencode(kind, stored)[1].tobytes())
-        if self.load.to_float32 if array.dtype.kind == 'f' else self.color_type == 'unchanged':
+        if self.color_type == 'unchanged' or (array.dtype.kind == 'f' and self.load.to_float32):
             return self._results(array)
         raise BadImage(f'{what} is not what the config reads: give uint8, from 0 to 255, of 1, 3 or 4 channels')
 
@@ -205,7 +205,8 @@ class Reader:
             # The annotations are those of the picture as it is stored, and so the data set read it.
             content = read_bytes(path, self.load.backend_args)
             image = decode(content, f'{self.color_type}_ignore_orientation', self._backend)
-        image = widen(image)
+        if image.shape[:2] != tuple(shape):
+            image = widen(image)
         if image.shape[:2] != tuple(shape):
             image = cv2.resize(image, tuple(shape)[::-1])
         return to_picture(image, self.order)
@@ -237,13 +238,14 @@ def to_picture(image: np.ndarray, order: str = 'BGR') -> np.ndarray:
     if image.shape[2] < 3:
         image = np.repeat(image[..., :1], 3, axis=2)
     else:
-        image = image[..., [2, 1, 0] if order == 'BGR' else [0, 1, 2]]
+        image = image[..., 2::-1] if order == 'BGR' else image[..., :3]
     if image.dtype != np.uint8:
+        is_float = image.dtype.kind == 'f'
         image = image.astype(np.float32)
         low, high = float(np.nanmin(image)), float(np.nanmax(image))
         if low < 0:
             image, high = image - low, high - low
-        if high <= 1 and high != int(high):
+        if is_float and high <= 1:
             image = image * 255
         elif high > 255:
             image = image * (255 / (2 ** next((bits for bits in DEPTHS if high < 2**bits), np.log2(high + 1)) - 1))

@@ -23,6 +23,7 @@ ACCEPTED = (
     'a file, a folder, a glob, an address (http://, https://, file://), the bytes of a file, a PIL image, an array '
     '(H, W) or (H, W, channels), or several of these in a list, a generator or an array (N, H, W, channels)'
 )
+LISTS = ('.txt', '.lst', '.csv')
 TIMEOUT = 60  # s, for an address to answer
 
 
@@ -80,6 +81,14 @@ class Images(List[Tuple[str, Source]]):
     def __init__(self, items: Iterable = (), left_out: Optional[Counter] = None):
         super().__init__(items)
         self.left_out = left_out if left_out is not None else Counter()
+
+    def outside(self, folder: Union[str, Path]) -> 'Images':
+        """Those that are not below a folder; all, if all of them are."""
+        below = os.path.abspath(folder) + os.sep
+        kept = [(name, item) for name, item in self if not os.path.abspath(_path(item) or '').startswith(below)]
+        if len(kept) in (0, len(self)):
+            return self
+        return Images(kept, self.left_out + Counter({f'in {folder}': len(self) - len(kept)}))
 
 
 def is_several(images) -> bool:
@@ -191,6 +200,8 @@ def _expand_path(text: str, recursive: bool, left_out: Counter) -> List[Source]:
     try:
         if path.is_dir():
             return _search(path, text, recursive, left_out)
+        if path.is_file() and path.suffix.lower() in LISTS:
+            return [Missing(text, f'{text} is a text file; give the names of the images that it lists')]
         if path.is_file():
             return [_image_or_video(path)]
         found = sorted(Path(name) for name in glob.glob(str(path), recursive=True) if os.path.isfile(name))

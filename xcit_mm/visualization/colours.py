@@ -3,6 +3,11 @@
 import colorsys
 from typing import List, Optional, Sequence, Tuple
 
+from mmengine.config import Config
+from mmengine.registry import DATASETS
+
+from ..checks.datasets import find_loaders, find_type, innermost_datasets
+
 Colour = Tuple[int, int, int]
 # Okabe and Ito's, then Tol's; told apart with every kind of colour blindness.
 FIRST = (
@@ -43,6 +48,21 @@ def colours_of(classes: Optional[Sequence[str]], palette=None, number: int = 0) 
         if len(given) == number and len(set(given)) == number:
             return given
     return class_colours(number)
+
+
+def palette_of(cfg: Config) -> Optional[list]:
+    """The colours that the test data of a config have by their own, in its config or its type; None if they have none.
+
+    Those that a library draws by chance for data without any are none: two classes can get the same green.
+    """
+    loaders = find_loaders(cfg)
+    loader = loaders.get('test') or loaders.get('val')
+    dataset = next(innermost_datasets(loader['dataset'])) if loader else {}
+    given = dataset.get('metainfo') or {}
+    if 'palette' in given or 'classes' in given or 'type' not in dataset:
+        return given.get('palette')
+    kind = find_type(DATASETS, dataset['type'], cfg.get('default_scope') or 'mmengine')
+    return (getattr(kind, 'METAINFO', None) or {}).get('palette')
 
 
 def text_colour(background: Colour) -> Colour:

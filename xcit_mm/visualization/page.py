@@ -91,7 +91,9 @@ def build_page(
             found = list(attention_pictures(backbone, file, int(size), mass, read)) if backbone else []
             found += [predict(file)] if predict else []
         except (BadImage, UsageError) as error:
-            raise gr.Error(f'{Path(file).name}: {error}') from None
+            said = gr.Error(f'{Path(file).name}: {error}')
+            said.print_exception = False  # it is shown on the page
+            raise said from None
         return [picture, *found]
 
     with gr.Blocks(title=TITLE) as page:

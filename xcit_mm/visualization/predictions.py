@@ -112,11 +112,8 @@ def draw_detections(
 
 def _extent(mask: np.ndarray) -> Optional[Tuple[int, int, int, int]]:
     """Rows and columns of what is set, as slices take them."""
-    rows = np.flatnonzero(mask.any(axis=1))
-    if not rows.size:
-        return None
-    columns = np.flatnonzero(mask[rows[0] : rows[-1] + 1].any(axis=0))
-    return rows[0], rows[-1] + 1, columns[0], columns[-1] + 1
+    left, top, width, height = cv2.boundingRect(np.ascontiguousarray(mask).view(np.uint8))
+    return (top, top + height, left, left + width) if width else None
 
 
 def _centre(mask: Optional[np.ndarray]) -> Tuple[int, int]:
@@ -187,7 +184,7 @@ def write_picture(path: str, picture: np.ndarray) -> None:
         OSError: If it cannot be written.
     """
     os.makedirs(os.path.dirname(path) or '.', exist_ok=True)
-    done, content = cv2.imencode(os.path.splitext(path)[1], picture[..., ::-1])
+    done, content = cv2.imencode(os.path.splitext(path)[1], cv2.cvtColor(picture, cv2.COLOR_RGB2BGR))
     if not done:
         raise OSError(f'{path} cannot be encoded')
     with open(path, 'wb') as file:

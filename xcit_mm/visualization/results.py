@@ -1,7 +1,7 @@
 """Pictures of a test: annotations and predictions of every image, in one folder for all three libraries."""
 
 import os
-from typing import List, Optional, Sequence
+from typing import Optional, Sequence
 
 import numpy as np
 import torch
@@ -13,7 +13,7 @@ from ..checks.datasets import find_loaders, innermost_datasets
 from ..datasets.reading import model_input
 from ..errors import UsageError
 from ..registry import HOOKS
-from .colours import DARK, colours_of
+from .colours import DARK, colours_of, palette_of
 from .predictions import WRITABLE, draw_classes, draw_detections, draw_map, side_by_side, write_picture
 
 KNOWN = ('mmdet', 'mmseg', 'mmpretrain')
@@ -68,7 +68,7 @@ class PicturesHook(Hook):
         self.reader = model_input(cfg).reader
         meta = getattr(runner.test_loop.dataloader.dataset, 'metainfo', None) or {}
         self.classes = meta.get('classes')
-        self.colours = _colours(cfg, self.classes)
+        self.colours = colours_of(self.classes, palette_of(cfg), 0 if self.classes else 1000)
         self.root = _common_root(cfg)
 
     def after_test_iter(self, runner, batch_idx: int, data_batch=None, outputs: Optional[Sequence] = None) -> None:
@@ -139,13 +139,6 @@ class PicturesHook(Hook):
             score, label = sample.pred_score.max(dim=0)
             lines.append((f'{self._name(int(label))} {float(score):.2f}', self._colour(int(label))))
         return draw_classes(image, lines)
-
-
-def _colours(cfg: Config, classes: Optional[Sequence[str]]) -> List[tuple]:
-    from ..apis.names import dataset_meta
-
-    palette = dataset_meta(cfg).get('palette')
-    return colours_of(classes, palette, 0 if classes else 1000)
 
 
 def _common_root(cfg: Config) -> str:

@@ -9,7 +9,7 @@ from torch import nn
 
 from ...datasets.reading import Reader, channels_of, model_input, preprocessor_of, test_pipeline
 from ...errors import UsageError
-from ...visualization.colours import colours_of
+from ...visualization.colours import colours_of, palette_of
 from ..model import build
 
 # What a model or a transform says of an image that it does not take.
@@ -41,7 +41,7 @@ class Task:
         self.classes = self.model.dataset_meta.get('classes')
         counts = (getattr(module, 'num_classes', None) for module in self.model.modules())
         number = max((count for count in counts if isinstance(count, int)), default=0)
-        self.colours = colours_of(self.classes, self.model.dataset_meta.get('palette'), number)
+        self.colours = colours_of(self.classes, palette_of(cfg), number)
         self.mean = max(map(float, preprocessor_of(cfg).get('mean') or [0]))
         self.channels = channels_of(self.model)
 
