@@ -506,8 +506,6 @@ def test_another_backbone_and_its_argument_can_be_given_together(options):
     apply_options(cfg, {f'model.backbone.{key}': value for key, value in options.items()})
     check_config(cfg)
     assert {key: cfg.model.backbone[key] for key in options} == options
-    with pytest.raises(UsageError, match="no 'lpe'"):
-        apply_options(cfg, {'model.backbone.type': 'xcit_mm.AblatedXCiT', 'model.backbone.lpe': False})
 
 
 def test_surgery_with_another_model_is_refused(tmp_path):
