@@ -62,7 +62,7 @@ def read_as_released(loader: dict) -> None:
 
 def is_imagenet(loader: dict) -> bool:
     """Whether a data loader reads ImageNet with its own classes, and not a data set of the user's."""
-    dataset = loader.dataset
+    dataset = (loader or {}).get('dataset') or {}
     own = dataset.get('classes') or (dataset.get('metainfo') or {}).get('classes')
     return str(dataset.get('type')).rpartition('.')[2] in ('ImageNet', 'ImageNetV2') and not own
 
