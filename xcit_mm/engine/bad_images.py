@@ -6,12 +6,13 @@ from importlib import import_module
 from multiprocessing.pool import ThreadPool
 from typing import Iterator, List, Optional, Sequence, Tuple
 
+import mmcv
 from mmengine.config import Config
 from mmengine.registry import DATASETS, TRANSFORMS, DefaultScope
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
 from ..checks.datasets import find_loaders, find_type, innermost_datasets
-from ..datasets.loading import BadImage, read_image
+from ..datasets.loading import BadImage, LoadImageFromFile, read_image
 from ..errors import UsageError
 
 # Transforms of the libraries, and the ones that stand in for them.
@@ -62,6 +63,24 @@ def guard_loading(runner, report: Optional[str] = None) -> None:
                     transform.setdefault('bad_image', 'resample' if split == 'train' else 'blank')
                     transform.setdefault('report', report)
         setattr(runner, f'_{split}_dataloader', loader)
+
+
+def guard_built(dataset, report: str) -> None:
+    """As :func:`guard_loading`, for the images of a data set to train on that a library's own tool has built.
+
+    Args:
+        dataset: Of any library, also a wrapper of others.
+        report (str): As above.
+    """
+    parts = vars(dataset)  # tools that only look at a schedule have a mock in its place, with any attribute
+    for inner in [parts.get('dataset'), *parts.get('datasets', ())]:
+        if inner is not None:
+            guard_built(inner, report)
+    transforms = getattr(parts.get('pipeline'), 'transforms', [])
+    for i, old in enumerate(transforms):
+        if type(old) is mmcv.transforms.LoadImageFromFile and old.file_client_args is None:
+            options = old.to_float32, old.color_type, old.imdecode_backend, old.backend_args
+            transforms[i] = LoadImageFromFile('resample', report, *options)
 
 
 def _transforms(pipeline: Sequence) -> Iterator[dict]:
