@@ -27,6 +27,7 @@ from ..checks.config import apply_options, check_config
 from ..checks.datasets import find_loaders, innermost_datasets
 from ..checks.pyramid import check_pyramid
 from ..errors import UsageError
+from ..package import warn_of_mixed_packages
 from .bad_images import guard_loading
 from .hooks import BadImagesHook, CheckpointFitHook, IterationSeedHook
 from .interruption import InterruptionHook
@@ -73,6 +74,7 @@ def add_common_arguments(parser: argparse.ArgumentParser) -> None:
 def load_config(args: argparse.Namespace) -> Config:
     """Read the config and apply the shared options to it."""
     os.environ.setdefault('LOCAL_RANK', str(args.local_rank))
+    warn_of_mixed_packages()
     path = Path(args.config)
     cfg = read_config(path)
     apply_options(cfg, args.cfg_options)
