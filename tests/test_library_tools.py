@@ -4,6 +4,7 @@ import argparse
 import json
 import re
 import runpy
+import shutil
 import time
 from functools import partial
 from importlib.util import find_spec
@@ -199,3 +200,15 @@ def test_the_default_layer_of_class_activation_maps_shows_where_the_class_token_
     assert found.std() > 0.05
     assert np.abs(found[4::8, 4::8] - expected.numpy()).max() < 0.35  # enlarged eightfold between
     assert np.corrcoef(found[4::8, 4::8].ravel(), expected.numpy().ravel())[0, 1] > 0.9
+
+
+def test_a_broken_image_does_not_end_a_librarys_own_training(small_digits, run_own, tmp_path):
+    shutil.copytree(small_digits / 'coco', tmp_path / 'data')
+    broken = next((tmp_path / 'data/train2017').iterdir())
+    broken.write_bytes(broken.read_bytes()[:200])
+    cfg = small('mask_rcnn_xcit_n12_8_digits', tmp_path / 'data')
+    cfg.train_cfg.update(max_epochs=1, val_interval=9)
+    cfg.dump(tmp_path / 'config.py')
+    run_own('mmdet', 'train.py', tmp_path / 'config.py', '--work-dir', tmp_path / 'run')
+    (report,) = (tmp_path / 'run').rglob('bad_images.txt')
+    assert broken.name in report.read_text() and (tmp_path / 'run/epoch_1.pth').exists()
