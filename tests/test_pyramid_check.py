@@ -81,6 +81,9 @@ def test_a_wrapper_of_the_config_looks_for_unused_layers_too():
     cfg.model_wrapper_cfg = dict(type='MMDistributedDataParallel')
     check_pyramid(cfg)
     assert cfg.model_wrapper_cfg.find_unused_parameters
+    cfg.model_wrapper_cfg = dict(type='MMFullyShardedDataParallel')
+    check_pyramid(cfg)
+    assert cfg.model_wrapper_cfg == dict(type='MMFullyShardedDataParallel')
 
 
 @pytest.mark.parametrize(
