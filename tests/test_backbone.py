@@ -319,6 +319,7 @@ def test_names_of_models_take_strides_too():
         (dict(embed_dims=96, depth=6, num_heads=4, mlp_ratio=2.0), ['arch=dict(embed_dims=96, depth=6, num_heads=4']),
         (dict(depth=12), ['arch=dict(depth=12', 'num_heads=...', 's12']),
         (dict(embed_dim=384), ['embed_dims=384']),
+        (dict(arch='s12', depth=50, num_stages=4), ['num_stages', '_delete_=True']),
         (dict(arch='s12', cls_attn_layers=2), ['cls_attn_layers', 'always 2', 'leave']),
     ],
 )
