@@ -250,6 +250,12 @@ def test_a_part_of_the_model_is_loaded_on_purpose(source, tiny):
     model.load_state_dict(part, strict=False)
     assert_same(model.blocks[1], source.blocks[1])
     assert torch.equal(model.blocks[0].attn.qkv.weight, before)
+    published = {k: v for k, v in official_names(source.state_dict()).items() if not k.startswith('patch_embed.proj.0')}
+    missing, unexpected = model.load_state_dict(published, strict=False)
+    assert {'.'.join(key.split('.')[:3]) for key in missing} == {'patch_embed.proj.0'} and not unexpected
+    assert_same(model.blocks, source.blocks)
+    with pytest.raises(RuntimeError, match='Missing key.*patch_embed.proj.0.0.weight'):
+        build(arch=tiny).load_state_dict(published)
 
 
 def test_loras_adapters_alone_are_loaded(tiny, tmp_path, logged):

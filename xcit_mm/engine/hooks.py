@@ -98,6 +98,11 @@ class BadImagesHook(Hook):
         if self.report is None:  # a runner can train and then test
             self.report = BadImageReport(self.path(runner))
 
+    def before_train(self, runner) -> None:
+        from .bad_images import guard_built  # which imports data sets
+
+        guard_built(runner.train_dataloader.dataset, self.path(runner))
+
     def _after_iter(self, runner, batch_idx: int, data_batch=None, outputs=None, mode: str = 'train') -> None:
         if not is_main_process():
             return

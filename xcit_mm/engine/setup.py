@@ -30,7 +30,7 @@ from ..checks.pyramid import check_pyramid
 from ..checks.settings import agree_workers
 from ..checks.variables import check_files
 from ..errors import UsageError
-from ..package import mim_dir, model_index
+from ..package import mim_dir, model_index, warn_of_mixed_packages
 from .bad_images import guard_loading
 from .classification import FolderLabelsHook
 from .detection import DetectionDataHook
@@ -94,6 +94,7 @@ def add_common_arguments(parser: argparse.ArgumentParser) -> None:
 def load_config(args: argparse.Namespace) -> Config:
     """Read the config and apply the shared options to it."""
     os.environ.setdefault('LOCAL_RANK', str(args.local_rank))
+    warn_of_mixed_packages()
     path = find_config(args.config)
     cfg = read_config(path)
     check_files(str(path))

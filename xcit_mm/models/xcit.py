@@ -448,6 +448,8 @@ class XCiT(BaseModule):
     @staticmethod
     def explain_arguments(given: dict) -> Optional[str]:
         """What to write instead of arguments that other implementations of XCiT have; None if there are none."""
+        if 'num_stages' in given:
+            return 'num_stages is left of the base config; begin your backbone with backbone=dict(_delete_=True, ...)'
         sizes = {'embed_dims': given.get('embed_dim')} if 'embed_dim' in given else {}
         sizes.update((name, given[name]) for name in ('embed_dims', 'depth', 'num_heads', 'mlp_ratio') if name in given)
         if sizes:
