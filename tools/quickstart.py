@@ -35,7 +35,7 @@ except ImportError:  # Windows
 ROOT = Path(__file__).resolve().parents[1]
 VERSION = '{}.{}'.format(*sys.version_info)
 DISK_GB = 12  # 8 for .venv, and 4 more while pip unpacks
-TOOLS = ('packaging>=24.2', 'wheel', 'ninja', 'psutil')  # to build with
+TOOLS = ('packaging>=24.2', 'wheel', 'psutil')  # to build with
 CONFIG = 'configs/mask_rcnn_xcit_n12_8_digits.py'
 WORK_DIR = 'work_dirs/digits_demo'
 
@@ -316,6 +316,7 @@ class Setup:
         build = [*install, '--no-build-isolation', '-c', f'requirements/{family}-torch.txt']
         # Not from pip's cache: a wheel there may be of either kind, and a compiled one fits one PyTorch alone.
         alone = [*install, '--force-reinstall', '--no-deps', '--no-cache-dir']
+        ninja = ['ninja'] if self.compiled else []
         operators = [str(self.python), '-m', 'xcit_mm.mmcv_ops', 'install']
         # Built in isolation, where there is no PyTorch, mmcv consists of Python alone.
         get_mmcv = Stage('mmcv', mmcv, [*alone, '--build-constraint', f'requirements/{family}.txt', mmcv])
@@ -328,9 +329,9 @@ class Setup:
         if there and self.compiled == any(self.site.glob('mmcv/_ext*.so')):
             get_mmcv = None
         stages = [
-            Stage('pip', 'pip', [*install, '--upgrade', 'pip']),
+            Stage('pip', 'pip', [*install[:4], '--upgrade', 'pip']),  # an old one has no such progress
             Stage('torch', f'{" ".join(torch)} (some minutes: 3 GB)', [*install, *torch]),
-            Stage('tools', 'build tools', [*build, '--upgrade', self.family.setuptools, *TOOLS]),
+            Stage('tools', 'build tools', [*build, '--upgrade', self.family.setuptools, *TOOLS, *ninja]),
             get_mmcv,
             Stage(
                 'libraries', f'{" ".join(libraries)}, this project and its tools', [*build, *libraries, '-e', '.[dev]']
