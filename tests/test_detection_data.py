@@ -3,6 +3,7 @@
 import copy
 import json
 import logging
+from contextlib import nullcontext
 from types import SimpleNamespace
 
 import numpy as np
@@ -10,8 +11,10 @@ import pytest
 import torch
 from mmengine.config import Config
 from mmengine.evaluator import Evaluator
+from mmengine.hooks import CheckpointHook
 from mmengine.logging import MMLogger
 from mmengine.registry import DATASETS, DefaultScope
+from mmengine.runner import BaseLoop
 from PIL import Image
 from small_runs import small_cfg
 
@@ -404,16 +407,27 @@ def test_nothing_to_train_on_is_refused(change, root):
         check_training(dataset_cfg(root))
 
 
+class Loop(BaseLoop):
+    """As much of one as the hook looks at."""
+
+    def __init__(self, dataset, evaluator=None):
+        self.dataloader, self.evaluator = SimpleNamespace(dataset=dataset), evaluator
+
+    def run(self):
+        pass
+
+
+@pytest.mark.parametrize('size, there', [('s', True), ('l', False)])
+def test_the_best_checkpoint_is_chosen_by_what_can_be_measured(size, there, root):
+    loop = Loop(*build(dataset_cfg(root, coco(), test_mode=True), METRIC))
+    runner = SimpleNamespace(
+        _val_loop=loop, hooks=[CheckpointHook(save_best=['coco/bbox_mAP', f'coco/bbox_mAP_{size}'])]
+    )
+    with nullcontext() if there else pytest.raises(UsageError, match="save_best='coco/bbox_mAP_l' cannot be measured"):
+        DetectionDataHook._check_best(runner)
+
+
 def check_training(dataset):
-    from mmengine.runner import BaseLoop
-
-    class Loop(BaseLoop):
-        def __init__(self, dataset):
-            self.dataloader = SimpleNamespace(dataset=dataset)
-
-        def run(self):
-            pass
-
     built = build(dataset, split='train')
     DetectionDataHook._check_training(SimpleNamespace(_train_loop=Loop(built)))
     return built
@@ -605,6 +619,11 @@ def test_images_elsewhere_are_found(root):
     assert 'set data_prefix.img to the folder above' in refused(dataset_cfg(root, coco(with_folder)))
     message = refused(dataset_cfg(root, coco(), data_prefix=dict(img='')))
     assert 'images/0.png is there: correct data_prefix.img' in message and 'cocodataset.org' not in message
+
+
+def test_images_are_looked_for_where_they_are_listed_last(root):
+    content = coco({'other.png': SCENES['0.png'] * 1000})
+    assert 'none of the first 1 images' in refused(dataset_cfg(root, dict(sorted(content.items()))))
 
 
 @pytest.mark.parametrize('folder', ['', 'part\\', 'C:\\Users\\me\\images\\'])
