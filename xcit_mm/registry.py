@@ -55,6 +55,8 @@ DATASETS = _OnDemand(
     scope='xcit_mm',
     locations=['xcit_mm.datasets'],
     modules={
+        'CIFAR10': 'xcit_mm.datasets.cifar',
+        'CIFAR100': 'xcit_mm.datasets.cifar',
         'ImageNetV2': 'xcit_mm.datasets.imagenet',
         'PlainDigits': 'xcit_mm.datasets.plain_digits',
     },

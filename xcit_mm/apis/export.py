@@ -18,6 +18,7 @@ from mmengine.runner.checkpoint import CheckpointLoader, _load_checkpoint_to_mod
 from mmengine.utils import digit_version
 from torch import Tensor, nn
 
+from ..checkpoint import is_address
 from ..checkpoint.heads import fit_state_dict
 from ..errors import UsageError
 from ..models.attention import XCA
@@ -180,7 +181,7 @@ def load_module(model: str, checkpoint: Optional[str], part: str) -> Tuple[nn.Mo
     checkpoint = checkpoint or published
     if not checkpoint:
         raise UsageError(f'{model} needs the checkpoint of a trained model')
-    if '://' not in checkpoint and not os.path.isfile(checkpoint):
+    if not is_address(checkpoint) and not os.path.isfile(checkpoint):
         raise UsageError(f'there is no checkpoint file {checkpoint}')
     init_default_scope(scope)
     settings = copy.deepcopy(cfg.model)

@@ -14,6 +14,7 @@ import torch
 from mmengine.config import Config
 from mmengine.utils import track_iter_progress
 
+from ..checkpoint import is_address
 from ..checks.config import apply_options
 from ..datasets.loading import BadImage, read_image, widen
 from ..errors import UsageError
@@ -55,7 +56,7 @@ class Inferencer:
         checkpoint = checkpoint or published
         if not checkpoint:
             raise UsageError(f'{model} needs the checkpoint of a trained model')
-        if '://' not in checkpoint and not os.path.isfile(checkpoint):
+        if not is_address(checkpoint) and not os.path.isfile(checkpoint):
             raise UsageError(f'there is no checkpoint file {checkpoint}')
         cfg = Config.fromfile(config)
         apply_options(cfg, cfg_options)

@@ -24,7 +24,7 @@ from ..models.xcit import ARCHS, XCiT
 from .contents import checked
 from .errors import CheckpointError, printable
 from .layouts import LAYOUTS, Layout, StateDict, arch_numbers, find_layout, locate, tensors_of
-from .loading import _safe_torch_load, load_checkpoint_file, load_from_http
+from .loading import _safe_torch_load, read_checkpoint
 
 TARGETS = ('xcit_mm', 'official', 'mmpretrain', 'timm')
 TOLERANCE = 1e-4
@@ -56,13 +56,14 @@ def _sizes(arch: dict) -> tuple:
     return arch['embed_dims'], arch['depth'], arch['num_heads'], arch.get('mlp_ratio', 4.0)
 
 
-def infer_arch(state: StateDict) -> Arch:
+def infer_arch(state: StateDict, patch_size: Optional[int] = None) -> Arch:
     """The arch of a backbone, from its tensors.
 
     ``tokens_norm`` leaves no trace in them: it is that of the published arch of these sizes, else True.
 
     Args:
         state (dict): The backbone's tensors by our names, without prefix.
+        patch_size (int, optional): What the file states beside its tensors, which are the same for 4 and 16.
 
     Raises:
         CheckpointError: If the tensors that tell the arch are not all there.
@@ -86,6 +87,8 @@ def infer_arch(state: StateDict) -> Arch:
             f'its blocks have different tensors; missing ({len(missing)}): {", ".join(map(printable, missing[:4]))}. '
             f'Expected a whole XCiT backbone'
         )
+    if patch_size == 4 and numbers['patch_size'] == 16:
+        numbers['patch_size'] = 4
     numbers.update(mlp_ratio=hidden.numel() / numbers['embed_dims'], in_channels=conv.shape[1])
     published = next((arch for arch in ARCHS.values() if _sizes(arch) == _sizes(numbers)), {})
     return Arch(**numbers, tokens_norm=published.get('tokens_norm', True))
@@ -154,7 +157,7 @@ def convert(source: str, target: str, to: str, force: bool = False) -> Conversio
     suffix = '.safetensors' if safetensors else '.pth'
     temporary = os.path.join(os.path.dirname(target), f'.{os.path.basename(target)}.{os.getpid()}{suffix}')
     try:
-        _write(tensors, meta, layout, temporary, target)
+        _write(tensors, meta, layout, old.arch, temporary, target)
         _check_written(tensors, old, layout, temporary, target)
         deviations = _deviations(ours.load(old.path), theirs.load(temporary), old.arch.in_channels)
         if not all(deviation <= TOLERANCE for deviation in deviations.values()):  # not a number fails too
@@ -257,7 +260,7 @@ class _Checkpoint:
 def _read(source: str) -> _Checkpoint:
     """Read a file through the loaders that MMEngine calls, and once more as it is to see what they leave out."""
     try:
-        loaded = (load_from_http if source.startswith(('http://', 'https://')) else load_checkpoint_file)(source, 'cpu')
+        loaded = read_checkpoint(source)
     except FileNotFoundError as error:
         raise CheckpointError(str(error)) from None
     layout, state = find_layout(loaded)
@@ -272,7 +275,8 @@ def _read(source: str) -> _Checkpoint:
             raise CheckpointError(
                 f'{source}: {printable(key)} is of type {tensor.dtype}, expected floating-point numbers'
             )
-    path = loaded.get('state_dict', loaded)._metadata.source['path']
+    origin = loaded.get('state_dict', loaded)._metadata.source
+    path = origin['path']
     raw = _read_untranslated(path)
     layout, place, tensors = locate(raw)
     dropped = layout.left_out(tensors)
@@ -284,7 +288,8 @@ def _read(source: str) -> _Checkpoint:
             f'query, key and value in different types'
         )
     try:
-        arch = infer_arch({key[len('backbone.') :]: v for key, v in state.items() if key.startswith('backbone.')})
+        backbone = {key[len('backbone.') :]: v for key, v in state.items() if key.startswith('backbone.')}
+        arch = infer_arch(backbone, origin['patch_size'])
     except CheckpointError as error:
         raise error.naming(source) from None
     meta = raw.get('meta')
@@ -360,16 +365,19 @@ def _layout_for(to: str, old: _Checkpoint) -> Layout:
     return next(layout for layout in LAYOUTS if layout.name == name)
 
 
-def _write(tensors: StateDict, meta: Optional[dict], layout: Layout, path: str, target: str) -> None:
+def _write(tensors: StateDict, meta: Optional[dict], layout: Layout, arch: Arch, path: str, target: str) -> None:
     # Copies, since a view would be written with all of the storage it looks at, and safetensors takes none.
     state = OrderedDict((key, t.detach().clone(memory_format=torch.contiguous_format)) for key, t in tensors.items())
+    stated = {'patch_size': str(arch.patch_size)} if arch.patch_size == 4 else {}  # which no tensor tells
     try:
         if path.endswith('.safetensors'):
             with open(path, 'wb') as file:  # safetensors' own writer makes files that only their owner may read
-                file.write(safetensors_bytes(state, metadata={'format': 'pt'}))
+                file.write(safetensors_bytes(state, metadata={'format': 'pt', **stated}))
         elif layout.container is None:
             torch.save(state, path)
         else:
+            if stated and layout.name == 'this project':
+                state._metadata = {'backbone': {'patch_size': arch.patch_size}}
             torch.save({**({} if meta is None else {'meta': meta}), layout.container: state}, path)
     except (OSError, RuntimeError) as error:
         raise UsageError(
@@ -410,6 +418,18 @@ def _deviations(ours: nn.Module, theirs: nn.Module, in_channels: int) -> Dict[Tu
     return deviations
 
 
+def _patches_of_stem(arch: Arch) -> int:
+    """The patch size whose convolutions these are: other implementations know 8 and 16 alone."""
+    return 16 if arch.patch_size == 4 else arch.patch_size
+
+
+def _set_patch_size(stem: nn.Module, arch: Arch) -> None:
+    """Make patches of 4 of another implementation's patches of 16, as RobustBench does."""
+    if arch.patch_size == 4:
+        for conv in [module for module in stem.modules() if isinstance(module, nn.Conv2d)][:2]:
+            conv.stride = (1, 1)
+
+
 class _Ours(nn.Module):
     """This project's backbone and linear head, under the names of a whole model; other parts of a file are not run."""
 
@@ -445,7 +465,7 @@ class _Timm(nn.Module):
         self.module = _require('timm.models.xcit', 'timm', 'pip install timm')
         arch = old.arch
         self.model = self.module.Xcit(
-            patch_size=arch.patch_size,
+            patch_size=_patches_of_stem(arch),
             in_chans=arch.in_channels,
             num_classes=old.num_classes,
             embed_dim=arch.embed_dims,
@@ -454,6 +474,7 @@ class _Timm(nn.Module):
             mlp_ratio=arch.mlp_ratio,
             tokens_norm=arch.tokens_norm,
         )
+        _set_patch_size(self.model.patch_embed, arch)
 
     def load(self, path: str) -> nn.Module:
         load = import_module('timm.models').load_checkpoint
@@ -474,13 +495,14 @@ class _MMPretrain(nn.Module):
     def __init__(self, old: _Checkpoint):
         super().__init__()
         _require('mmpretrain.models', 'mmpretrain', 'pip install onedl-mmpretrain (or mmpretrain)')
-        backbone = dict(asdict(old.arch), type='XCiT', out_type='raw')
+        backbone = dict(asdict(old.arch), type='XCiT', out_type='raw', patch_size=_patches_of_stem(old.arch))
         head = dict(type='LinearClsHead', num_classes=old.num_classes, in_channels=old.arch.embed_dims)
         with DefaultScope.overwrite_default_scope('mmpretrain'), warnings.catch_warnings():
             warnings.simplefilter('ignore')  # mmcv's, about a bias that XCiT has
             self.model = import_module('mmpretrain.registry').MODELS.build(
                 dict(type='ImageClassifier', backbone=backbone, head=head if old.num_classes else None)
             )
+        _set_patch_size(self.model.backbone.patch_embed, old.arch)
 
     def load(self, path: str) -> nn.Module:
         # MMEngine's loader would turn the names into ours.

@@ -3,6 +3,7 @@
 Folders are listed, and no image is opened, so that this takes a second or two for ImageNet as well.
 """
 
+import os
 from typing import Sequence
 
 from mmengine.config import Config
@@ -12,6 +13,9 @@ from .classification import check_folders
 from .datasets import Data, check_exist, find_loaders, find_type, innermost_datasets
 from .detection import check_coco
 from .segmentation import check_maps
+
+# Data sets of MMPretrain that download themselves.
+DOWNLOADED = ('CIFAR10', 'CIFAR100', 'MNIST', 'FashionMNIST')
 
 
 def check_data(cfg: Config, splits: Sequence[str]) -> None:
@@ -47,6 +51,8 @@ def _check_paths(data: Data) -> None:
     if not data.root and not prefixes and not data.cfg.get('ann_file'):
         return  # a data set that needs no files
     parts = [data.cfg.get('ann_file'), *(prefixes.values() if isinstance(prefixes, dict) else [prefixes])]
-    if data.cfg.get('split') and not any(parts):
-        parts = [data.cfg['split']]  # MMPretrain's name for the folder
+    if data.name in DOWNLOADED and not os.path.exists(data.root):
+        return
+    if data.name.startswith('ImageNet') and data.cfg.get('split') and not any(parts):
+        parts = [data.cfg['split']]  # the folder
     check_exist(data, [data.path(part) for part in parts if isinstance(part, str) and part] or [data.root])
