@@ -14,7 +14,9 @@ import pytest
 import timm
 import torch
 from conftest import ROOT, build, deviation, official_names, randomise
-from mmengine.runner import CheckpointLoader
+from mmengine.config import Config
+from mmengine.registry import MODELS, DefaultScope
+from mmengine.runner import CheckpointLoader, load_checkpoint
 from processes import call
 from safetensors.torch import load_file, save_file
 from torch import nn
@@ -373,6 +375,63 @@ def test_every_kind_of_name_makes_its_backbone(name, arch, patch_size):
     assert ours.patch_size == patch_size
     shapes = [{key: value.shape for key, value in model.state_dict().items()} for model in (ours, same)]
     assert shapes[0] == shapes[1]
+
+
+def keep(address, content):
+    """A file in the cache, as if it had been downloaded."""
+    path = cache_path(address)
+    os.makedirs(os.path.dirname(path))
+    torch.save(content, path)
+
+
+def test_dinos_names_are_a_backbone_a_full_run_and_a_linear_head(tmp_path, monkeypatch):
+    monkeypatch.setenv('TORCH_HOME', str(tmp_path))
+    name = 'dino_xcit_small_12_p16'
+    backbones = [randomise(build(arch='s12'), seed=seed) for seed in (1, 2)]
+    states = [official_names(backbone.state_dict()) for backbone in backbones]
+    keep(find_weights(name).address, states[0])
+    keep(
+        find_weights(f'{name}_full').address,
+        {
+            'student': {f'module.backbone.{key}': value for key, value in states[0].items()},
+            'teacher': {f'backbone.{key}': value for key, value in states[1].items()},
+            'epoch': 300,
+        },
+    )
+    linear = {'module.linear.weight': torch.randn(1000, 384), 'module.linear.bias': torch.randn(1000)}
+    keep(find_weights(f'{name}_linear').address, {'epoch': 100, 'state_dict': linear, 'best_acc': 77.8})
+    assert_same(create_backbone(name, True), backbones[0])
+    assert_same(create_backbone(f'{name}_full', True), backbones[1])
+    # The whole classifier of the linear config: the backbone from its own address, the head by this name.
+    cfg = Config.fromfile(xcit_mm.config_path(f'{name}_linear'))
+    with DefaultScope.overwrite_default_scope('mmpretrain'):
+        model = MODELS.build(cfg.model).eval()
+    load_checkpoint(model, f'xcit_mm://{name}_linear', strict=True)
+    image = torch.randn(1, 3, 32, 32)
+    with torch.no_grad():
+        expected = backbones[0](image)[0] @ linear['module.linear.weight'].t() + linear['module.linear.bias']
+        assert deviation(model(image, mode='tensor'), expected) < 1e-5
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize('name', timm.list_models('xcit*', pretrained=True))
+def test_every_name_of_timm_gives_timms_features(name, hub, tmp_path, one_thread):
+    """Backbone and whole classifier."""
+    with torch.device('meta'):
+        theirs = timm.create_model(name)
+    theirs = randomise(theirs.to_empty(device='cpu'))
+    theirs.pos_embed.eps = 1e-6
+    hub.add(f'timm/{name}', {'model.safetensors': as_bytes(theirs.state_dict(), tmp_path)})
+    image = torch.randn(1, 3, 57, 44)
+    with torch.no_grad():
+        expected = theirs.forward_head(theirs.forward_features(image), pre_logits=True)
+        assert deviation(create_backbone(name, True)(image)[0], expected) < 1e-5
+        cfg = Config.fromfile(xcit_mm.config_path(name))
+        with DefaultScope.overwrite_default_scope('mmpretrain'):
+            # Without a teacher.
+            ours = MODELS.build(dict(type='ImageClassifier', backbone=cfg.model.backbone, head=cfg.model.head))
+        load_checkpoint(ours.eval(), f'xcit_mm://{name}', strict=True)
+        assert deviation(ours(image, mode='tensor'), theirs.head(expected)) < 1e-5
 
 
 def test_a_linear_head_is_no_backbone():

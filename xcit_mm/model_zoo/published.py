@@ -215,7 +215,8 @@ DINO = 'https://dl.fbaipublicfiles.com/dino/'
 
 def _dino_weights() -> List[Weights]:
     """Four backbones, each with the whole run that made it and the linear classifier that was trained on it."""
-    rows = {row['model']: row for row in read_table('paper_table3_self_supervised') if row['method'] == 'DINO'}
+    table = [row for row in read_table('paper_table3_self_supervised') if row['method'] == 'DINO']
+    rows = {row['model']: row for row in table if row['resolution'] == 224}
     found = []
     for arch in ('s12', 'm24'):
         for patch in PATCHES:
