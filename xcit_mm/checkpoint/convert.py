@@ -4,7 +4,9 @@ The new file is written beside its final place, read back, and run in the implem
 does it get its name, so that no file is ever half-done or wrong.
 """
 
+import logging
 import os
+import shutil
 import tempfile
 import warnings
 from collections import Counter, OrderedDict
@@ -13,6 +15,7 @@ from importlib import import_module
 from typing import Dict, List, Optional, Tuple
 
 import torch
+from mmengine.logging import print_log
 from mmengine.registry import DefaultScope
 from mmengine.runner import load_checkpoint
 from safetensors.torch import load_file as load_safetensors
@@ -21,12 +24,14 @@ from torch import Tensor, nn
 
 from ..errors import UsageError
 from ..models.xcit import ARCHS, XCiT
+from . import hub_folder
 from .contents import checked
 from .errors import CheckpointError, printable
 from .layouts import LAYOUTS, Layout, StateDict, arch_numbers, find_layout, locate, tensors_of
 from .loading import _safe_torch_load, read_checkpoint
 
 TARGETS = ('xcit_mm', 'official', 'mmpretrain', 'timm')
+CHOICES = (*TARGETS, 'hf')  # the last one a folder
 TOLERANCE = 1e-4
 # Height and width of the images on which the models are compared; the second is no multiple of a patch.
 SIZES = ((96, 64), (57, 83))
@@ -125,9 +130,10 @@ def convert(source: str, target: str, to: str, force: bool = False) -> Conversio
 
     Args:
         source (str): File or web address, in any layout that this project loads.
-        target (str): File to write; one that ends in ``.safetensors`` holds the tensors alone.
+        target (str): File to write; one that ends in ``.safetensors`` holds the tensors alone. With 'hf' a folder.
         to (str): 'xcit_mm', 'official' (what the original release has for such a model: a classifier, a backbone, or
-            a detector or segmentor), 'mmpretrain' or 'timm'.
+            a detector or segmentor), 'mmpretrain', 'timm', or 'hf': a folder with ``model.safetensors``,
+            ``config.json`` and a model card, which timm's ``create_model('local-dir:FOLDER')`` and the hub take.
         force (bool): Replace ``target`` if it exists.
 
     Raises:
@@ -135,8 +141,9 @@ def convert(source: str, target: str, to: str, force: bool = False) -> Conversio
         CheckpointError: If ``source`` is no whole XCiT, does not fit the layout, or the two models disagree.
             In every case ``target`` is as it was before.
     """
-    if to not in TARGETS:
-        raise UsageError(f'there is no layout {to!r}; choose one of {", ".join(TARGETS)}')
+    if to not in CHOICES:
+        raise UsageError(f'there is no layout {to!r}; choose one of {", ".join(CHOICES)}')
+    target = target.rstrip(os.sep) or target
     _check_target(target, to, force)
     old = _read(source)
     layout = _layout_for(to, old)
@@ -145,20 +152,23 @@ def convert(source: str, target: str, to: str, force: bool = False) -> Conversio
         with torch.device('meta'), warnings.catch_warnings():
             warnings.simplefilter('ignore')  # PyTorch's, about every copy to a tensor without memory
             _Ours(old).load(old.path)
-        ours, theirs = _Ours(old), _IMPLEMENTATIONS.get(layout.name, _Ours)(old)
+        ours, theirs = _Ours(old), (_TimmFolder if to == 'hf' else _IMPLEMENTATIONS.get(layout.name, _Ours))(old)
     except ValueError as error:  # XCiT's, about its arguments
         raise CheckpointError(f'{source}: {error}') from None
     except RuntimeError as error:  # PyTorch's and MMEngine's, about names and shapes
         raise _not_converted(source, error) from None
     tensors = layout.from_native(old.state)
-    safetensors = target.endswith('.safetensors')
+    safetensors = to == 'hf' or target.endswith('.safetensors')
     meta = old.meta if layout.container == 'state_dict' and not safetensors else None
 
-    suffix = '.safetensors' if safetensors else '.pth'
+    suffix = '' if to == 'hf' else '.safetensors' if safetensors else '.pth'
     temporary = os.path.join(os.path.dirname(target), f'.{os.path.basename(target)}.{os.getpid()}{suffix}')
+    written = os.path.join(temporary, hub_folder.WEIGHTS) if to == 'hf' else temporary
     try:
-        _write(tensors, meta, layout, old.arch, temporary, target)
-        _check_written(tensors, old, layout, temporary, target)
+        if to == 'hf':
+            _describe(old, temporary, os.path.basename(target))
+        _write(tensors, meta, layout, old.arch, written, target)
+        _check_written(tensors, old, layout, written, target)
         deviations = _deviations(ours.load(old.path), theirs.load(temporary), old.arch.in_channels)
         if not all(deviation <= TOLERANCE for deviation in deviations.values()):  # not a number fails too
             raise CheckpointError(
@@ -166,13 +176,19 @@ def convert(source: str, target: str, to: str, force: bool = False) -> Conversio
                 f'{ours.title} from the old one. Relative deviation {in_words(deviations)}, expected at most '
                 f'{TOLERANCE:g}. Where it is nan, the weights themselves are broken'
             )
-        os.replace(temporary, target)
+        if to == 'hf' and os.path.isdir(target):
+            for name in os.listdir(temporary):
+                os.replace(os.path.join(temporary, name), os.path.join(target, name))
+        else:
+            os.replace(temporary, target)
     except CheckpointError:
         raise
     except RuntimeError as error:  # PyTorch's, about names and shapes
         raise _not_converted(source, error) from None
     finally:
-        if os.path.exists(temporary):
+        if os.path.isdir(temporary):
+            shutil.rmtree(temporary)
+        elif os.path.exists(temporary):
             os.unlink(temporary)
     left_out = old.left_out
     if old.meta and meta is None:
@@ -190,6 +206,27 @@ def convert(source: str, target: str, to: str, force: bool = False) -> Conversio
     )
 
 
+def _describe(old: '_Checkpoint', folder: str, title: str) -> None:
+    """Make the folder of a model with its config and card."""
+    published = hub_folder.find_published(old.source, old.path, old.arch, old.num_classes)
+    images = hub_folder.describe_images(old.meta, published, old.arch.in_channels)
+    names = hub_folder.class_names(old.meta, old.num_classes)
+    try:
+        os.mkdir(folder)
+        hub_folder.write_config(folder, old.arch, old.num_classes, images, names)
+        hub_folder.write_card(folder, title, old.arch, old.num_classes, images, published, old.source)
+    except OSError as error:
+        raise UsageError(f'{folder} could not be written ({error.strerror}); nothing was left behind') from None
+    if images.origin == 'assumed':
+        print_log(
+            f'{old.source} does not say which images its model takes: config.json says {images.size} pixels and '
+            f'{"the mean and deviation of ImageNet" if old.arch.in_channels == 3 else "a mean and deviation of 0.5"}. '
+            f'Correct it there if that is wrong',
+            'current',
+            logging.WARNING,
+        )
+
+
 def _not_converted(source: str, error: Exception) -> CheckpointError:
     if isinstance(error, CheckpointError):
         return error.naming(source)
@@ -204,9 +241,12 @@ def in_words(deviations: Dict[Tuple[int, int], float]) -> str:
 def _check_target(target: str, to: str, force: bool) -> None:
     """Find what would keep the file from being written, before any work."""
     folder, name = os.path.dirname(target) or '.', os.path.basename(target)
-    if os.path.isdir(target):
+    if os.path.isdir(target) and to != 'hf':
         raise UsageError(f'{target} is a folder; name the file to write in it')
-    if os.path.exists(target) and not force:
+    if to == 'hf' and os.path.isfile(target):
+        raise UsageError(f'{target} is a file; --to hf writes a folder')
+    is_empty = os.path.isdir(target) and not os.listdir(target)
+    if os.path.exists(target) and not force and not is_empty:
         raise UsageError(f'{target} exists already; choose another name, or replace it with --force')
     if not os.path.isdir(folder):
         raise UsageError(f'there is no folder {folder} for {name}; make it, or choose another')
@@ -351,13 +391,13 @@ def _layout_for(to: str, old: _Checkpoint) -> Layout:
     parts = [f'{part} ({number} tensors)' for part, number in old.beyond_a_classifier().items()]
     if 'backbone.cls_token' not in old.state:
         parts.append('no class token')
-    if parts and to in ('mmpretrain', 'timm'):
+    if parts and to in ('mmpretrain', 'timm', 'hf'):
         raise CheckpointError(
             f'{old.source} (layout: {old.layout.name}) does not fit --to {to}, which holds a backbone with its class '
             f'token and at most one linear head. Found instead: {", ".join(parts)}. Choose --to xcit_mm or '
             f'--to official; they hold whole detectors and segmentors'
         )
-    name = {'xcit_mm': 'this project', 'mmpretrain': 'MMPretrain', 'timm': 'timm'}.get(to)
+    name = {'xcit_mm': 'this project', 'mmpretrain': 'MMPretrain', 'timm': 'timm', 'hf': 'timm'}.get(to)
     if name is None and parts:
         name = 'original detection or segmentation'
     elif name is None:
@@ -485,6 +525,26 @@ class _Timm(nn.Module):
         """As :meth:`_Ours.forward`."""
         tokens = self.model.forward_features(image)
         return [tokens] + ([self.model.forward_head(tokens)] if self.model.num_classes else [])
+
+
+class _TimmFolder(_Timm):
+    """timm's XCiT as its ``create_model`` builds it from a folder."""
+
+    title = "timm's create_model('local-dir:...')"
+
+    def __init__(self, old: _Checkpoint):
+        nn.Module.__init__(self)
+        hub_folder.timm_arch(old.arch)  # refuses what timm does not have
+        self.timm = _require('timm', 'timm', 'pip install -U timm')
+
+    def load(self, path: str) -> nn.Module:
+        try:
+            self.model = self.timm.create_model(f'local-dir:{path}', pretrained=True)
+        except (AssertionError, ValueError) as error:
+            raise UsageError(
+                f'timm {self.timm.__version__} does not take a folder ({error}); pip install -U timm'
+            ) from None
+        return self.eval()
 
 
 class _MMPretrain(nn.Module):
