@@ -1,11 +1,14 @@
 """The patch embedding of a file and of a model: patches of 4, and images of other channels than RGB."""
 
+import pickle
+
+import numpy as np
 import pytest
 import timm
 import torch
 from conftest import ROOT, build, deviation, randomise
 from mmengine.config import Config
-from mmengine.registry import MODELS, DefaultScope
+from mmengine.registry import DATASETS, MODELS, DefaultScope
 from mmengine.runner import load_checkpoint, save_checkpoint
 from safetensors.torch import save_file
 from timm.models.xcit import Xcit
@@ -245,3 +248,30 @@ def test_the_robust_models_are_robustbenchs(arch, dataset, container, tmp_path, 
     with torch.no_grad():
         expected = theirs((unit - torch.tensor(mean).view(3, 1, 1)) / torch.tensor(std).view(3, 1, 1))
         assert deviation(ours(given, mode='tensor'), expected) < 1e-5
+
+
+@pytest.mark.parametrize('name, classes', [('cifar10', 10), ('cifar100', 100)])
+def test_cifar_reaches_the_model_as_in_robustbench(name, classes, tmp_path, monkeypatch):
+    """Red stays red: MMPretrain keeps CIFAR in RGB, image files are read in BGR, and the model takes RGB."""
+    cfg = Config.fromfile(ROOT / 'configs' / f'debenedetti2022light_xcit_s12_{name}_linf.py')
+    dataset = dict(cfg.test_dataloader.dataset, data_root=str(tmp_path))
+    with DefaultScope.overwrite_default_scope('mmpretrain'):
+        kind = DATASETS.get(dataset['type'])
+        preprocess = MODELS.build(dict(cfg.model.data_preprocessor, type='ClsDataPreprocessor'))
+    folder = tmp_path / kind.base_folder
+    folder.mkdir()
+    red = np.zeros((2, 3, 32, 32), np.uint8)
+    red[:, 0] = 255
+    labels = 'labels' if name == 'cifar10' else 'fine_labels'
+    (folder / 'part').write_bytes(pickle.dumps({'data': red.reshape(2, -1), labels: [1, classes - 1]}))
+    for part in ('train_list', 'test_list'):
+        monkeypatch.setattr(kind, part, [['part', None]])
+    with DefaultScope.overwrite_default_scope('mmpretrain'):
+        items = DATASETS.build(dataset)
+    assert len(items.metainfo['classes']) == classes == cfg.model.head.num_classes
+    sample = items[1]
+    assert sample['data_samples'].gt_label.item() == classes - 1
+    (image,) = preprocess(dict(inputs=[sample['inputs']]))['inputs']
+    _, mean, std = robustbench('s12', name)
+    expected = [(1 - mean[0]) / std[0], -mean[1] / std[1], -mean[2] / std[2]]
+    assert image.shape == (3, 32, 32) and image[:, 5, 5].tolist() == pytest.approx(expected, abs=1e-5)
