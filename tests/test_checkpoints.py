@@ -141,7 +141,6 @@ REFUSED = {
         dict(patch_size=8),
         ['patch_size=16', 'patch_size=8'],
     ),
-    'other channels': (dict(embed_dims=32, depth=4, num_heads=4), dict(in_channels=4), ['patch_embed.proj.0.0.weight']),
 }
 
 

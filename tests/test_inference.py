@@ -159,7 +159,7 @@ def test_backbones_by_name(tmp_path):
     'name, checkpoint, text',
     [
         ('resnet50', None, 'there is no XCiT backbone'),
-        ('xcit_m12_8', None, 'there is no XCiT backbone'),
+        ('xcit_m6_8', None, 'there is no XCiT backbone'),
         ('xcit_s12_8', True, 'xcit_s12_8_dist_384_in1k, xcit_s12_8_dist_in1k, xcit_s12_8_in1k'),
     ],
 )

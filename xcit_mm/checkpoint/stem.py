@@ -1,5 +1,6 @@
 """The patch embedding of a file and of a model: what the tensors do not say, and images of other channels than RGB."""
 
+import logging
 import os
 import re
 from typing import Dict, Optional
@@ -63,6 +64,7 @@ def fit_stem(module: nn.Module, state_dict: Dict[str, Tensor], prefix: str, meta
                 f'{who}taken for patch_size=4. Its tensors would be the same with patches of 16, whose first two '
                 f'convolutions have stride 2 and not 1; from such a file training can start, as RobustBench did',
                 'current',
+                logging.WARNING,
             )
         theirs, ours = weight.shape[1], own.shape[1]
         if theirs == ours:
@@ -84,6 +86,7 @@ def fit_stem(module: nn.Module, state_dict: Dict[str, Tensor], prefix: str, meta
             f'{who}it takes images of 3 channels, and the model has in_channels={ours}: the weights of the first '
             f'convolution are {how}',
             'current',
+            logging.WARNING,
         )
 
 
