@@ -70,6 +70,13 @@ def web(tmp_path, monkeypatch):
     server.shutdown()
 
 
+def keep(address, content):
+    """A file in the cache, as if it had been downloaded."""
+    path = cache_path(address)
+    os.makedirs(os.path.dirname(path))
+    torch.save(content, path)
+
+
 def files_of(cache):
     return [path for path in cache.rglob('*') if path.is_file()]
 
@@ -182,6 +189,16 @@ def test_a_damaged_file_in_the_cache_is_named_and_left_to_its_owner(source, tiny
     with pytest.raises(CheckpointError, match='Remove that file to have http.*/model.pth downloaded again'):
         pretrained(f'{address}/model.pth', arch=tiny)
     os.remove(path)
+    assert_same(pretrained(f'{address}/model.pth', arch=tiny), source)
+
+
+def test_the_other_processes_of_a_machine_take_what_the_first_has_fetched(source, tiny, web, monkeypatch):
+    _, address, cache = web
+    monkeypatch.setenv('LOCAL_RANK', '1')
+    with pytest.raises(CheckpointError, match='the first process of this machine says why'):
+        pretrained(f'{address}/model.pth', arch=tiny)
+    assert not cache.exists()
+    keep(f'{address}/model.pth', classifier_file(source))  # by the first process
     assert_same(pretrained(f'{address}/model.pth', arch=tiny), source)
 
 
@@ -375,13 +392,6 @@ def test_every_kind_of_name_makes_its_backbone(name, arch, patch_size):
     assert ours.patch_size == patch_size
     shapes = [{key: value.shape for key, value in model.state_dict().items()} for model in (ours, same)]
     assert shapes[0] == shapes[1]
-
-
-def keep(address, content):
-    """A file in the cache, as if it had been downloaded."""
-    path = cache_path(address)
-    os.makedirs(os.path.dirname(path))
-    torch.save(content, path)
 
 
 def test_dinos_names_are_a_backbone_a_full_run_and_a_linear_head(tmp_path, monkeypatch):
