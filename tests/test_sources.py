@@ -276,6 +276,17 @@ def test_safetensors_are_preferred_to_pickles_and_a_revision_and_a_file_can_be_n
     assert_same(pretrained(str(tmp_path / 'converted.pth'), arch=tiny), models[2])
 
 
+def test_a_backbone_of_any_arch_is_built_from_its_repository(tiny, hub, tmp_path):
+    model = randomise(build(arch=tiny, patch_size=8, in_channels=4))
+    hub.add('me/mine', {'model.safetensors': as_bytes(model.state_dict(), tmp_path)})
+    backbone = create_backbone('hf-hub:me/mine', True)
+    assert_same(backbone, model)
+    assert create_backbone('hf-hub:me/mine', True, out_type='featmap')(torch.randn(1, 4, 32, 32))[0].shape[1] == 32
+    hub.add('me/other', {'model.safetensors': as_bytes(nn.Linear(2, 2).state_dict(), tmp_path)})
+    with pytest.raises(CheckpointError, match='hf-hub:me/other holds no XCiT'):
+        create_backbone('hf-hub:me/other', True)
+
+
 def test_a_repository_of_pickles_alone_is_read_without_running_them(tiny, hub, tmp_path):
     good, state = randomise(build(arch=tiny)), {'x': nn.Linear(1, 1)}
     hub.add('me/pickles', {'pytorch_model.bin': as_bytes(good.state_dict(), tmp_path, False)})

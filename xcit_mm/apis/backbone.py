@@ -1,6 +1,7 @@
 """A backbone by its name, as timm's users know it."""
 
 import re
+from dataclasses import asdict
 from typing import Optional, Tuple, Union
 
 from ..checkpoint import CheckpointError  # noqa: F401  (also registers the loaders of checkpoints)
@@ -20,7 +21,7 @@ def create_backbone(name: str, checkpoint: Union[str, bool, None] = None, **kwar
     Args:
         name (str): Arch and patch size, such as 'xcit_s12_8'; a name of :func:`xcit_mm.list_models`, which has those of
             timm, MMPretrain, DINO and RobustBench too; one of the original release, such as 'xcit_small_12_p8_224';
-            or a repository of the Hugging Face hub that is called by such a name, 'hf-hub:OWNER/NAME'.
+            or with True as checkpoint a repository of the Hugging Face hub, 'hf-hub:OWNER/NAME', of any arch.
         checkpoint (str | bool, optional): A file or an address in any layout that was published (of a classifier,
             detector, segmentor or of self-supervised training): ``https://…``, ``hf-hub:OWNER/NAME@REVISION:FILE`` or
             ``xcit_mm://NAME``. True for the published weights of that name; None for start values.
@@ -37,7 +38,12 @@ def create_backbone(name: str, checkpoint: Union[str, bool, None] = None, **kwar
     from ..models import XCiT
 
     weights = find_weights(name)
-    arch, patch_size = (weights.arch, weights.patch_size) if weights else _parse(name)
+    if weights:
+        arch, patch_size = weights.arch, weights.patch_size
+    elif checkpoint is True and name.startswith(HUB):
+        arch, patch_size = _told_by_tensors(name, kwargs)
+    else:
+        arch, patch_size = _parse(name)
     if checkpoint is True:
         checkpoint = _published(name, weights)
     # A dense model has no class token to take the features from.
@@ -49,6 +55,15 @@ def create_backbone(name: str, checkpoint: Union[str, bool, None] = None, **kwar
     if kwargs.get('init_cfg'):
         backbone.init_weights()
     return backbone.eval()
+
+
+def _told_by_tensors(address: str, kwargs: dict) -> Tuple[dict, int]:
+    """Arch and patch size of a file, whatever its repository is called."""
+    from ..checkpoint.convert import read_arch
+
+    arch = asdict(read_arch(address))
+    kwargs.setdefault('in_channels', arch.pop('in_channels'))
+    return arch, arch.pop('patch_size')
 
 
 def _parse(name: str) -> Tuple[str, int]:

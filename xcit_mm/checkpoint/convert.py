@@ -99,6 +99,23 @@ def infer_arch(state: StateDict, patch_size: Optional[int] = None) -> Arch:
     return Arch(**numbers, tokens_norm=published.get('tokens_norm', True))
 
 
+def read_arch(source: str) -> Arch:
+    """The arch of the backbone in a file or at an address.
+
+    Raises:
+        CheckpointError: If it cannot be had, or holds no XCiT.
+    """
+    loaded = read_checkpoint(source)
+    layout, tensors = find_layout(loaded)
+    if layout is None:
+        raise CheckpointError(f'{source} holds no XCiT')
+    state = {key[len('backbone.') :]: v for key, v in layout.to_native(tensors).items() if key.startswith('backbone.')}
+    try:
+        return infer_arch(state, loaded.get('state_dict', loaded)._metadata.source['patch_size'])
+    except CheckpointError as error:
+        raise error.naming(source) from None
+
+
 @dataclass(frozen=True)
 class Conversion:
     """What was found, written and measured.
