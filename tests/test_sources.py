@@ -4,11 +4,12 @@ The hub is a folder in the layout of huggingface_hub's cache, which its client r
 """
 
 import hashlib
+import json
 import os
 import sys
 import threading
 from functools import partial
-from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
+from http.server import BaseHTTPRequestHandler, SimpleHTTPRequestHandler, ThreadingHTTPServer
 
 import pytest
 import timm
@@ -122,6 +123,18 @@ def test_what_other_programs_keep_under_the_file_name_alone_is_not_taken(source,
         pretrained(f'{address}/model.pth', arch=tiny)
     torch.save(classifier_file(source), folder / 'model.pth')
     assert_same(pretrained(f'{address}/model.pth', arch=tiny), source)
+
+
+def test_a_file_that_other_programs_keep_is_taken_if_its_name_promises_this_content(source, tiny, web):
+    _, address, cache = web
+    cache.mkdir(parents=True)
+    torch.save(classifier_file(source), cache / 'file')
+    name = f'model-{hashlib.sha256((cache / "file").read_bytes()).hexdigest()[:8]}.pth'
+    (cache / 'file').rename(cache / name)
+    assert_same(pretrained(f'{address}/{name}', arch=tiny), source)  # which the server does not have
+    torch.save(classifier_file(randomise(build(arch=tiny), seed=9)), cache / name)
+    with pytest.raises(CheckpointError, match='could not be downloaded'):
+        pretrained(f'{address}/{name}', arch=tiny)
 
 
 def test_an_address_is_downloaded_once_and_its_hash_checked(source, tiny, web):
@@ -313,6 +326,81 @@ def test_a_changed_bit_in_the_hubs_cache_is_found(tiny, hub, tmp_path):
     blob.write_bytes(content[:-3] + bytes([content[-3] ^ 1]) + content[-2:])
     with pytest.raises(CheckpointError, match='is not the file that was published.*to have hf-hub:me/xcit downloaded'):
         pretrained('hf-hub:me/xcit', arch=tiny)
+
+
+class Endpoint(BaseHTTPRequestHandler):
+    """What the hub's server answers to its client: files of a folder by repository, in the revision 'main'."""
+
+    folder, tokens = None, []
+
+    def do_GET(self):
+        self.tokens.append(self.headers.get('Authorization'))
+        parts = self.path.split('?')[0].strip('/').split('/')
+        if parts[:2] == ['api', 'models']:
+            repository = self.folder / '/'.join(parts[2:4])
+            names = [str(path.relative_to(repository)) for path in repository.rglob('*') if path.is_file()]
+            files = [{'rfilename': name, 'path': name, 'type': 'file', 'size': 1, 'oid': '0'} for name in names]
+            content = json.dumps(files if 'tree' in parts else {'id': 'me', 'sha': COMMIT, 'siblings': files}).encode()
+            return self.answer(200 if repository.is_dir() else 404, content, 'RepoNotFound')
+        repository, path = self.folder / '/'.join(parts[:2]), self.folder / '/'.join(parts[:2] + parts[4:])
+        found = parts[2:4] in (['resolve', 'main'], ['resolve', COMMIT]) and path.is_file()
+        content = path.read_bytes() if found else b'not here'
+        self.answer(200 if found else 404, content, 'EntryNotFound' if repository.is_dir() else 'RepoNotFound')
+
+    do_HEAD = do_GET
+
+    def answer(self, code, content, error):
+        self.send_response(code)
+        headers = {'ETag': f'"{hashlib.sha256(content).hexdigest()}"', 'Content-Length': str(len(content))}
+        headers.update({'X-Repo-Commit': COMMIT} if code == 200 else {'X-Error-Code': error})
+        for name, value in headers.items():
+            self.send_header(name, value)
+        self.end_headers()
+        if self.command == 'GET':
+            self.wfile.write(content)
+
+    def log_message(self, *_):
+        pass
+
+
+def test_the_hubs_client_is_asked_with_its_own_settings(tiny, tmp_path):
+    """A mirror and a token by their environment variables; pickles and files of other names where there is no other."""
+    models = {name: randomise(build(arch=tiny), seed=i) for i, name in enumerate(('both', 'pickle', 'other'))}
+    for name, model in models.items():
+        (tmp_path / 'web' / 'me' / name).mkdir(parents=True)
+        file = {'both': 'model.safetensors', 'pickle': 'pytorch_model.bin', 'other': 'weights/best.pth'}[name]
+        path = tmp_path / 'web' / 'me' / name / file
+        path.parent.mkdir(exist_ok=True)
+        path.write_bytes(as_bytes(model.state_dict(), tmp_path, safe=name == 'both'))
+    (tmp_path / 'web' / 'me' / 'both' / 'pytorch_model.bin').write_bytes(b'never looked at')
+    Endpoint.folder, Endpoint.tokens = tmp_path / 'web', []
+    server = ThreadingHTTPServer(('127.0.0.1', 0), Endpoint)
+    threading.Thread(target=server.serve_forever, daemon=True).start()
+    code = """
+from xcit_mm.checkpoint import CheckpointError, read_checkpoint
+for name in ('both', 'pickle', 'other', 'both'):
+    print(name, read_checkpoint(f'hf-hub:me/{name}')['state_dict']['backbone.cls_token'].flatten()[0].item())
+try:
+    read_checkpoint('hf-hub:me/gone')
+except CheckpointError as error:
+    print(error)
+"""
+    environment = {
+        **{key: value for key, value in os.environ.items() if not key.startswith(('HF_', 'HUGGING'))},
+        **dict(HF_ENDPOINT=f'http://127.0.0.1:{server.server_port}', HF_HUB_CACHE=str(tmp_path / 'hub')),
+        **dict(HF_TOKEN='hf_secret', HF_HUB_DISABLE_TELEMETRY='1', PYTHONPATH=str(ROOT)),
+    }
+    try:
+        done = call([sys.executable, '-c', code], env=environment, cwd=tmp_path)
+    finally:
+        server.shutdown()
+    assert done.returncode == 0, done.stderr
+    *read, refused = [line for line in done.stdout.splitlines() if line.startswith(('both', 'pickle', 'other', 'hf-'))]
+    for line, name in zip(read, ('both', 'pickle', 'other', 'both')):
+        assert line.split()[0] == name
+        assert float(line.split()[1]) == pytest.approx(models[name].cls_token.flatten()[0].item())
+    assert len(read) == 4 and 'hf-hub:me/gone could not be had' in refused and 'RepositoryNotFound' in refused
+    assert 'Bearer hf_secret' in Endpoint.tokens and 'hf_secret' not in done.stdout + done.stderr
 
 
 @pytest.mark.parametrize(

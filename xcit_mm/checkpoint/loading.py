@@ -234,12 +234,12 @@ def load_from_address(filename, map_location=None):
 def _fetch_and_read(address: str, map_location) -> dict:
     """Download the file, unless it is there, and read it."""
     is_web = address.startswith(sources.WEB)
-    is_new = is_web and not os.path.exists(sources.cache_path(address))
+    was_there = not is_web or os.path.exists(sources.cache_path(address))
     path = sources.fetch(address)
     try:
         return load_checkpoint_file(path, map_location)
     except CheckpointError as error:
-        if is_new:
+        if not was_there and path == sources.cache_path(address):
             sources.discard(path)
             raise CheckpointError(
                 f'what {address} sent was not kept, and the next try downloads it again: {error}'

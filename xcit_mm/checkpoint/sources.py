@@ -73,6 +73,11 @@ def cache_path(address: str) -> str:
     return os.path.join(torch.hub.get_dir(), 'checkpoints', 'xcit_mm', digest, _file_name(address))
 
 
+def _shared_path(address: str) -> str:
+    """Where earlier versions and other programs keep a download, under its file name, of whichever address came first."""
+    return os.path.join(torch.hub.get_dir(), 'checkpoints', _file_name(address))
+
+
 def _file_name(address: str) -> str:
     name = re.sub(r'[^\w.-]', '_', os.path.basename(urlparse(address).path))
     return name if name.strip('.') else 'checkpoint'
@@ -81,6 +86,9 @@ def _file_name(address: str) -> str:
 def _fetch_web(address: str, local_only: bool) -> str:
     path = cache_path(address)
     expected = _HASH.search(os.path.basename(path))
+    shared = _shared_path(address)
+    if expected and not os.path.exists(path) and os.path.isfile(shared) and _sha256(shared).startswith(expected[1]):
+        return shared
     if not os.path.exists(path) and not local_only:
         os.makedirs(os.path.dirname(path), exist_ok=True)
         try:
@@ -98,10 +106,9 @@ def _not_downloaded(address: str, path: str, error: Exception) -> str:
     twin = hub_twin(address)
     if twin:
         text += f'The Hugging Face hub has the same weights as {twin}. '
-    # Kept there by earlier versions and by other programs, for whichever address came first.
-    older = os.path.join(torch.hub.get_dir(), 'checkpoints', _file_name(address))
-    if os.path.isfile(older):
-        text += f'There is a file {older}, of an address that nobody knows; if it is the right one, name it. '
+    shared = _shared_path(address)
+    if os.path.isfile(shared):
+        text += f'There is a file {shared}, of an address that nobody knows; if it is the right one, name it. '
     return text + f'Without network, fetch it elsewhere and put it at {path}, or name a local file'
 
 
@@ -207,12 +214,16 @@ def _check_blob(path: str, address: str) -> None:
         _check_hash(path, blob, f'Remove {os.path.realpath(path)} to have {address} downloaded again')
 
 
-def _check_hash(path: str, expected: str, what_to_do: str) -> None:
+def _sha256(path: str) -> str:
     digest = hashlib.sha256()
     with open(path, 'rb') as file:
         for part in iter(lambda: file.read(1 << 20), b''):
             digest.update(part)
-    found = digest.hexdigest()
+    return digest.hexdigest()
+
+
+def _check_hash(path: str, expected: str, what_to_do: str) -> None:
+    found = _sha256(path)
     if not found.startswith(expected):
         raise CheckpointError(
             f'{path} is not the file that was published: its SHA-256 begins with {found[: len(expected)][:16]}, '
