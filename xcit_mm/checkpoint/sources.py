@@ -74,7 +74,7 @@ def cache_path(address: str) -> str:
 
 
 def _shared_path(address: str) -> str:
-    """Where earlier versions and other programs keep a download, under its file name, of whichever address came first."""
+    """Where other programs keep a download: under its file name alone, of whichever address came first."""
     return os.path.join(torch.hub.get_dir(), 'checkpoints', _file_name(address))
 
 
