@@ -58,6 +58,8 @@ DATASETS = _OnDemand(
     locations=['xcit_mm.datasets'],
     modules={
         'INaturalist': 'xcit_mm.datasets.inaturalist',
+        'CIFAR10': 'xcit_mm.datasets.cifar',
+        'CIFAR100': 'xcit_mm.datasets.cifar',
         'ImageNetV2': 'xcit_mm.datasets.imagenet',
         'PlainDigits': 'xcit_mm.datasets.plain_digits',
     },

@@ -21,8 +21,9 @@ from mmengine.device import is_cuda_available, is_mlu_available, is_musa_availab
 from mmengine.registry import MODELS, RUNNERS, DefaultScope
 from mmengine.runner import Runner
 
-from ..checkpoint import CheckpointError, load_checkpoint_file, match_state_dict
+from ..checkpoint import CheckpointError, is_address, load_checkpoint_file, match_state_dict
 from ..checkpoint.heads import fit_state_dict
+from ..checkpoint.stem import fit_stem
 from ..checks.config import apply_options, check_config
 from ..checks.datasets import find_loaders, innermost_datasets
 from ..checks.detection import leave_out_masks
@@ -191,7 +192,7 @@ def check_model(cfg: Config, checkpoint: Optional[str] = None, purpose: str = 't
         UsageError: If the backbone's arguments are wrong, or a file does not exist.
         CheckpointError: If a file cannot be read or belongs to another model.
     """
-    if checkpoint and '://' not in checkpoint and not os.path.isfile(checkpoint):
+    if checkpoint and not is_address(checkpoint) and not os.path.isfile(checkpoint):
         raise UsageError(f'there is no checkpoint file {checkpoint}')
     check_pyramid(cfg, training=purpose != 'test')
     backbone_cfg = cfg.model.get('backbone') or {}
@@ -207,7 +208,7 @@ def check_model(cfg: Config, checkpoint: Optional[str] = None, purpose: str = 't
     starts = backbone_cfg.get('init_cfg') or []
     starts = [] if checkpoint else [starts] if isinstance(starts, dict) else starts
     for path, prefix in [(checkpoint, 'backbone.'), *((start.get('checkpoint'), '') for start in starts)]:
-        if not path or '://' in path:
+        if not path or is_address(path):
             continue
         if not os.path.isfile(path):
             raise UsageError(f'there is no checkpoint file {path} (model.backbone.init_cfg)')
@@ -222,7 +223,9 @@ def check_model(cfg: Config, checkpoint: Optional[str] = None, purpose: str = 't
                 pass
         try:
             if model is None:
-                match_state_dict(backbone, dict(state), prefix, state._metadata.get(prefix[:-1]))
+                tensors, metadata = dict(state), state._metadata.get(prefix[:-1])
+                fit_stem(backbone, tensors, prefix, metadata, starts=not prefix)
+                match_state_dict(backbone, tensors, prefix, metadata)
             else:
                 fit_state_dict(model, state, purpose)  # which asks the backbone too
         except CheckpointError as error:
