@@ -20,7 +20,7 @@ from mmengine.fileio import get_local_path
 from mmengine.logging import MMLogger, print_log
 
 from ..checks.annotations import counted, mistake_of_mask, some
-from ..checks.classes import difference
+from ..checks.datasets import side_by_side
 from ..datasets.coco import CheckedAnnotations, CheckedLoading, warn
 from ..errors import UsageError
 
@@ -98,9 +98,12 @@ class DataSetMetric:
         for dataset in datasets:
             if dataset not in known and hasattr(dataset, 'cat_ids'):  # reads its file in a way of its own
                 names = [own.cats[one]['name'] for one in dataset.cat_ids if one in own.cats]
-                found = difference(names, classes, (f'labels of {type(dataset).__name__}', 'the config'))
-                if found:
-                    raise UsageError(f'the data for {split} give labels in the order of the file: {found}')
+                if names != list(classes):
+                    raise UsageError(
+                        f'the data for {split} give labels in the order of the file.'
+                        f'{side_by_side(names, classes, (type(dataset).__name__, "config"))}\n'
+                        f'List metainfo.classes in that order'
+                    )
         advice = f'Set {key} to the file of {split}_dataloader.dataset, or to None: the metric takes it from there then'
         missing = [str(one) for one in img_ids if one not in own.imgs]
         if missing:
