@@ -104,6 +104,7 @@ setup(
         'openmmlab': pins('openmmlab'),
         'digits': ['scikit-learn', 'scikit-image', 'pycocotools'],
         'benchmark': ['timm'],
+        'hub': ['huggingface_hub'],
         'export': ['onnx', 'onnxruntime'],
         'tensorboard': ['tensorboard'],
         'page': ['gradio'],

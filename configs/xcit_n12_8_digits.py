@@ -26,7 +26,7 @@ model = dict(
 
 data = dict(data_root='data/digits/imagenet', metainfo=dict(classes=classes))
 train_pipeline = [
-    dict(type='xcit_mm.LoadImageFromFile'),
+    dict(type='LoadImageFromFile'),
     dict(type='RandomResizedCrop', scale=64, crop_ratio_range=(0.7, 1.0), backend='pillow', interpolation='bicubic'),
     dict(type='ColorJitter', brightness=0.4, contrast=0.4, saturation=0.4),
     dict(type='PackInputs'),

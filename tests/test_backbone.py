@@ -302,6 +302,16 @@ def test_wrong_arguments_are_named_with_what_is_allowed(kwargs, words):
         assert word in str(error.value)
 
 
+def test_names_of_models_take_strides_too():
+    from xcit_mm import create_backbone
+
+    maps = create_backbone('xcit_n12_8', out_type='pyramid', out_strides=(8, 16, 32))(torch.randn(1, 3, 64, 96))
+    assert [tuple(x.shape[1:]) for x in maps] == [(128, 8, 12), (128, 4, 6), (128, 2, 3)]
+    for name, channels in (('xcit_m12_8', 512), ('xcit_large_12_p16_224', 768)):
+        with torch.device('meta'):
+            assert (create_backbone(name).embed_dims, create_backbone(name).depth) == (channels, 12)
+
+
 @pytest.mark.parametrize(
     'kwargs, words',
     [
@@ -309,6 +319,7 @@ def test_wrong_arguments_are_named_with_what_is_allowed(kwargs, words):
         (dict(embed_dims=96, depth=6, num_heads=4, mlp_ratio=2.0), ['arch=dict(embed_dims=96, depth=6, num_heads=4']),
         (dict(depth=12), ['arch=dict(depth=12', 'num_heads=...', 's12']),
         (dict(embed_dim=384), ['embed_dims=384']),
+        (dict(arch='s12', depth=50, num_stages=4), ['num_stages', '_delete_=True']),
         (dict(arch='s12', cls_attn_layers=2), ['cls_attn_layers', 'always 2', 'leave']),
     ],
 )

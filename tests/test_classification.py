@@ -18,7 +18,7 @@ from processes import run
 
 from xcit_mm.checkpoint import CheckpointError
 from xcit_mm.datasets.digits import FOLDERS, make_digits
-from xcit_mm.engine.classification import find_imagenet_v2, use_protocol
+from xcit_mm.engine.classification import use_protocol
 from xcit_mm.errors import UsageError
 
 WIDTHS = dict(n12=128, t12=192, t24=192, s12=384, s24=384, m24=512, l24=768)
@@ -253,19 +253,6 @@ def test_a_protocol_for_a_detector_is_refused():
     cfg = Config.fromfile(ROOT / 'configs' / 'mask_rcnn_xcit_s12_8_3x_coco.py')
     with pytest.raises(UsageError, match='--protocol is for classifiers'):
         use_protocol(cfg, 'mmpretrain')
-
-
-@pytest.mark.parametrize('under', ['', 'val'])
-def test_folders_named_by_class_index_are_read_as_numbers(under, tmp_path):
-    for i in range(12):
-        (tmp_path / under / str(i)).mkdir(parents=True)
-        Image.new('RGB', (8, 8)).save(tmp_path / under / str(i) / f'{i}.png')
-    cfg = load()
-    cfg.test_dataloader.dataset.update(data_root=str(tmp_path), metainfo=dict(classes=[str(i) for i in range(12)]))
-    assert find_imagenet_v2(cfg) == str(tmp_path / under).rstrip('/') or under == ''
-    dataset = DATASETS.build(cfg.test_dataloader.dataset)
-    labels = {item['img_path'].rsplit('/', 1)[1]: item['gt_label'] for item in dataset.load_data_list()}
-    assert labels == {f'{i}.png': i for i in range(12)}
 
 
 def real_accuracy(labels, tmp_path, names=('b.jpg', 'a.jpg', 'c.jpg'), predictions=(1, 0, 2)):

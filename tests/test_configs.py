@@ -57,6 +57,8 @@ def test_every_config_opens_with_what_it_is_and_its_command(path):
     assert f'configs/{path.name}' in text
     if re.search('(inat|cifar|cars|flowers)', path.stem):
         assert 'No number is published for this model' in ' '.join(text.split())
+    elif path.stem.startswith('faster_rcnn') and not path.stem.endswith('digits'):
+        assert 'No result is published' in text
     elif not path.stem.endswith('digits'):
         assert re.search(r'(box AP \d+\.\d+,? (and )?mask AP|mIoU|top-1) \d+\.\d+', ' '.join(text.split()))
 
@@ -68,6 +70,22 @@ def test_mask_rcnn_has_the_published_parameters(name):
         model = build_model(cfg)
     count = sum(p.numel() for p in model.parameters() if p.requires_grad)
     assert round(count / 1e6, 2) == MASK_RCNN[name]
+
+
+@pytest.mark.parametrize('name', ['s12_16', 's12_8'])
+def test_faster_rcnn_is_the_mask_rcnn_without_masks(name):
+    cfg, other = (load(f'{method}_rcnn_xcit_{name}_3x_coco') for method in ('faster', 'mask'))
+    with torch.device('meta'):
+        ours, theirs = ({n: p.shape for n, p in build_model(c).named_parameters()} for c in (cfg, other))
+    assert ours == {n: shape for n, shape in theirs.items() if not n.startswith('roi_head.mask_head')}
+    for key in ('optim_wrapper', 'param_scheduler', 'train_cfg', 'auto_scale_lr', 'default_hooks', 'custom_hooks'):
+        assert cfg[key] == other[key], key
+    for split in ('train', 'val', 'test'):
+        pipelines = [c[f'{split}_dataloader'].dataset.pipeline for c in (cfg, other)]
+        load_boxes, load_masks = ([t for t in p if t.type == 'LoadAnnotations'] for p in pipelines)
+        assert not load_boxes[0].get('with_mask') and load_masks[0].with_mask
+        assert [t for t in pipelines[0] if t not in load_boxes] == [t for t in pipelines[1] if t not in load_masks]
+    assert cfg.val_evaluator.metric == cfg.test_evaluator.metric == 'bbox'
 
 
 @pytest.mark.parametrize('name', MASK_RCNN)

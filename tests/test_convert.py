@@ -1,8 +1,10 @@
 """tools/convert_checkpoint.py: the same bits in every layout, and the same numbers in every implementation."""
 
 import argparse
+import json
 import os
 import resource
+import shutil
 import sys
 import threading
 from dataclasses import replace
@@ -262,6 +264,100 @@ def test_other_channels_and_widths_of_the_mlp_are_told_too(tmp_path):
     done = convert(str(tmp_path / 'timm.pth'), str(tmp_path / 'new.pth'), 'mmpretrain')
     assert (done.arch.in_channels, done.arch.mlp_ratio) == (4, 3)
     assert str(done.arch) == 'XCiT-(embed_dims=32, depth=4, num_heads=4)/16'
+
+
+# A folder for timm's create_model and the hub.
+
+
+@pytest.mark.parametrize('kind', ['published', 'with its config', 'of another size', 'backbone'])
+def test_a_folder_for_timm_and_the_hub(kind, tmp_path, monkeypatch):
+    """Loaded by timm as a folder and as a repository of the hub, and by this project."""
+    from huggingface_hub import constants
+
+    kwargs = dict(embed_dim=128, depth=12, num_heads=4, tokens_norm=False)
+    kwargs.update(dict(embed_dim=64, depth=3, num_heads=2, tokens_norm=True) if kind == 'of another size' else {})
+    num_classes = {'published': 1000, 'with its config': 3, 'of another size': 7, 'backbone': 0}[kind]
+    theirs = randomise(Xcit(patch_size=8, num_classes=num_classes, in_chans=4 if num_classes == 7 else 3, **kwargs))
+    source = tmp_path / ('xcit_nano_12_p8_384_dist.pth' if kind == 'published' else 'mine.pth')
+    if kind == 'with its config':
+        torch.save(theirs.state_dict(), tmp_path / 'timm.pth')
+        convert(str(tmp_path / 'timm.pth'), str(source), 'xcit_mm')
+        text = """
+model = dict(data_preprocessor=dict(mean=[127.5, 0.0, 51], std=[51.0, 51.0, 255.0], to_rgb=True), head=f(1))
+test_dataloader = dict(dataset=dict(pipeline=[
+    dict(type='ResizeEdge', scale=200, edge='short'), dict(type='CenterCrop', crop_size=160)]))
+__import__('os').abort()
+"""
+        content = torch.load(source, weights_only=True)
+        torch.save({**content, 'meta': {'cfg': text, 'dataset_meta': {'classes': ('a', 'b', 'c')}}}, source)
+    else:
+        torch.save(theirs.state_dict(), source)
+    target = tmp_path / 'repo'
+    done = convert(str(source), str(target), 'hf')
+    assert max(done.deviations.values()) < 1e-5 and 'local-dir' in done.compared
+    assert sorted(path.name for path in target.iterdir()) == ['README.md', 'config.json', 'model.safetensors']
+    assert_same_bits(load_file(target / 'model.safetensors'), theirs.state_dict())
+
+    config = json.loads((target / 'config.json').read_text())
+    expected = {
+        'published': ('xcit_nano_12_p8_224', [3, 384, 384], [0.485, 0.456, 0.406], 1.0),
+        'with its config': ('xcit_nano_12_p8_224', [3, 160, 160], [0.5, 0.0, 0.2], 0.8),
+        'of another size': ('xcit_small_12_p8_224', [4, 224, 224], [0.5] * 4, 1.0),
+        'backbone': ('xcit_nano_12_p8_224', [3, 224, 224], [0.485, 0.456, 0.406], 1.0),
+    }[kind]
+    images = config['pretrained_cfg']
+    assert (config['architecture'], images['input_size'], images['mean'], images['crop_pct']) == expected
+    assert config.get('label_names') == (['a', 'b', 'c'] if kind == 'with its config' else None)
+    card = (target / 'README.md').read_text()
+    assert ('license: apache-2.0' in card) == ('top-1' in card) == (kind == 'published')
+    assert ('(assumed)' in card) == (kind in ('of another size', 'backbone'))
+
+    snapshot = tmp_path / 'hub' / 'models--me--repo' / 'snapshots' / ('f' * 40)
+    shutil.copytree(target, snapshot)
+    (snapshot.parents[1] / 'refs').mkdir()
+    (snapshot.parents[1] / 'refs' / 'main').write_text('f' * 40)
+    monkeypatch.setattr(constants, 'HF_HUB_CACHE', str(tmp_path / 'hub'))
+    monkeypatch.setattr(constants, 'HF_HUB_OFFLINE', True)
+    image = torch.randn(1, config['pretrained_cfg']['input_size'][0], 48, 64)
+    with torch.no_grad():
+        for name in (f'local-dir:{target}', 'hf-hub:me/repo'):
+            assert torch.equal(timm.create_model(name, pretrained=True).eval()(image), theirs(image))
+    done = convert('hf-hub:me/repo', str(tmp_path / 'back.pth'), 'timm')
+    assert_same_bits(tensors(tmp_path / 'back.pth')[0], theirs.state_dict())
+
+
+def test_images_of_robust_models_are_not_normalised(tmp_path):
+    model = Xcit(patch_size=16, embed_dim=384, depth=12, num_heads=8, tokens_norm=True)
+    torch.save({'state_dict': model.state_dict()}, tmp_path / 'debenedetti2022light-xcit-s-imagenet-linf.pth.tar')
+    convert(str(next(tmp_path.iterdir())), str(tmp_path / 'repo'), 'hf')
+    images = json.loads((tmp_path / 'repo' / 'config.json').read_text())['pretrained_cfg']
+    assert images['mean'] == [0.0] * 3 and images['std'] == [1.0] * 3
+    assert 'license: mit' in (tmp_path / 'repo' / 'README.md').read_text()
+
+
+def test_what_a_folder_cannot_say_is_refused(tmp_path):
+    source, target = tmp_path / 'source.pth', tmp_path / 'repo'
+    torch.save(tiny_timm().state_dict(), source)
+    torch.save({'state_dict': tiny_timm(num_classes=10).state_dict()}, tmp_path / 'cifar.pth')
+    named = tmp_path / 'debenedetti2022light-xcit-s-cifar10-linf.pth.tar'
+    (tmp_path / 'cifar.pth').rename(named)
+    with pytest.raises(CheckpointError, match='timm has no patches of 4'):
+        convert(str(named), str(target), 'hf')
+    with pytest.raises(UsageError, match='is a file; --to hf writes a folder'):
+        convert(str(source), str(named), 'hf')
+    convert(str(source), str(tmp_path / 'bgr.pth'), 'xcit_mm')
+    content = torch.load(tmp_path / 'bgr.pth', weights_only=True)
+    cfg = 'model = dict(data_preprocessor=dict(mean=[1.0, 2.0, 3.0], std=[1.0, 1.0, 1.0]))'
+    torch.save({**content, 'meta': {'cfg': cfg}}, tmp_path / 'bgr.pth')
+    with pytest.raises(UsageError, match='in BGR .* timm feeds RGB'):
+        convert(str(tmp_path / 'bgr.pth'), str(target), 'hf')
+    assert not target.exists() and not [path for path in tmp_path.iterdir() if path.name.startswith('.')]
+    target.mkdir()
+    (target / 'mine.txt').write_text('kept')
+    with pytest.raises(UsageError, match='exists already'):
+        convert(str(source), str(target), 'hf')
+    convert(str(source), str(target), 'hf', force=True)
+    assert len(list(target.iterdir())) == 4 and (target / 'mine.txt').read_text() == 'kept'
 
 
 def refused(error, *words, source, target, to='timm', force=False):

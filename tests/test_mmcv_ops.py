@@ -4,8 +4,6 @@ They agree with compiled mmcv where it is installed, with stored outputs of it e
 mmcv has no CPU code.
 """
 
-import contextlib
-import sys
 from pathlib import Path
 
 import numpy as np
@@ -16,26 +14,13 @@ import torch.nn.functional as F
 pytest.importorskip('mmcv')
 import mmcv.ops  # noqa: E402
 from mmcv import _ext  # noqa: E402
+from mmcv_operators import operators  # noqa: E402
 
 from xcit_mm.errors import UsageError  # noqa: E402
 from xcit_mm.mmcv_ops import ext, rotated  # noqa: E402
 
 COMPILED = not _ext.__file__.endswith('.py')
 STORED = Path(__file__).parent / 'golden/mmcv_ops.npz'
-
-
-@contextlib.contextmanager
-def operators(module):
-    """Let mmcv's Python code call these operators."""
-    users = [m for name, m in sys.modules.items() if name.startswith('mmcv.ops.') and hasattr(m, 'ext_module')]
-    before = [user.ext_module for user in users]
-    for user in users:
-        user.ext_module = module
-    try:
-        yield
-    finally:
-        for user, old in zip(users, before):
-            user.ext_module = old
 
 
 class Random:

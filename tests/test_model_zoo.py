@@ -18,7 +18,7 @@ from processes import call
 
 from xcit_mm.datasets.digits import make_digits
 from xcit_mm.errors import UsageError
-from xcit_mm.model_zoo import all_models, complexity, evaluate, read_table, tables
+from xcit_mm.model_zoo import all_models, all_weights, complexity, evaluate, page, read_table, tables
 from xcit_mm.model_zoo.metafile import metafiles
 from xcit_mm.models import XCiT
 
@@ -143,13 +143,15 @@ def test_the_counter_counts_the_backbone_of_mmpretrain_as_mmengine_does():
 # --- the files that the tool writes
 
 
-def test_the_readme_has_the_tools_tables(rows):
-    readme = (ROOT / 'README.md').read_text()
-    assert tables.update_readme(readme, rows) == readme, 'run tools/model_zoo.py --update-readme'
+def test_the_page_of_models_is_the_tools(rows):
+    written = (ROOT / page.PATH).read_text()
+    assert page.models_page(rows) == written, 'run tools/model_zoo.py --update-docs'
     for row in rows:
-        assert f']({row.model.config})' in readme
-    with pytest.raises(UsageError, match='model_zoo:detection'):
-        tables.update_readme(readme.replace('<!-- model_zoo:detection -->', ''), rows)
+        assert f'](../{row.model.config})' in written
+    for weights in all_weights():
+        assert f'[`{weights.name}`](' in written
+    with pytest.raises(UsageError, match='need mmpretrain, mmdet and mmseg'):
+        page.models_page([*rows[:-1], tables.Row(rows[-1].model, None, rows[-1].here, None)])
 
 
 def test_the_metafiles_are_the_tools_and_name_every_published_config(rows):

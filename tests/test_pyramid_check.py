@@ -1,10 +1,15 @@
 """Necks and heads against the maps of the backbone: what nothing reads is named, what cannot be read is refused."""
 
+from importlib.util import find_spec
+from pathlib import Path
+
 import pytest
 import torch
 from conftest import ROOT, build
 from mmengine.config import Config
-from mmengine.registry import MODELS
+from mmengine.model import revert_sync_batchnorm as replace_sync_bn
+from mmengine.registry import MODELS, DefaultScope
+from mmengine.structures import PixelData
 
 from xcit_mm.checks.pyramid import check_pyramid
 from xcit_mm.errors import UsageError
@@ -81,6 +86,9 @@ def test_a_wrapper_of_the_config_looks_for_unused_layers_too():
     cfg.model_wrapper_cfg = dict(type='MMDistributedDataParallel')
     check_pyramid(cfg)
     assert cfg.model_wrapper_cfg.find_unused_parameters
+    cfg.model_wrapper_cfg = dict(type='MMFullyShardedDataParallel')
+    check_pyramid(cfg)
+    assert cfg.model_wrapper_cfg == dict(type='MMFullyShardedDataParallel')
 
 
 @pytest.mark.parametrize(
@@ -138,3 +146,55 @@ def test_necks_for_three_maps(name, patch_size):
     sum((x * torch.randn_like(x)).sum() for x in maps).backward()
     without = [n for m in (backbone, neck) for n, p in m.named_parameters() if p.requires_grad and p.grad is None]
     assert not without and maps[0].shape[-2:] == (16, 12)
+
+
+def library_config(path):
+    library, name = path.split('::')
+    return Config.fromfile(Path(find_spec(library).submodule_search_locations[0]) / '.mim/configs' / name).model
+
+
+DETECTORS = {
+    'RTMDet': 'mmdet::rtmdet/rtmdet_tiny_8xb32-300e_coco.py',
+    'YOLOX': 'mmdet::yolox/yolox_tiny_8xb8-300e_coco.py',
+    'FCOS': 'mmdet::fcos/fcos_r50-caffe_fpn_gn-head_1x_coco.py',
+    'ATSS': 'mmdet::atss/atss_r50_fpn_1x_coco.py',
+}
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize('name', DETECTORS)
+def test_detectors_without_the_finest_map_take_a_step(name):
+    """Every trained parameter gets a gradient, as data-parallel training wants it."""
+    from mmdet.testing import demo_mm_inputs
+
+    cfg = library_config(DETECTORS[name])
+    cfg.backbone = config('mmdet', strides=(8, 16, 32)).model.backbone
+    cfg.neck.in_channels = [CHANNELS] * 3
+    if 'start_level' in cfg.neck:
+        cfg.neck.start_level = 0
+    cfg.data_preprocessor.batch_augments = None
+    check_pyramid(Config(dict(default_scope='mmdet', model=cfg)))
+    with DefaultScope.overwrite_default_scope('mmdet'):
+        model = replace_sync_bn(MODELS.build(cfg)).train()
+    data = model.data_preprocessor(demo_mm_inputs(2, [[3, 128, 128]] * 2, num_classes=5), True)
+    losses = model.loss(data['inputs'], data['data_samples'])
+    sum(sum(loss) if isinstance(loss, list) else loss for loss in losses.values()).backward()
+    assert not [n for n, p in model.named_parameters() if p.requires_grad and p.grad is None]
+
+
+@pytest.mark.slow
+def test_a_segmentor_with_jpu_takes_a_step():
+    cfg = library_config('mmseg::_base_/models/fastfcn_r50-d32_jpu_psp.py')
+    cfg.pretrained, cfg.backbone = None, config('mmseg', strides=(8, 16, 32)).model.backbone
+    cfg.neck.update(in_channels=(CHANNELS,) * 3, mid_channels=16)
+    cfg.decode_head.update(in_channels=64)  # four dilations of 16 channels
+    cfg.auxiliary_head.update(in_channels=CHANNELS)
+    check_pyramid(Config(dict(default_scope='mmseg', model=cfg)))
+    with DefaultScope.overwrite_default_scope('mmseg'):
+        model = replace_sync_bn(MODELS.build(cfg)).train()
+    from mmseg.structures import SegDataSample
+
+    samples = [SegDataSample(gt_sem_seg=PixelData(data=torch.randint(0, 19, (1, 64, 64)))) for _ in range(2)]
+    losses = model.loss(torch.randn(2, 3, 64, 64), samples)
+    sum(loss for name, loss in losses.items() if 'loss' in name).backward()
+    assert not [n for n, p in model.named_parameters() if p.requires_grad and p.grad is None]

@@ -14,7 +14,7 @@ from PIL import Image
 from small_runs import small_cfg, train
 
 from xcit_mm.checkpoint import CheckpointError
-from xcit_mm.checks.config import check_config
+from xcit_mm.checks.config import apply_options, check_config
 from xcit_mm.checks.data import check_data
 from xcit_mm.engine.averaging import EMAHook
 from xcit_mm.engine.bad_images import guard_loading
@@ -492,6 +492,20 @@ def test_surgery_takes_the_patch_embedding_and_leaves_it_as_it_is(tmp_path):
     tested = surgeon('no such file')  # a trained model has its own
     tested.load_state_dict(model.state_dict())
     assert same(tested.patch_embed.state_dict(), given)
+
+
+@pytest.mark.parametrize(
+    'options',
+    [
+        {'type': 'xcit_mm.SurgeryXCiT', 'patch_checkpoint': 'donor.pth'},
+        {'type': 'xcit_mm.AblatedXCiT', 'lpi': False},
+    ],
+)
+def test_another_backbone_and_its_argument_can_be_given_together(options):
+    cfg = load('xcit_l24_8_dist_384_in1k')
+    apply_options(cfg, {f'model.backbone.{key}': value for key, value in options.items()})
+    check_config(cfg)
+    assert {key: cfg.model.backbone[key] for key in options} == options
 
 
 def test_surgery_with_another_model_is_refused(tmp_path):

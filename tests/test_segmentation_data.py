@@ -213,6 +213,14 @@ def test_a_run_warns_once_of_a_void_label(root):
     assert any('bad images so far: 4 (these pixels are ignored: 4)' in line for line in lines)
 
 
+def test_numbers_that_begin_at_one(root, capsys):
+    write(root, [labels(1, 2, 3)] * 4)
+    assert 'set reduce_zero_label=True' in refused(config(root), 'train')
+    write(root, [labels(0, 1, 2)] * 4)
+    check_data(config(root, zero=True), ('train',))
+    assert 'green. If 0 in the maps is the first class' in capsys.readouterr().out
+
+
 # Folders.
 
 
@@ -223,6 +231,15 @@ def test_images_of_another_suffix(root):
     for words in ('no image (*.jpg)', '.JPG (4)', "img_suffix='.JPG'"):
         assert words in message
     assert 'ADE20K' not in message and 'download' not in message
+
+
+def test_own_images_under_the_ade20k_config(root):
+    cfg = Config.fromfile(ROOT / 'configs' / 'sem_fpn_xcit_s12_8_80k_ade20k.py')
+    cfg.train_dataloader.dataset.data_root = str(root)
+    (root / 'annotations' / 'training' / '0.png').unlink()
+    message = refused(cfg, 'train')
+    assert 'images without a map: 1 (0)' in message and "type='BaseSegDataset'" in message
+    assert 'download' not in message and '20,210' not in message
 
 
 def test_images_that_are_left_out_are_counted(root, capsys):
@@ -337,6 +354,26 @@ def test_metric_and_heads_ignore_the_same(root):
     assert 'mIou' in refused(cfg)
 
 
+def test_maps_that_nothing_reads(root):
+    cfg = config(root)
+    cfg.val_dataloader.dataset.data_prefix = dict(_delete_=True, img_path='images/validation')
+    assert 'names no folder of label maps, which IoUMetric needs' in refused(cfg)
+    cfg.val_evaluator.format_only = True
+    cfg.val_dataloader.dataset.pipeline = [
+        step for step in cfg.val_dataloader.dataset.pipeline if step.type != 'LoadAnnotations'
+    ]
+    check_data(cfg, ('train', 'val'))
+    cfg = config(root)
+    del cfg.train_dataloader.dataset.pipeline[1]
+    assert 'no step of its pipeline reads the label maps' in refused(cfg)
+
+
+def test_weights_of_other_classes(root):
+    cfg = config(root)
+    cfg.model.decode_head.loss_decode.class_weight = [1.0] * 11
+    assert 'class_weight has 11 numbers, and there are 3 classes' in refused(cfg)
+
+
 # The metric.
 
 
@@ -389,7 +426,7 @@ def test_tta_reads_and_resizes_as_the_test_pipeline(root):
 
 def test_tta_of_own_data_under_the_ade20k_config(root):
     cfg = config(root)
-    cfg.update(work_dir=str(root / 'run'), launcher='none', experiment_name='tta')
+    cfg.update(work_dir=str(root / 'run'), launcher='none', log_level='WARNING', experiment_name='tta')
     use_tta(cfg)
     cfg.test_dataloader.batch_size = 1
     metrics = build_runner(cfg).test()
@@ -415,7 +452,7 @@ def test_the_config_of_the_docs_trains(tmp_path):
     cfg.model.backbone.update(arch=dict(embed_dims=32, depth=4, num_heads=2), out_indices=(0, 1, 2, 3), init_cfg=None)
     cfg.model.decode_head.update(in_channels=[32] * 4, channels=8)
     cfg.model.auxiliary_head.update(in_channels=32, channels=8)
-    cfg.update(work_dir=str(tmp_path / 'run'), launcher='none', experiment_name='docs')
+    cfg.update(work_dir=str(tmp_path / 'run'), launcher='none', log_level='WARNING', experiment_name='docs')
     for split in SPLITS:
         cfg[f'{split}_dataloader'].update(num_workers=0, persistent_workers=False)
     cfg.optim_wrapper.type = 'OptimWrapper'

@@ -229,6 +229,24 @@ def test_the_splits_have_the_same_classes_in_the_same_order(config):
     assert row.split() == ['0', first, second]
 
 
+def test_classes_where_older_versions_had_them():
+    cfg = copy.deepcopy(read(DETECTOR))
+    dataset = cfg.train_dataloader.dataset
+    dataset.metainfo = dict(CLASSES=('a', 'b'))
+    assert "metainfo.CLASSES: nothing reads 'CLASSES'; write 'classes'" in refused(check_config, cfg)
+    dataset.pop('metainfo')
+    dataset.classes = ('a', 'b')
+    assert 'CocoDataset takes its classes as metainfo=dict(classes=...)' in refused(check_config, cfg)
+
+
+def test_weights_of_classes_are_as_many():
+    cfg = copy.deepcopy(read(SEGMENTOR))
+    assert check_config(cfg) == []
+    cfg.model.decode_head.loss_decode[0].class_weight = [1.0] * 3
+    message = refused(check_config, cfg)
+    assert 'model.decode_head.loss_decode.0.class_weight has 3 numbers, and model.decode_head.num_classes is' in message
+
+
 def test_colours_and_classes():
     cfg = copy.deepcopy(read(DETECTOR))
     cfg.train_dataloader.dataset.metainfo.palette = [(0, 0, 0)] * 9
@@ -279,6 +297,7 @@ LOOPS = {
         dict(train_cfg__by_epoch=True),
         'train_cfg has a type (EpochBasedTrainLoop) and by_epoch=True',
     ),
+    'another argument': (dict(train_cfg__interval=2), "EpochBasedTrainLoop takes no 'interval'; did you mean 'val_in"),
     'shuffle': (dict(train_dataloader__shuffle=True), "sampler=dict(type='DefaultSampler', shuffle=True)"),
     'a pipeline of the loader': (dict(val_dataloader__pipeline=[]), 'did you mean val_dataloader.dataset.pipeline?'),
     'no sampler': (dict(val_dataloader__sampler=None), None),

@@ -149,7 +149,7 @@ def main() -> None:
         loaders = {split: cfg.pop(f'{split}_dataloader', None) for split in ('train', 'val', 'test')}
         for key in ('val_evaluator', 'test_evaluator', 'optim_wrapper', 'param_scheduler'):
             cfg.pop(key, None)
-        cfg.custom_hooks = [hook for hook in cfg.get('custom_hooks', []) if not hook['type'].endswith('EMAHook')]
+        cfg.custom_hooks = [hook for hook in cfg.get('custom_hooks', []) if not str(hook['type']).endswith('EMAHook')]
         runner = build_runner(cfg)
         runner.load_or_resume()
         for split, loader in loaders.items():

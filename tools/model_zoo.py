@@ -6,7 +6,7 @@
     tools/model_zoo.py --model 'xcit_s12_*' --format csv --out s12.csv
     tools/model_zoo.py --evaluate data --weights-dir weights  # test them; a repeated call goes on where it stopped
 
-The tables of the README, model-index.yml and configs/metafile.yml are written by this tool too.
+docs/models.md, model-index.yml and configs/metafile.yml are written by this tool too.
 """
 
 import argparse
@@ -22,11 +22,11 @@ from mmengine.logging import MMLogger
 
 from xcit_mm.engine.classification import PUBLISHED_PROTOCOLS
 from xcit_mm.errors import UsageError, clear_errors
-from xcit_mm.model_zoo import all_models
+from xcit_mm.model_zoo import all_models, page
 from xcit_mm.model_zoo.evaluate import evaluate, plan
 from xcit_mm.model_zoo.metafile import metafiles
 from xcit_mm.model_zoo.published import TASKS
-from xcit_mm.model_zoo.tables import as_csv, as_markdown, as_text, compute, summary, update_readme
+from xcit_mm.model_zoo.tables import as_csv, as_markdown, as_text, compute, summary
 
 ROOT = Path(__file__).resolve().parents[1]
 FORMATS = {'text': as_text, 'markdown': as_markdown, 'csv': as_csv}
@@ -38,7 +38,7 @@ def parse_args() -> argparse.Namespace:
     parser.add_argument('--model', metavar='GLOB', help="only models whose config matches, for example '*_s12_8_*'")
     parser.add_argument('--format', choices=FORMATS, default='text')
     parser.add_argument('--out', metavar='FILE', type=Path, help='write the tables there instead of printing them')
-    parser.add_argument('--update-readme', action='store_true', help="rewrite the README's tables, and print nothing")
+    parser.add_argument('--update-docs', action='store_true', help='rewrite docs/models.md, and print nothing')
     parser.add_argument(
         '--metafiles', action='store_true', help='rewrite model-index.yml and configs/metafile.yml, and print nothing'
     )
@@ -67,8 +67,8 @@ def parse_args() -> argparse.Namespace:
     testing.add_argument('--retry-failed', action='store_true', help='run again what failed in an earlier call')
     testing.add_argument('--cfg-options', nargs='+', default=[], metavar='KEY=VALUE', help='settings for all configs')
     args = parser.parse_args()
-    if (args.update_readme or args.metafiles) and (args.task or args.model or args.evaluate or args.out):
-        parser.error('--update-readme and --metafiles write all models; use them without the other options')
+    if (args.update_docs or args.metafiles) and (args.task or args.model or args.evaluate or args.out):
+        parser.error('--update-docs and --metafiles write all models; use them without the other options')
     if not args.evaluate and (args.weights_dir or args.retry_failed or args.cfg_options):
         parser.error('--weights-dir, --retry-failed and --cfg-options are for testing; name the data with --evaluate')
     return args
@@ -105,8 +105,8 @@ def update_files(args: argparse.Namespace) -> None:
     with redirect_stdout(sys.stderr):
         rows = compute(all_models(), ROOT)
     files = metafiles(rows) if args.metafiles else {}
-    if args.update_readme:
-        files['README.md'] = update_readme((ROOT / 'README.md').read_text(encoding='utf-8'), rows)
+    if args.update_docs:
+        files[page.PATH] = page.models_page(rows)
     for path, text in files.items():
         write(ROOT / path, text)
         print(f'written: {path}')
@@ -119,7 +119,7 @@ def main() -> None:
     MMLogger.get_instance('mmengine').setLevel(logging.WARNING)
     warnings.filterwarnings('ignore', category=UserWarning)
     with clear_errors():
-        if args.update_readme or args.metafiles:
+        if args.update_docs or args.metafiles:
             update_files(args)
             return
         models = select(args)

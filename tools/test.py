@@ -77,7 +77,7 @@ def dump_results(scope: str, path: str):
 def apply_options(cfg: Config, args: argparse.Namespace) -> None:
     if args.protocol:
         use_protocol(cfg, args.protocol)
-    elif cfg.get('default_scope') == 'mmpretrain' and is_imagenet(cfg.test_dataloader):
+    elif cfg.get('default_scope') == 'mmpretrain' and is_imagenet(cfg.get('test_dataloader')):
         read_as_released(cfg.test_dataloader)
     if args.average:
         use_average(cfg)

@@ -5,10 +5,10 @@ Nothing has to be imported to use it: a config that names ``type='xcit_mm.XCiT'`
 :func:`create_backbone` and :mod:`xcit_mm.apis`.
 """
 
-from .package import config_path, list_models, load_config, mim_dir
+from .package import config_path, list_models, load_config, mim_dir, model_info
 
 __version__ = '1.0.0'
-__all__ = ['config_path', 'create_backbone', 'list_models', 'load_config', 'mim_dir']
+__all__ = ['config_path', 'create_backbone', 'list_models', 'load_config', 'mim_dir', 'model_info']
 
 
 def __getattr__(name: str):

@@ -1,11 +1,21 @@
 """Where an installed or checked-out xcit_mm keeps its configs, and what its models are called."""
 
 import difflib
+import importlib.metadata
 import importlib.util
+import sys
 from pathlib import Path
-from typing import Dict, List
+from typing import Dict, List, Optional
 
 PACKAGE = Path(__file__).resolve().parent
+# Packages that install a module of the same name.
+SAME_MODULE = {
+    'mmengine': ('onedl-mmengine', 'mmengine', 'mmengine-lite'),
+    'mmcv': ('onedl-mmcv', 'mmcv', 'mmcv-lite', 'mmcv-full'),
+    'mmdet': ('onedl-mmdetection', 'mmdet'),
+    'mmseg': ('onedl-mmsegmentation', 'mmsegmentation'),
+    'mmpretrain': ('onedl-mmpretrain', 'mmpretrain'),
+}
 
 
 def mim_dir() -> Path:
@@ -26,9 +36,10 @@ def config_path(name: str) -> str:
     ``_base_ = __import__('xcit_mm').config_path('mask_rcnn_xcit_s12_8_3x_coco')``
 
     Args:
-        name (str): Name of a config of this package, or its path in ``configs``, with or without ``.py``. With
-            ``package::`` before it, a config of another package, such as 'mmseg::_base_/models/upernet_r50.py', which
-            MMEngine itself does not find where the package is installed as onedl-mmsegmentation.
+        name (str): Name of a config of this package, or its path in ``configs``, with or without ``.py``; or a name
+            of :func:`list_models`. With ``package::`` before it, a config of another package, such as
+            'mmseg::_base_/models/upernet_r50.py', which MMEngine itself does not find where the package is installed
+            as onedl-mmsegmentation.
 
     Returns:
         str: An absolute path.
@@ -42,6 +53,12 @@ def config_path(name: str) -> str:
     path = configs / relative
     if path.is_file():
         return str(path)
+    if not package:
+        from .model_zoo import find_weights
+
+        weights = find_weights(name)
+        if weights:
+            return str(mim_dir() / weights.config)
     known = [str(p.relative_to(configs))[: -len('.py')] for p in sorted(configs.rglob('*.py'))]
     close = difflib.get_close_matches(relative[: -len('.py')], known, n=3, cutoff=0.5)
     hint = f'did you mean {" or ".join(close)}?' if close else f'see the files in {configs}'
@@ -56,6 +73,30 @@ def _mim_dir_of(package: str) -> Path:
     return Path(spec.submodule_search_locations[0]) / '.mim'
 
 
+def warn_of_mixed_packages() -> None:
+    """Name packages that were installed over each other, on the error stream: which one's files are left is chance.
+
+    OpenMMLab's original releases and their continuation have the same modules under other package names, and so have
+    mmcv and mmcv-lite, which brings the original mmengine with it.
+    """
+    for module, names in SAME_MODULE.items():
+        found = [name for name in names if _is_installed(name)]
+        if len(found) > 1:
+            print(
+                f'{" and ".join(found)} are installed together, and each overwrites files of the other in {module}. '
+                f'Keep one: pip uninstall -y {" ".join(found)}, then install again the one of your other packages',
+                file=sys.stderr,
+                flush=True,
+            )
+
+
+def _is_installed(name: str) -> bool:
+    try:
+        return bool(importlib.metadata.version(name))
+    except importlib.metadata.PackageNotFoundError:
+        return False
+
+
 def load_config(name: str) -> dict:
     """The variables of a config of this package, all its bases merged, for pure-Python configs.
 
@@ -67,19 +108,60 @@ def load_config(name: str) -> dict:
 
 
 def model_index() -> Dict[str, dict]:
-    """Entries of the metafile by model name, with ``Config`` and ``Weights`` among the keys."""
+    """Entries of the metafile by model name, with ``Config`` and ``Weights`` among the keys.
+
+    After those of the metafile come the other names of :func:`list_models`, with these two keys and ``Name`` alone.
+    """
     import yaml
+
+    from .model_zoo import all_weights
 
     folder = mim_dir()
     entries: Dict[str, dict] = {}
     for metafile in yaml.safe_load((folder / 'model-index.yml').read_text(encoding='utf-8'))['Import']:
         models = yaml.safe_load((folder / metafile).read_text(encoding='utf-8'))['Models']
         entries.update((model['Name'], model) for model in models)
+    for weights in all_weights():
+        entries.setdefault(weights.name, dict(Name=weights.name, Config=weights.config, Weights=weights.address))
     return entries
 
 
-def list_models(pattern: str = '*') -> List[str]:
-    """Names of the published models, such as ``'xcit_s12_8_in1k'``, that match a shell-style pattern."""
+def list_models(pattern: str = '*', source: Optional[str] = None) -> List[str]:
+    """Names of all published weights of XCiT.
+
+    Each is a name for :func:`create_backbone`, and ``xcit_mm://NAME`` an address for every place that takes a
+    checkpoint; :func:`model_info` tells more of it.
+
+    Args:
+        pattern (str): Shell-style, such as ``'xcit_s12_*'`` or ``'*small_12_p8*'``.
+        source (str, optional): Only those of 'XCiT' (the original release), 'timm', 'MMPretrain', 'DINO' or
+            'RobustBench'.
+    """
     import fnmatch
 
-    return sorted(fnmatch.filter(model_index(), pattern))
+    from .model_zoo import all_weights
+
+    names = [weights.name for weights in all_weights() if source in (None, weights.source)]
+    return sorted(fnmatch.filter(names, pattern))
+
+
+def model_info(name: str):
+    """What is known of published weights: source, arch, patch size, data, licence, published number, address, config.
+
+    Args:
+        name (str): A name of :func:`list_models`, or of the original release, such as 'xcit_small_12_p8_224_dist'.
+
+    Returns:
+        xcit_mm.model_zoo.Weights
+
+    Raises:
+        ValueError: If there are no published weights of that name; the message names similar ones.
+    """
+    from .model_zoo import find_weights
+
+    found = find_weights(name)
+    if found is None:
+        close = difflib.get_close_matches(name.lower(), list_models(), n=3, cutoff=0.5)
+        hint = f'did you mean {" or ".join(close)}?' if close else 'list_models() has all names'
+        raise ValueError(f'there are no published weights of the name {name!r}; {hint}')
+    return found

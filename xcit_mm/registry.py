@@ -58,6 +58,8 @@ DATASETS = _OnDemand(
     locations=['xcit_mm.datasets'],
     modules={
         'INaturalist': 'xcit_mm.datasets.inaturalist',
+        'CIFAR10': 'xcit_mm.datasets.cifar',
+        'CIFAR100': 'xcit_mm.datasets.cifar',
         'ImageNetV2': 'xcit_mm.datasets.imagenet',
         'PlainDigits': 'xcit_mm.datasets.plain_digits',
     },
@@ -79,6 +81,7 @@ HOOKS = Registry(
     locations=[
         'xcit_mm.engine.hooks',
         'xcit_mm.engine.averaging',
+        'xcit_mm.engine.classification',
         'xcit_mm.engine.checkpointing',
         'xcit_mm.engine.detection',
         'xcit_mm.engine.positions',

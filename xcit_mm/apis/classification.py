@@ -14,7 +14,7 @@ from ..checkpoint.heads import fit_state_dict
 from ..datasets.reading import model_input
 from ..errors import UsageError
 from ..package import mim_dir, model_index
-from .names import dataset_meta, no_model
+from .names import dataset_meta, find_model, no_model
 
 
 def register_models() -> None:
@@ -47,10 +47,13 @@ class ImageClassificationInferencer(mmpretrain.apis.ImageClassificationInference
         if isinstance(model, str) and not model.endswith('.py'):
             try:
                 info = ModelHub.get(model)
+                found = info.config, info.weights
             except ValueError:
-                raise UsageError(no_model(model)) from None
-            pretrained = info.weights if pretrained is True else pretrained
-            model = info.config
+                found = find_model(model)
+            if not found:
+                raise UsageError(no_model(model))
+            model, published = found
+            pretrained = published if pretrained is True else pretrained
         if isinstance(model, (str, Config)):
             model = mmpretrain.apis.get_model(model, False)
             model._dataset_meta = dataset_meta(model._config)

@@ -12,6 +12,7 @@ from mmengine.registry import MODELS, init_default_scope
 from mmengine.runner.checkpoint import CheckpointLoader, _load_checkpoint_to_model
 from torch import nn
 
+from ..checkpoint import is_address
 from ..checkpoint.heads import fit_state_dict
 from ..checks.classes import check_checkpoint_classes
 from ..checks.config import apply_options, check_config
@@ -49,7 +50,7 @@ def choose(model: Model, checkpoint: Union[str, Path, None], options: Optional[d
     checkpoint = os.fspath(checkpoint) if checkpoint else published
     if not checkpoint:
         raise UsageError(f'{name} needs the checkpoint of a trained model')
-    if '://' not in checkpoint and not os.path.isfile(os.path.expanduser(checkpoint)):
+    if not is_address(checkpoint) and not os.path.isfile(os.path.expanduser(checkpoint)):
         raise UsageError(f'there is no checkpoint file {checkpoint}')
     return cfg, checkpoint
 

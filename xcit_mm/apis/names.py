@@ -8,13 +8,14 @@ from mmengine.registry import DATASETS, DefaultScope
 
 from ..checkpoint.heads import fit_state_dict
 from ..errors import UsageError
+from ..model_zoo import find_weights
 from ..package import mim_dir, model_index
 
 
 def find_model(name: str) -> Optional[Tuple[str, str]]:
     """Config file and address of the weights of a model of this package; None if there is none of that name."""
-    entry = model_index().get(name.lower())
-    return entry and (str(mim_dir() / entry['Config']), entry['Weights'])
+    weights = find_weights(name)
+    return weights and (str(mim_dir() / weights.config), weights.address)
 
 
 def no_model(name: str) -> str:

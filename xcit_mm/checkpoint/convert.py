@@ -4,7 +4,9 @@ The new file is written beside its final place, read back, and run in the implem
 does it get its name, so that no file is ever half-done or wrong.
 """
 
+import logging
 import os
+import shutil
 import tempfile
 import warnings
 from collections import Counter, OrderedDict
@@ -13,6 +15,7 @@ from importlib import import_module
 from typing import Dict, List, Optional, Tuple
 
 import torch
+from mmengine.logging import print_log
 from mmengine.registry import DefaultScope
 from mmengine.runner import load_checkpoint
 from safetensors.torch import load_file as load_safetensors
@@ -22,6 +25,7 @@ from torch import Tensor, nn
 from ..errors import UsageError
 from ..models.adapter import MultiScaleAdapter
 from ..models.xcit import ARCHS, XCiT
+from . import hub_folder
 from .contents import checked
 from .errors import CheckpointError, printable
 from .layouts import (
@@ -35,9 +39,10 @@ from .layouts import (
     locate,
     tensors_of,
 )
-from .loading import _safe_torch_load, load_checkpoint_file, load_from_http
+from .loading import _safe_torch_load, read_checkpoint
 
 TARGETS = ('xcit_mm', 'official', 'mmpretrain', 'timm')
+CHOICES = (*TARGETS, 'hf')  # the last one a folder
 TOLERANCE = 1e-4
 # Height and width of the images on which the models are compared; the second is no multiple of a patch.
 SIZES = ((96, 64), (57, 83))
@@ -67,13 +72,14 @@ def _sizes(arch: dict) -> tuple:
     return arch['embed_dims'], arch['depth'], arch['num_heads'], arch.get('mlp_ratio', 4.0)
 
 
-def infer_arch(state: StateDict) -> Arch:
+def infer_arch(state: StateDict, patch_size: Optional[int] = None) -> Arch:
     """The arch of a backbone, from its tensors.
 
     ``tokens_norm`` leaves no trace in them: it is that of the published arch of these sizes, else True.
 
     Args:
         state (dict): The backbone's tensors by our names, without prefix.
+        patch_size (int, optional): What the file states beside its tensors, which are the same for 4 and 16.
 
     Raises:
         CheckpointError: If the tensors that tell the arch are not all there.
@@ -97,9 +103,28 @@ def infer_arch(state: StateDict) -> Arch:
             f'its blocks have different tensors; missing ({len(missing)}): {", ".join(map(printable, missing[:4]))}. '
             f'Expected a whole XCiT backbone'
         )
+    if patch_size == 4 and numbers['patch_size'] == 16:
+        numbers['patch_size'] = 4
     numbers.update(mlp_ratio=hidden.numel() / numbers['embed_dims'], in_channels=conv.shape[1])
     published = next((arch for arch in ARCHS.values() if _sizes(arch) == _sizes(numbers)), {})
     return Arch(**numbers, tokens_norm=published.get('tokens_norm', True))
+
+
+def read_arch(source: str) -> Arch:
+    """The arch of the backbone in a file or at an address.
+
+    Raises:
+        CheckpointError: If it cannot be had, or holds no XCiT.
+    """
+    loaded = read_checkpoint(source)
+    layout, tensors = find_layout(loaded)
+    if layout is None:
+        raise CheckpointError(f'{source} holds no XCiT')
+    state = {key[len('backbone.') :]: v for key, v in layout.to_native(tensors).items() if key.startswith('backbone.')}
+    try:
+        return infer_arch(state, loaded.get('state_dict', loaded)._metadata.source['patch_size'])
+    except CheckpointError as error:
+        raise error.naming(source) from None
 
 
 @dataclass(frozen=True)
@@ -133,9 +158,10 @@ def convert(source: str, target: str, to: str, force: bool = False) -> Conversio
 
     Args:
         source (str): File or web address, in any layout that this project loads.
-        target (str): File to write; one that ends in ``.safetensors`` holds the tensors alone.
+        target (str): File to write; one that ends in ``.safetensors`` holds the tensors alone. With 'hf' a folder.
         to (str): 'xcit_mm', 'official' (what the original release has for such a model: a classifier, a backbone, or
-            a detector or segmentor), 'mmpretrain' or 'timm'.
+            a detector or segmentor), 'mmpretrain', 'timm', or 'hf': a folder with ``model.safetensors``,
+            ``config.json`` and a model card, which timm's ``create_model('local-dir:FOLDER')`` and the hub take.
         force (bool): Replace ``target`` if it exists.
 
     Raises:
@@ -143,8 +169,9 @@ def convert(source: str, target: str, to: str, force: bool = False) -> Conversio
         CheckpointError: If ``source`` is no whole XCiT, does not fit the layout, or the two models disagree.
             In every case ``target`` is as it was before.
     """
-    if to not in TARGETS:
-        raise UsageError(f'there is no layout {to!r}; choose one of {", ".join(TARGETS)}')
+    if to not in CHOICES:
+        raise UsageError(f'there is no layout {to!r}; choose one of {", ".join(CHOICES)}')
+    target = target.rstrip(os.sep) or target
     _check_target(target, to, force)
     old = _read(source)
     layout = _layout_for(to, old)
@@ -153,20 +180,23 @@ def convert(source: str, target: str, to: str, force: bool = False) -> Conversio
         with torch.device('meta'), warnings.catch_warnings():
             warnings.simplefilter('ignore')  # PyTorch's, about every copy to a tensor without memory
             _Ours(old).load(old.path)
-        ours, theirs = _Ours(old), _IMPLEMENTATIONS.get(layout.name, _Ours)(old)
+        ours, theirs = _Ours(old), (_TimmFolder if to == 'hf' else _IMPLEMENTATIONS.get(layout.name, _Ours))(old)
     except ValueError as error:  # XCiT's, about its arguments
         raise CheckpointError(f'{source}: {error}') from None
     except RuntimeError as error:  # PyTorch's and MMEngine's, about names and shapes
         raise _not_converted(source, error) from None
     tensors = layout.from_native(old.state)
-    safetensors = target.endswith('.safetensors')
+    safetensors = to == 'hf' or target.endswith('.safetensors')
     meta = old.meta if layout.container == 'state_dict' and not safetensors else None
 
-    suffix = '.safetensors' if safetensors else '.pth'
+    suffix = '' if to == 'hf' else '.safetensors' if safetensors else '.pth'
     temporary = os.path.join(os.path.dirname(target), f'.{os.path.basename(target)}.{os.getpid()}{suffix}')
+    written = os.path.join(temporary, hub_folder.WEIGHTS) if to == 'hf' else temporary
     try:
-        _write(tensors, meta, layout, temporary, target)
-        _check_written(tensors, old, layout, temporary, target)
+        if to == 'hf':
+            _describe(old, temporary, os.path.basename(target))
+        _write(tensors, meta, layout, old.arch, written, target)
+        _check_written(tensors, old, layout, written, target)
         deviations = _deviations(ours.load(old.path), theirs.load(temporary), old.arch.in_channels)
         if not all(deviation <= TOLERANCE for deviation in deviations.values()):  # not a number fails too
             raise CheckpointError(
@@ -174,13 +204,19 @@ def convert(source: str, target: str, to: str, force: bool = False) -> Conversio
                 f'{ours.title} from the old one. Relative deviation {in_words(deviations)}, expected at most '
                 f'{TOLERANCE:g}. Where it is nan, the weights themselves are broken'
             )
-        os.replace(temporary, target)
+        if to == 'hf' and os.path.isdir(target):
+            for name in os.listdir(temporary):
+                os.replace(os.path.join(temporary, name), os.path.join(target, name))
+        else:
+            os.replace(temporary, target)
     except CheckpointError:
         raise
     except RuntimeError as error:  # PyTorch's, about names and shapes
         raise _not_converted(source, error) from None
     finally:
-        if os.path.exists(temporary):
+        if os.path.isdir(temporary):
+            shutil.rmtree(temporary)
+        elif os.path.exists(temporary):
             os.unlink(temporary)
     left_out = old.left_out
     if old.meta and meta is None:
@@ -198,6 +234,27 @@ def convert(source: str, target: str, to: str, force: bool = False) -> Conversio
     )
 
 
+def _describe(old: '_Checkpoint', folder: str, title: str) -> None:
+    """Make the folder of a model with its config and card."""
+    published = hub_folder.find_published(old.source, old.path, old.arch, old.num_classes)
+    images = hub_folder.describe_images(old.meta, published, old.arch.in_channels)
+    names = hub_folder.class_names(old.meta, old.num_classes)
+    try:
+        os.mkdir(folder)
+        hub_folder.write_config(folder, old.arch, old.num_classes, images, names)
+        hub_folder.write_card(folder, title, old.arch, old.num_classes, images, published, old.source)
+    except OSError as error:
+        raise UsageError(f'{folder} could not be written ({error.strerror}); nothing was left behind') from None
+    if images.origin == 'assumed':
+        print_log(
+            f'{old.source} does not say which images its model takes: config.json says {images.size} pixels and '
+            f'{"the mean and deviation of ImageNet" if old.arch.in_channels == 3 else "a mean and deviation of 0.5"}. '
+            f'Correct it there if that is wrong',
+            'current',
+            logging.WARNING,
+        )
+
+
 def _not_converted(source: str, error: Exception) -> CheckpointError:
     if isinstance(error, CheckpointError):
         return error.naming(source)
@@ -212,9 +269,12 @@ def in_words(deviations: Dict[Tuple[int, int], float]) -> str:
 def _check_target(target: str, to: str, force: bool) -> None:
     """Find what would keep the file from being written, before any work."""
     folder, name = os.path.dirname(target) or '.', os.path.basename(target)
-    if os.path.isdir(target):
+    if os.path.isdir(target) and to != 'hf':
         raise UsageError(f'{target} is a folder; name the file to write in it')
-    if os.path.exists(target) and not force:
+    if to == 'hf' and os.path.isfile(target):
+        raise UsageError(f'{target} is a file; --to hf writes a folder')
+    is_empty = os.path.isdir(target) and not os.listdir(target)
+    if os.path.exists(target) and not force and not is_empty:
         raise UsageError(f'{target} exists already; choose another name, or replace it with --force')
     if not os.path.isdir(folder):
         raise UsageError(f'there is no folder {folder} for {name}; make it, or choose another')
@@ -275,7 +335,7 @@ class _Checkpoint:
 def _read(source: str) -> _Checkpoint:
     """Read a file through the loaders that MMEngine calls, and once more as it is to see what they leave out."""
     try:
-        loaded = (load_from_http if source.startswith(('http://', 'https://')) else load_checkpoint_file)(source, 'cpu')
+        loaded = read_checkpoint(source)
     except FileNotFoundError as error:
         raise CheckpointError(str(error)) from None
     layout, state = find_layout(loaded)
@@ -290,7 +350,8 @@ def _read(source: str) -> _Checkpoint:
             raise CheckpointError(
                 f'{source}: {printable(key)} is of type {tensor.dtype}, expected floating-point numbers'
             )
-    path = loaded.get('state_dict', loaded)._metadata.source['path']
+    origin = loaded.get('state_dict', loaded)._metadata.source
+    path = origin['path']
     raw = _read_untranslated(path)
     found = locate(raw)
     layout, tensors = found.layout, found.tensors
@@ -303,7 +364,8 @@ def _read(source: str) -> _Checkpoint:
             f'query, key and value in different types'
         )
     try:
-        arch = infer_arch({key[len('backbone.') :]: v for key, v in state.items() if key.startswith('backbone.')})
+        backbone = {key[len('backbone.') :]: v for key, v in state.items() if key.startswith('backbone.')}
+        arch = infer_arch(backbone, origin['patch_size'])
     except CheckpointError as error:
         raise error.naming(source) from None
     meta = raw.get('meta')
@@ -366,13 +428,13 @@ def _layout_for(to: str, old: _Checkpoint) -> Layout:
     parts = [f'{part} ({number} tensors)' for part, number in old.beyond_a_classifier().items()]
     if 'backbone.cls_token' not in old.state:
         parts.append('no class token')
-    if parts and to in ('mmpretrain', 'timm'):
+    if parts and to in ('mmpretrain', 'timm', 'hf'):
         raise CheckpointError(
             f'{old.source} (layout: {old.layout.name}) does not fit --to {to}, which holds a backbone with its class '
             f'token and at most one linear head. Found instead: {", ".join(parts)}. Choose --to xcit_mm or '
             f'--to official; they hold whole detectors and segmentors'
         )
-    name = {'xcit_mm': 'this project', 'mmpretrain': 'MMPretrain', 'timm': 'timm'}.get(to)
+    name = {'xcit_mm': 'this project', 'mmpretrain': 'MMPretrain', 'timm': 'timm', 'hf': 'timm'}.get(to)
     if name is None and parts:
         name = 'original detection or segmentation'
     elif name is None:
@@ -380,16 +442,19 @@ def _layout_for(to: str, old: _Checkpoint) -> Layout:
     return next(layout for layout in LAYOUTS if layout.name == name)
 
 
-def _write(tensors: StateDict, meta: Optional[dict], layout: Layout, path: str, target: str) -> None:
+def _write(tensors: StateDict, meta: Optional[dict], layout: Layout, arch: Arch, path: str, target: str) -> None:
     # Copies, since a view would be written with all of the storage it looks at, and safetensors takes none.
     state = OrderedDict((key, t.detach().clone(memory_format=torch.contiguous_format)) for key, t in tensors.items())
+    stated = {'patch_size': str(arch.patch_size)} if arch.patch_size == 4 else {}  # which no tensor tells
     try:
         if path.endswith('.safetensors'):
             with open(path, 'wb') as file:  # safetensors' own writer makes files that only their owner may read
-                file.write(safetensors_bytes(state, metadata={'format': 'pt'}))
+                file.write(safetensors_bytes(state, metadata={'format': 'pt', **stated}))
         elif layout.container is None:
             torch.save(state, path)
         else:
+            if stated and layout.name == 'this project':
+                state._metadata = {'backbone': {'patch_size': arch.patch_size}}
             torch.save({**({} if meta is None else {'meta': meta}), layout.container: state}, path)
     except (OSError, RuntimeError) as error:
         raise UsageError(
@@ -430,6 +495,18 @@ def _deviations(ours: nn.Module, theirs: nn.Module, in_channels: int) -> Dict[Tu
     return deviations
 
 
+def _patches_of_stem(arch: Arch) -> int:
+    """The patch size whose convolutions these are: other implementations know 8 and 16 alone."""
+    return 16 if arch.patch_size == 4 else arch.patch_size
+
+
+def _set_patch_size(stem: nn.Module, arch: Arch) -> None:
+    """Make patches of 4 of another implementation's patches of 16, as RobustBench does."""
+    if arch.patch_size == 4:
+        for conv in [module for module in stem.modules() if isinstance(module, nn.Conv2d)][:2]:
+            conv.stride = (1, 1)
+
+
 class _Ours(nn.Module):
     """This project's backbone and linear head, under the names of a whole model; other parts of a file are not run."""
 
@@ -467,7 +544,7 @@ class _Timm(nn.Module):
         self.module = _require('timm.models.xcit', 'timm', 'pip install timm')
         arch = old.arch
         self.model = self.module.Xcit(
-            patch_size=arch.patch_size,
+            patch_size=_patches_of_stem(arch),
             in_chans=arch.in_channels,
             num_classes=old.num_classes,
             embed_dim=arch.embed_dims,
@@ -476,6 +553,7 @@ class _Timm(nn.Module):
             mlp_ratio=arch.mlp_ratio,
             tokens_norm=arch.tokens_norm,
         )
+        _set_patch_size(self.model.patch_embed, arch)
 
     def load(self, path: str) -> nn.Module:
         load = import_module('timm.models').load_checkpoint
@@ -488,6 +566,26 @@ class _Timm(nn.Module):
         return [tokens] + ([self.model.forward_head(tokens)] if self.model.num_classes else [])
 
 
+class _TimmFolder(_Timm):
+    """timm's XCiT as its ``create_model`` builds it from a folder."""
+
+    title = "timm's create_model('local-dir:...')"
+
+    def __init__(self, old: _Checkpoint):
+        nn.Module.__init__(self)
+        hub_folder.timm_arch(old.arch)  # refuses what timm does not have
+        self.timm = _require('timm', 'timm', 'pip install -U timm')
+
+    def load(self, path: str) -> nn.Module:
+        try:
+            self.model = self.timm.create_model(f'local-dir:{path}', pretrained=True)
+        except (AssertionError, ValueError) as error:
+            raise UsageError(
+                f'timm {self.timm.__version__} does not take a folder ({error}); pip install -U timm'
+            ) from None
+        return self.eval()
+
+
 class _MMPretrain(nn.Module):
     """MMPretrain's classifier with its own XCiT."""
 
@@ -496,13 +594,14 @@ class _MMPretrain(nn.Module):
     def __init__(self, old: _Checkpoint):
         super().__init__()
         _require('mmpretrain.models', 'mmpretrain', 'pip install onedl-mmpretrain (or mmpretrain)')
-        backbone = dict(asdict(old.arch), type='XCiT', out_type='raw')
+        backbone = dict(asdict(old.arch), type='XCiT', out_type='raw', patch_size=_patches_of_stem(old.arch))
         head = dict(type='LinearClsHead', num_classes=old.num_classes, in_channels=old.arch.embed_dims)
         with DefaultScope.overwrite_default_scope('mmpretrain'), warnings.catch_warnings():
             warnings.simplefilter('ignore')  # mmcv's, about a bias that XCiT has
             self.model = import_module('mmpretrain.registry').MODELS.build(
                 dict(type='ImageClassifier', backbone=backbone, head=head if old.num_classes else None)
             )
+        _set_patch_size(self.model.backbone.patch_embed, old.arch)
 
     def load(self, path: str) -> nn.Module:
         # MMEngine's loader would turn the names into ours.

@@ -1,4 +1,4 @@
-"""The loaders that MMEngine calls for local files and web addresses.
+"""The loaders that MMEngine calls for local files and for addresses.
 
 MMEngine's own fall back to unpickling whatever a file asks for. These never do: what is not plain data or on the short
 list below is refused. They also translate XCiT files of every layout, so that ``init_cfg``, ``load_from`` and
@@ -12,7 +12,6 @@ import re
 from collections import OrderedDict
 from functools import lru_cache
 from typing import Callable, Dict, Optional
-from urllib.parse import urlparse
 
 import numpy as np
 import torch
@@ -20,12 +19,15 @@ from mmengine.dist import barrier
 from mmengine.logging import HistoryBuffer, print_log
 from mmengine.runner import CheckpointLoader
 from mmengine.utils import digit_version
+from safetensors import safe_open
 from safetensors.torch import load_file as load_safetensors
 
+from . import sources
 from .contents import check_tensors, check_values, checked
 from .errors import CheckpointError, printable
 from .inspection import NotAllowed, inspect_pth
 from .layouts import locate, unwrapped
+from .stem import stated_patch_size
 
 
 def _history_buffer_method(cls: type, name: str):
@@ -109,7 +111,7 @@ def load_checkpoint_file(path: str, map_location='cpu'):
         raise FileNotFoundError(f'there is no checkpoint file at {path}')
     try:
         if path.endswith('.safetensors'):
-            checkpoint = {'state_dict': load_safetensors(path, device=str(map_location or 'cpu'))}
+            checkpoint = {'state_dict': _load_safetensors(path, str(map_location or 'cpu'))}
         else:
             checkpoint = _safe_torch_load(path, map_location)
     except NotAllowed as error:
@@ -128,6 +130,15 @@ def load_checkpoint_file(path: str, map_location='cpu'):
             f'{path} was read, but what it holds is not what torch.save writes of a model ({reason}). Expected a dict '
             f'of tensors by name'
         ) from None
+
+
+def _load_safetensors(path: str, device: str) -> OrderedDict:
+    """The tensors, with the patch size in their metadata if the file states it."""
+    with safe_open(path, 'pt') as file:
+        stated = (file.metadata() or {}).get('patch_size')
+    state = OrderedDict(load_safetensors(path, device=device))
+    state._metadata = {'': {'patch_size': int(stated)}} if stated in ('4', '8', '16') else {}
+    return state
 
 
 def _refused(path: str, name: str) -> str:
@@ -200,7 +211,7 @@ class SourceMetadata(OrderedDict):
 
     def __init__(self, original=(), path: Optional[str] = None, layout: Optional[str] = None):
         super().__init__(original)
-        self.source = dict(path=path, layout=layout)
+        self.source = dict(path=path, layout=layout, patch_size=stated_patch_size(self, path))
 
     def get(self, key, default=None):
         return {**(super().get(key) or default or {}), 'source': self.source}
@@ -212,47 +223,47 @@ def load_from_local(filename, map_location):
     return load_checkpoint_file(filename, map_location)
 
 
-@CheckpointLoader.register_scheme(prefixes=('http://', 'https://'), force=True)
-def load_from_http(filename, map_location=None):
-    """Loader for web addresses: PyTorch's download into its cache, once per machine, then as a local file.
+@CheckpointLoader.register_scheme(prefixes=(*sources.WEB, *sources.HUB, sources.ZOO), force=True)
+def load_from_address(filename, map_location=None):
+    """Loader for all that has to be fetched: see :mod:`sources`. Once per machine, then as a local file.
 
-    A name such as ``model-ed776c38.pth`` carries the first digits of the file's SHA-256, which are checked. A download
-    that is no checkpoint, such as a web page about an error, is not kept.
+    A download that is no checkpoint, such as a web page about an error, is not kept.
     """
-    path = os.path.join(torch.hub.get_dir(), 'checkpoints', os.path.basename(urlparse(filename).path))
+    address = sources.resolve(filename)
     checkpoint = failure = None
     if int(os.environ.get('LOCAL_RANK', 0)) == 0:
         try:
-            checkpoint = _fetch(filename, path, map_location)
+            checkpoint = _fetch_and_read(address, map_location)
         except CheckpointError as error:
             failure = error
     barrier()
     if failure is not None:
         raise failure
-    if checkpoint is None and not os.path.exists(path):
-        raise CheckpointError(f'{filename} was not loaded; the first process of this machine says why')
-    return load_checkpoint_file(path, map_location) if checkpoint is None else checkpoint
+    if checkpoint is not None:
+        return checkpoint
+    try:
+        return load_checkpoint_file(sources.fetch(address, local_only=True), map_location)
+    except FileNotFoundError:
+        raise CheckpointError(f'{address} was not loaded; the first process of this machine says why') from None
 
 
-def _fetch(address: str, path: str, map_location) -> dict:
+def _fetch_and_read(address: str, map_location) -> dict:
     """Download the file, unless it is there, and read it."""
-    is_new = not os.path.exists(path)
-    if is_new:
-        os.makedirs(os.path.dirname(path), exist_ok=True)
-        hash_prefix = torch.hub.HASH_REGEX.search(os.path.basename(path))
-        try:
-            torch.hub.download_url_to_file(address, path, hash_prefix and hash_prefix[1])
-        except (OSError, RuntimeError) as error:
-            raise CheckpointError(
-                f'{address} could not be downloaded: {error}. Without network, fetch it elsewhere and put it at '
-                f'{path}, or name a local file'
-            ) from None
+    is_web = address.startswith(sources.WEB)
+    was_there = not is_web or os.path.exists(sources.cache_path(address))
+    path = sources.fetch(address)
     try:
         return load_checkpoint_file(path, map_location)
     except CheckpointError as error:
-        if not is_new:
-            raise CheckpointError(f'{error}. Remove that file to have {address} downloaded again') from None
-        os.remove(path)
-        raise CheckpointError(
-            f'what {address} sent was not kept, and the next try downloads it again: {error}'
-        ) from None
+        if not was_there and path == sources.cache_path(address):
+            sources.discard(path)
+            raise CheckpointError(
+                f'what {address} sent was not kept, and the next try downloads it again: {error}'
+            ) from None
+        what_to_do = f'Remove that file to have {address} downloaded again' if is_web else f'It is {address}'
+        raise CheckpointError(f'{error}. {what_to_do}') from None
+
+
+def read_checkpoint(source: str, map_location='cpu') -> dict:
+    """As :func:`load_checkpoint_file`, from a file or from an address."""
+    return (load_from_address if sources.is_address(source) else load_checkpoint_file)(source, map_location)

@@ -35,7 +35,7 @@ def match_state_dict(module: nn.Module, state_dict: Dict[str, Tensor], prefix: s
     layout, tensors = found.layout, found.tensors
     who = f'{source["path"]}: ' if source.get('path') else ''
     if _is_a_part(given, own) and (layout is None or not source):
-        # On purpose, such as LoRA's adapters alone, and under the model's own names: PyTorch reports what is missing.
+        # Such as LoRA's adapters alone, under the model's own names.
         if source:
             print_log(f'{who}holds {len(given)} of the {len(own)} tensors of the backbone; the others stay', 'current')
         return
@@ -57,7 +57,8 @@ def match_state_dict(module: nn.Module, state_dict: Dict[str, Tensor], prefix: s
     native = {key[len('backbone.') :]: v for key, v in layout.to_native(tensors).items() if key.startswith('backbone.')}
     wanted = {key: value.shape for key, value in own.items()}
     ignored = sorted({_optional_part(key) for key in native if key not in wanted and key.startswith(_OPTIONAL)})
-    problems = _problems(native, wanted) + _wrong_types(native, own)
+    # What somebody's own code gives in part is given on purpose, and PyTorch reports the rest.
+    problems = _problems(native, wanted, whole=bool(source)) + _wrong_types(native, own)
     if problems:
         raise CheckpointError(
             f'{who}the checkpoint (layout: {source.get("layout") or layout.name}) does not fit the model, and '
@@ -94,12 +95,13 @@ def _own_tensors(module: nn.Module) -> Dict[str, Tensor]:
         return module.state_dict()
 
 
-def _problems(native: Dict[str, Tensor], wanted: Dict[str, tuple]) -> list:
+def _problems(native: Dict[str, Tensor], wanted: Dict[str, tuple], whole: bool) -> list:
     has_adapter = any(key.startswith('pyramid.') for key in native)
     missing = [
         key
         for key in wanted
-        if key not in native
+        if whole
+        and key not in native
         and not key.endswith('num_batches_tracked')
         and (has_adapter or not key.startswith('pyramid.'))
     ]

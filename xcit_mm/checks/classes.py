@@ -6,7 +6,8 @@ what is found                                  what is done
 a text, a set or a number for a list of names  refused; the path of a file with one name in each line is none of them
 fewer colours than classes                     refused; surplus colours (left over from a base) are taken away
 train, val and test with other names or order  refused, with both lists
-heads with another number                      refused
+heads, weights of losses with another number   refused
+classes where older versions had them          refused, with the right place
 batches mixed by another number of classes     made to agree with the head
 =============================================  ======================================================================
 
@@ -22,6 +23,8 @@ from mmengine.config import Config
 from ..errors import UsageError
 from .datasets import check_names, find_loaders, find_type, innermost_datasets, side_by_side
 
+# Names of classes and colours in metainfo that nothing reads, and the right ones.
+OLD_KEYS = {'CLASSES': 'classes', 'class': 'classes', 'class_names': 'classes', 'PALETTE': 'palette'}
 LIBRARIES = ('mmdet', 'mmseg', 'mmpretrain')
 
 
@@ -44,7 +47,7 @@ def check_classes(cfg: Config, scope: str) -> List[str]:
     for split, loader in find_loaders(cfg).items():
         datasets = list(innermost_datasets(loader['dataset']))
         for dataset in datasets:
-            _check_old_names(f'{split}_dataloader.dataset.metainfo', dataset.get('metainfo') or {})
+            _check_place(f'{split}_dataloader.dataset', dataset, scope)
             for key, names in _settings(dataset, scope):
                 _check_list(f'{split}_dataloader.dataset.{key}', names)
             notes += _check_palette(f'{split}_dataloader.dataset.metainfo', dataset.get('metainfo') or {})
@@ -84,15 +87,26 @@ def _settings(dataset: dict, scope: str) -> Iterator[Tuple[str, Any]]:
         yield 'classes', dataset.get('classes')
 
 
-def _check_old_names(key: str, metainfo: dict) -> None:
-    for old in ('CLASSES', 'PALETTE'):
-        if old in metainfo and old.lower() not in metainfo:
-            raise UsageError(f'nothing reads {key}.{old}; its name is {key}.{old.lower()}')
+def _check_place(path: str, dataset: dict, scope: str) -> None:
+    """Whether classes and colours are where the libraries read them, and not where older versions did."""
+    metainfo = dataset.get('metainfo') or {}
+    for key in metainfo:
+        right = OLD_KEYS.get(key)
+        if right and right not in metainfo:
+            raise UsageError(f'{path}.metainfo.{key}: nothing reads {key!r}; write {right!r}')
+    kind = find_type(registries.DATASETS, dataset['type'], scope) if 'type' in dataset else None
+    if 'classes' in dataset and getattr(kind, '__module__', '').split('.')[0] in ('mmdet', 'mmseg'):
+        raise UsageError(f'{path}.classes: {kind.__name__} takes its classes as metainfo=dict(classes=...)')
 
 
 def _check_list(key: str, names: Any) -> None:
     if isinstance(names, str):
         check_names(key, names)
+    elif key.endswith('metainfo.classes') and isinstance(names, (list, tuple)):
+        twice = next((name for name in names if list(names).count(name) > 1), None)
+        if twice is not None:
+            labels = [str(label) for label, name in enumerate(names) if name == twice]
+            raise UsageError(f'{key} names {twice!r} more than once, as the labels {", ".join(labels)}')
     elif names is not None and not isinstance(names, (list, tuple)):
         raise UsageError(f"{key} is a {type(names).__name__} ({names!r}); expected a list of names, such as ('a', 'b')")
 
@@ -157,6 +171,18 @@ def _check_heads(cfg: Config, scope: str, classes: tuple, kind: Any) -> None:
                 f'classes ({", ".join(map(str, classes[:3]))}, ...); set it to {len(classes)}, or list the classes of '
                 f'your own data in metainfo=dict(classes=...) of the data sets'
             )
+        for place, weights in _class_weights(head, path):
+            if number is not None and len(weights) not in (number, number + 1):  # and the background
+                raise UsageError(f'{place} has {len(weights)} numbers, and {path}.num_classes is {number}')
+
+
+def _class_weights(value: Any, path: str) -> Iterator[Tuple[str, Any]]:
+    items = value.items() if isinstance(value, dict) else enumerate(value) if isinstance(value, (list, tuple)) else ()
+    for key, item in items:
+        if key == 'class_weight' and isinstance(item, (list, tuple)):
+            yield f'{path}.{key}', item
+        else:
+            yield from _class_weights(item, f'{path}.{key}')
 
 
 def _agree_on_mixing(cfg: Config, scope: str) -> List[str]:
@@ -190,11 +216,12 @@ def check_checkpoint_classes(meta: Optional[dict], classes: Optional[Sequence[st
     if not _is_list(of_file) or not _is_list(classes):
         return None
     of_file, classes = list(map(str, of_file)), list(map(str, classes))
-    if of_file == classes or (
-        purpose == 'train' and len(of_file) != len(classes)
-    ):  # other heads, which is said elsewhere
+    ours, theirs = list(map(_plain, classes)), list(map(_plain, of_file))
+    if ours == theirs:
         return None
-    what = 'the same classes in another order' if sorted(of_file) == sorted(classes) else 'other classes'
+    if purpose == 'train' and len(of_file) != len(classes):  # other heads, which is said elsewhere
+        return None
+    what = 'the same classes in another order' if sorted(ours) == sorted(theirs) else 'other classes'
     found = f'{what}.{side_by_side(of_file, classes, ("checkpoint", "config"))}'
     if purpose == 'train':
         return f'the checkpoint was trained for {found}\nIts heads are taken over and learn the classes of the config'
@@ -203,6 +230,11 @@ def check_checkpoint_classes(meta: Optional[dict], classes: Optional[Sequence[st
         f'data sets to the list of the checkpoint'
         + ('; to train for other classes, begin a run with load_from' if purpose == 'resume' else '')
     )
+
+
+def _plain(name: str) -> str:
+    """A name as versions of the libraries agree on it: 'bed ' and 'traffic_light' are 'bed' and 'traffic light'."""
+    return ' '.join(name.replace('_', ' ').split()).casefold()
 
 
 def _is_list(value) -> bool:

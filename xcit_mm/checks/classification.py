@@ -21,7 +21,7 @@ from .datasets import (
     some,
     suffixes,
 )
-from .folders import folder_labels
+from .folders import IMAGENET_FOLDER, folder_labels
 
 # Data sets whose folders follow the classes of the config, see xcit_mm.datasets.folders.
 BY_NAME = ('CustomDataset', 'ImageNet', 'ImageNet21k')
@@ -52,9 +52,9 @@ def check_folders(data: Data, datasets: List[Data], cfg: Config) -> None:
     if expected and len(found) != expected:
         raise UsageError(
             f'{data}: {folder} has {len(found)} folders of classes ({some(found)}), and the config has {expected} '
-            f'classes. {_why_other_number(found, folder, data, datasets)}{data.advice()} For classes '
-            f'of your own, set metainfo=dict(classes=...) of the data sets and model.head.num_classes. '
-            f'{data.where_else()}{_unlabelled(cfg)}'
+            f'classes. {_why_other_number(found, folder, data, datasets)}For classes of your own, set '
+            f'metainfo=dict(classes=...) of the data sets and model.head.num_classes. '
+            f'{_advice(data, found)}{_unlabelled(cfg)}'
         )
     for other, names in _other_folders(data, cfg):
         if len(names) == len(found) and names != found:  # another number is the other's own error
@@ -68,23 +68,14 @@ def check_folders(data: Data, datasets: List[Data], cfg: Config) -> None:
 
 def _check_order(data: Data, folder: str, found: set) -> None:
     """Whether it is known which folder belongs to which class."""
-    own = type_of(data, '_find_samples'), type_of(data, 'load_data_list')
+    own = _module_of(data, '_find_samples'), _module_of(data, 'load_data_list')
     if not all(module.startswith('mmpretrain.') for module in own):
         return  # a class of the user's gives the labels
     classes = data.classes
     published = list(getattr(data.kind, 'METAINFO', {}).get('classes') or [])
     declared = (data.cfg.get('metainfo') or {}).get('folders')
     labels = folder_labels(sorted(found), classes, declared, classes == published, str(data))
-    if labels == folder_labels(sorted(found)):
-        return
-    if data.kind.__name__ in BY_NAME:
-        if data.split == 'test':
-            print(
-                f'Note: {data}: labels follow the classes of the config, and not the order of the folders as text. '
-                f"Models that MMPretrain's own tools trained, or this package before it did so, have the latter.",
-                flush=True,
-            )
-    else:
+    if data.kind.__name__ not in BY_NAME and labels != folder_labels(sorted(found)):
         raise UsageError(
             f'{data}: {data.kind.__name__} numbers its folders in the order of their names, which is not that of the '
             f'classes.{side_by_side(sorted(found), classes, ("folder", "class"))}\n'
@@ -92,7 +83,7 @@ def _check_order(data: Data, folder: str, found: set) -> None:
         )
 
 
-def type_of(data: Data, method: str) -> str:
+def _module_of(data: Data, method: str) -> str:
     """The module of the class that a method of the data set comes from."""
     return next(kind.__module__ for kind in data.kind.__mro__ if method in kind.__dict__) + '.'
 
@@ -143,6 +134,7 @@ def _check_list(data: Data, path: str, folder: str, expected: Optional[int]) -> 
             f'line, NAME NUMBER'
         )
     counts: Dict[int, int] = Counter()
+    folders: Dict[str, Counter] = {}
     bad: List[str] = []
     images: List[str] = []
     with open(path) as file:
@@ -151,6 +143,7 @@ def _check_list(data: Data, path: str, folder: str, expected: Optional[int]) -> 
             if label.isdigit() and name:
                 counts[int(label)] += 1
                 images.append(name)
+                folders.setdefault(name.split('/')[0], Counter())[int(label)] += 1
             else:
                 bad.append(f'line {number}: {line.strip()[:80]!r}')
     if bad:
@@ -171,6 +164,7 @@ def _check_list(data: Data, path: str, folder: str, expected: Optional[int]) -> 
             f'{data}: {path} has labels up to {beyond[-1]} ({sum(counts[label] for label in beyond)} images), and the '
             f'config has {expected} classes, 0 to {expected - 1}.{from_one}'
         )
+    _compare_with_folders(data, path, folders)
     some_images = images[:: max(1, len(images) // 20)]
     if '://' not in folder and not any(os.path.exists(os.path.join(folder, name)) for name in some_images):
         raise UsageError(
@@ -182,6 +176,19 @@ def _check_list(data: Data, path: str, folder: str, expected: Optional[int]) -> 
         if expected - len(absent) == 1:
             raise UsageError(f'{data}: all {len(images)} images of {path} have one label, of {expected} classes')
         print(f'Note: {data}: {path} has no image of {len(absent)} classes ({", ".join(absent[:5])}).', flush=True)
+
+
+def _compare_with_folders(data: Data, path: str, folders: Dict[str, Counter]) -> None:
+    """Whether a list gives the images in folders that are named by classes the labels of these classes."""
+    classes = list(map(str, data.classes or ()))
+    usual = {folder: labels.most_common(1)[0][0] for folder, labels in folders.items() if folder in classes}
+    if any(classes[label] != folder for folder, label in usual.items()):
+        by_list = [next((folder for folder, at in usual.items() if at == label), '-') for label in range(len(classes))]
+        raise UsageError(
+            f'{data}: the labels in {path} number the folders of the images in another order than the classes of the '
+            f'config.{side_by_side(by_list, classes, ("folder", "class"))}\n'
+            f'Write the classes in the order of the list'
+        )
 
 
 def _number_of_classes(data: Data, cfg: Config) -> Optional[int]:
@@ -228,7 +235,7 @@ def _why_no_folders(files: List[str], folder: str, data: Data, cfg: Config) -> s
     if images:
         listing = data.path(os.path.join('meta', f'{data.cfg.get("split") or "val"}.txt'))
         as_list = f'list them with their class number, one "NAME NUMBER" in each line, in {listing}'
-        if data.is_own:
+        if data.is_own and not any(name.startswith('ILSVRC') for name in images):
             return (
                 f'Its {len(images)} images lie side by side. Sort them into a folder for each class, with the name of '
                 f'the class; or {as_list}{_unlabelled(cfg)}'
@@ -245,7 +252,13 @@ def _why_no_folders(files: List[str], folder: str, data: Data, cfg: Config) -> s
             f'into a folder of its name: '
             f'cd {folder} && for f in *.tar; do mkdir ${{f%.tar}} && tar xf $f -C ${{f%.tar}}; done'
         )
-    return f'It holds {some(files) or "nothing"}. {data.advice()} {data.where_else()}'
+    return f'It holds {some(files) or "nothing"}. {data.advice()}'
+
+
+def _advice(data: Data, found: set) -> str:
+    """Where to get what is missing; not of ImageNet, if the folders are others."""
+    own = data.name == 'ImageNet' and not any(map(IMAGENET_FOLDER.fullmatch, found))
+    return data.where_else() if own else data.advice()
 
 
 def _why_other_number(found: set, folder: str, data: Data, datasets: List[Data]) -> str:
@@ -309,7 +322,7 @@ def _evaluators(cfg: Config, split: str) -> List[dict]:
 def _check_categories(data: Data) -> None:
     """Whether annotations of OpenMMLab's own format (JSON) list the classes as the config does."""
     path = data.path(data.cfg.get('ann_file'))
-    if not data.classes or not path.endswith('.json') or '://' in path or not os.path.isfile(path):
+    if not data.classes or not os.path.isfile(path) or not _module_of(data, 'load_data_list').startswith('mmengine.'):
         return
     try:
         with open(path) as file:
@@ -343,6 +356,8 @@ def check_classification(datasets: List[Data], cfg: Config) -> None:
     known = [(data, data.classes) for data in everything]
     trained = next(((data, classes) for data, classes in known if classes and data.split == 'train'), None)
     used = {data.split for data in datasets}
+    if trained and 'train' not in used and _head_classes(cfg) not in (None, len(trained[1])):
+        trained = None  # a test of a model that these data did not train
     for data, classes in known:
         if trained and classes and data.split in used and classes != trained[1]:
             raise UsageError(
@@ -353,7 +368,7 @@ def check_classification(datasets: List[Data], cfg: Config) -> None:
     for data in datasets:
         _check_categories(data)
         number = _head_classes(cfg) or (len(data.classes) if data.classes else None)
-        if number == 1 and data.split == 'train' and _learns_from_labels(cfg):
+        if len(data.classes or range(number or 0)) == 1 and data.split == 'train' and _learns_from_labels(cfg):
             raise UsageError(f'{data} has one class: there is nothing to tell apart')
         multi = 'MultiLabelDataset' in {kind.__name__ for kind in data.kind.__mro__}
         for metric in _evaluators(cfg, data.split) if cfg.model.get('head') and data.split != 'train' else ():

@@ -96,6 +96,8 @@ def check_options(cfg: Config, options: dict) -> None:
             if part in place:
                 place = place[part]
                 continue
+            if f'{before}.type' in options:  # the arguments are those of the type that is set beside them
+                place = {**place, 'type': options[f'{before}.type']}
             known, complete = _known_keys(place, depth, kind, scope)
             near = difflib.get_close_matches(part, known - {part}, n=1, cutoff=CLOSE if complete else VERY_CLOSE)
             if part not in known and (complete or near):
@@ -198,6 +200,8 @@ def _typed(value, path: str, kinds: List[str]) -> Iterator[Tuple[str, dict, List
     if _is_dict(value):
         if 'type' in value and kinds:
             yield path, value, kinds
+        if str(value.get('type')).split('.')[-1] == 'Albu':
+            return  # its transforms are Albumentations'
         inner = value.items()
         if value.get('type') and not inside_model:
             kinds = []

@@ -9,8 +9,9 @@ from typing import Sequence
 from mmengine.config import Config
 from mmengine.registry import DATASETS
 
+from ..errors import UsageError
 from .classification import check_classification, check_folders
-from .datasets import Data, check_exist, find_loaders, find_type, innermost_datasets
+from .datasets import IMAGE_SUFFIXES, Data, check_exist, find_loaders, find_type, innermost_datasets
 from .detection import check_coco
 from .label_maps import check_labels
 from .segmentation import check_maps, check_segmentation
@@ -67,4 +68,12 @@ def _check_paths(data: Data) -> None:
         return
     if data.name.startswith('ImageNet') and data.cfg.get('split') and not any(parts):
         parts = [data.cfg['split']]  # the folder
+        if os.path.isdir(data.root) and not os.path.isdir(data.path(parts[0])):
+            images = [name for name in os.listdir(data.root) if name.lower().endswith(IMAGE_SUFFIXES)]
+            if images:
+                raise UsageError(
+                    f'{data}: {data.root} has no folder {parts[0]!r}, and holds {len(images)} images itself. To read '
+                    f"these, split='' in the data set (--cfg-options {data.split}_dataloader.dataset.split=), and "
+                    f'with_label=False where the model learns without labels'
+                )
     check_exist(data, [data.path(part) for part in parts if isinstance(part, str) and part] or [data.root])

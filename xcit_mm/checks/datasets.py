@@ -100,12 +100,15 @@ class Data(NamedTuple):
         return DIGITS if 'digits' in self.root else SOURCES.get(self.name, 'the data set')
 
     def advice(self) -> str:
-        """What to do about files that are not as expected: get the data set, or correct the settings of one's own."""
-        if 'digits' in self.root or not self.is_own:
-            return f'To get it: {self.how_to_get()}.'
+        """What to do where files are not as expected: get the data set, or correct settings for data of one's own."""
+        own = (self.cfg.get('metainfo') or {}).get('classes') and 'digits' not in self.root
+        if not own and self.name in SOURCES:
+            return f'To get it: {self.how_to_get()}. {self.where_else()}'
+        if 'digits' in self.root:
+            return f'To get it: {self.how_to_get()}'
         settings = {key: self.cfg.get(key) for key in ('data_root', 'ann_file', 'data_prefix') if self.cfg.get(key)}
         shown = ', '.join(f'{key}={value!r}' for key, value in settings.items())
-        return f'Files are looked for by the settings {shown}; correct them.'
+        return f'Files are looked for by the settings {shown}; correct them. {self.where_else()}'
 
     def where_else(self) -> str:
         root = self.root.rstrip('/') or '.'
@@ -140,7 +143,7 @@ def check_exist(data: Data, paths: List[str]) -> None:
     if missing:
         raise UsageError(
             f'{data} is not where the config expects it. Missing: {", ".join(missing)} (from {os.getcwd()}). '
-            f'{data.advice()} {data.where_else()}'
+            f'{data.advice()}'
         )
 
 

@@ -13,6 +13,8 @@ from .annotations import find_file
 from .datasets import IMAGE_SUFFIXES, Data, find_loaders, find_type, innermost_datasets, some
 
 LOOKED_AT = 20
+PART = 1 << 16  # bytes of a file that are looked at, at its beginning and its end
+FILE_NAME = rb'"file_name"\s*:\s*("(?:[^"\\]|\\.)+")'
 TO_COCO = (
     'convert it to COCO, for instance with supervision (pip install supervision): '
     'DetectionDataset.from_{}(...).as_coco(...)'
@@ -38,24 +40,27 @@ def check_coco(data: Data) -> None:
     if not os.path.isfile(annotations):
         return
     with open(annotations, 'rb') as file:
-        start = file.read(1 << 16)
+        start = file.read(PART)
         size = os.path.getsize(annotations)
-        file.seek(max(0, size - 64))
+        file.seek(max(0, size - PART))
         end = file.read().rstrip()
     other = _other_format(start.lstrip(b'\xef\xbb\xbf').lstrip(), annotations)
     if other:
-        raise UsageError(f'{data}: {annotations} is no COCO annotation file, but {other}')
+        raise UsageError(
+            f'{data}: {annotations} ({size} bytes) is no COCO annotation file, but {other}. {data.advice()}'
+        )
     if not start.lstrip(b'\xef\xbb\xbf').lstrip().startswith((b'{', b'[')) or not end.endswith((b'}', b']')):
         raise UsageError(
             f'{data}: {annotations} is not a whole COCO annotation file: {size} bytes, beginning with {start[:16]!r} '
             f'and ending with {end[-16:]!r}, expected a JSON object {{...}}. It may be cut off. '
-            f'{data.advice()} {data.where_else()}'
+            f'{data.advice()}'
         )
-    names = [_unquoted(name) for name in re.findall(rb'"file_name"\s*:\s*("(?:[^"\\]|\\.)+")', start)[:LOOKED_AT]]
+    found = re.findall(FILE_NAME, start) or re.findall(FILE_NAME, end)  # some tools write the images last
+    names = [_unquoted(name) for name in found[:LOOKED_AT]]
     if not names or any(_is_there(name, images) for name in names):
         return
     what = f'{images} has none of the first {len(names)} images that {annotations} names, such as {names[0]}'
-    raise UsageError(f'{data}: {what}. {_why_not_there(names, images)}{data.advice()} {data.where_else()}')
+    raise UsageError(f'{data}: {what}. {_why_not_there(names, images)}{data.advice()}')
 
 
 def _unquoted(name: bytes) -> str:

@@ -35,6 +35,7 @@ def folder_labels(
         UsageError: With both lists, if they do not tell which is which.
     """
     folders = sorted(folders)
+    classes = None if classes is None else list(map(str, classes))
     if declared is not None:
         if sorted(declared) != folders or (classes is not None and len(declared) != len(classes)):
             raise UsageError(

@@ -12,10 +12,10 @@ from PIL import Image
 
 from ..errors import UsageError
 from .datasets import Data, stems
-from .segmentation import IGNORED, load_steps
+from .segmentation import IGNORED, finds_files, load_steps, prefix
 
 # So many maps are looked at, spread over the data set; and further ones for as many seconds.
-LOOKED_AT, SECONDS = 200, 5
+LOOKED_AT, SECONDS = 200, 2
 CONVERT = 'docs/segmentation.md has the few lines that turn such maps into numbers'
 
 
@@ -44,7 +44,7 @@ class Seen(NamedTuple):
 def check_labels(datasets: List[Data]) -> None:
     """Look at some label maps: whether they hold numbers, and the numbers are those of the classes.
 
-    Up to 200 maps are read, spread over the data set, and further ones for at most five seconds; a class is said to be
+    200 maps are read, spread over the data set, and further ones until two seconds are over. A class is said to be
     absent only if all of them were read.
 
     Raises:
@@ -52,16 +52,15 @@ def check_labels(datasets: List[Data]) -> None:
             that of a class, or, in training, of no class but one.
     """
     for split in ('train', 'val', 'test'):
-        parts = [data for data in datasets if data.split == split and data.prefix('seg_map_path') is not None]
+        parts = [data for data in datasets if data.split == split and prefix(data, 'seg_map_path') is not None]
         if parts and all(_plain_maps(data) for data in parts):
             _check_split(parts)
 
 
 def _plain_maps(data: Data) -> bool:
     """Whether maps are found and read by MMSegmentation's own data set and step."""
-    found_by = next(parent for parent in data.kind.__mro__ if 'load_data_list' in parent.__dict__)
     backends = [step.get('imdecode_backend', 'pillow') for step in load_steps(data.cfg.get('pipeline'))]
-    return found_by.__name__ == 'BaseSegDataset' and bool(backends) and set(backends) <= {'pillow', 'cv2'}
+    return finds_files(data) and bool(backends) and set(backends) <= {'pillow', 'cv2'}
 
 
 def _check_split(parts: List[Data]) -> None:
@@ -73,6 +72,7 @@ def _check_split(parts: List[Data]) -> None:
         if not seen.read:
             return  # files that cannot be read are named by the run
         _refuse_what_is_no_map(data, seen)
+        _refuse_numbers_from_one(data, seen)
         present |= _present(data, seen.pixels)
         whole &= seen.whole
         _note_unknown(data, seen)
@@ -84,9 +84,12 @@ def _check_split(parts: List[Data]) -> None:
     if absent and whole:
         names = ', '.join(absent[:10]) + (f' and {len(absent) - 10} more' if len(absent) > 10 else '')
         what = 'cannot be learnt' if parts[0].split == 'train' else 'cannot be scored'
+        zero = ''
+        if absent == classes[-1:] and 0 in seen.pixels and data.setting('reduce_zero_label'):
+            zero = ' If 0 in the maps is the first class, set reduce_zero_label=False in data sets and pipelines.'
         print(
             f'Note: {parts[0]}: no pixel of {len(absent)} of {len(classes)} classes is labelled, and they {what}: '
-            f'{names}.',
+            f'{names}.{zero}',
             flush=True,
         )
 
@@ -94,7 +97,7 @@ def _check_split(parts: List[Data]) -> None:
 def _maps_of(data: Data) -> List[Tuple[str, str]]:
     """Paths of image and map, in the order of MMSegmentation."""
     suffix, listed = data.setting('img_suffix'), data.cfg.get('ann_file')
-    images, maps = data.path(data.prefix('img_path')), data.path(data.prefix('seg_map_path'))
+    images, maps = data.path(prefix(data, 'img_path')), data.path(prefix(data, 'seg_map_path'))
     if listed and os.path.isfile(data.path(listed)):
         with open(data.path(listed)) as file:
             names = [line.strip() for line in file if line.strip()]
@@ -192,7 +195,7 @@ def _unknown(data: Data, seen: Seen) -> List[int]:
 
 
 def _refuse_what_is_no_map(data: Data, seen: Seen) -> None:
-    where = data.path(data.prefix('seg_map_path'))
+    where = data.path(prefix(data, 'seg_map_path'))
     if sum(seen.modes.values()) == seen.read:
         kind = seen.modes.most_common(1)[0][0]
         if 'equal' in kind:
@@ -213,6 +216,17 @@ def _refuse_what_is_no_map(data: Data, seen: Seen) -> None:
         raise UsageError(
             f'{data}: the maps in {where} have other sizes than their images: {seen.misfits.most_common(1)[0][0]} '
             f'pixels (height x width). Make maps of the size of the images'
+        )
+
+
+def _refuse_numbers_from_one(data: Data, seen: Seen) -> None:
+    """Numbers from 1 to the number of classes are those of classes from 0, one higher."""
+    numbers = sorted(number for number in seen.pixels if _label(data, number) is not None)
+    if seen.whole and not data.setting('reduce_zero_label') and numbers == list(range(1, len(data.classes) + 1)):
+        raise UsageError(
+            f'{data}: the maps in {data.path(prefix(data, "seg_map_path"))} have the numbers 1 to {numbers[-1]}, and '
+            f'the {len(numbers)} classes are 0 to {len(numbers) - 1}, so that 1 would be {data.classes[1]}. If 1 is '
+            f'{data.classes[0]}, set reduce_zero_label=True in data sets and pipelines'
         )
 
 
@@ -256,6 +270,6 @@ def _nothing_to_learn(data: Data, seen: Seen, present: List[str], absent: List[s
     doing = 'learn' if data.split == 'train' else 'score'
     return (
         f'{data}: there is nothing to {doing}: {labelled} is labelled in {seen.read} maps in '
-        f'{data.path(data.prefix("seg_map_path"))} (absent: {", ".join(absent[:5] + ["..."] * (len(absent) > 5))}). '
+        f'{data.path(prefix(data, "seg_map_path"))} (absent: {", ".join(absent[:5] + ["..."] * (len(absent) > 5))}). '
         f'The maps hold the numbers {shown or "none"}; expected {expected}. {hint}'
     )

@@ -49,12 +49,14 @@ def check_pyramid(cfg: Config, training: bool = True) -> None:
             f'model.{readers[0][0]}.in_channels={[channels] * len(kept)}',
             f'model.{readers[0][0]}.start_level=0',
         ]
+    elif scope == 'mmseg':
+        changes.append('count in_index of the heads among these')
     said = (
         f'{where} makes maps that nothing reads, of stride {", ".join(map(str, unused))}. Set {" and ".join(changes)}.'
     )
     if cfg.get('launcher', 'none') != 'none':
         wrapper = cfg.get('model_wrapper_cfg')
-        if wrapper:
+        if wrapper and str(wrapper.get('type')).endswith('DistributedDataParallel'):
             wrapper.setdefault('find_unused_parameters', True)
         else:
             cfg.find_unused_parameters = True
@@ -66,6 +68,7 @@ def check_pyramid(cfg: Config, training: bool = True) -> None:
 def _pyramid(backbone, necks: List[dict], scope: str) -> Optional[Tuple[str, tuple, Optional[int], List[dict]]]:
     """Where the pyramid is made, its strides and channels, and the necks behind it; None if there is none."""
     from ..models import MultiScaleAdapter, XCiT
+    from ..models.adapter import check_strides
     from ..models.xcit import _arch_settings
 
     if necks and find_type(MODELS, necks[0].get('type'), scope) is MultiScaleAdapter:
@@ -76,9 +79,10 @@ def _pyramid(backbone, necks: List[dict], scope: str) -> Optional[Tuple[str, tup
         return None
     try:
         channels = _arch_settings(backbone.get('arch', 's12'))['embed_dims']
+        strides = check_strides(backbone.get('out_strides', MultiScaleAdapter.STRIDES))
     except ValueError:  # the backbone says it better
         return None
-    return 'model.backbone', tuple(backbone.get('out_strides', MultiScaleAdapter.STRIDES)), channels, necks
+    return 'model.backbone', strides, channels, necks
 
 
 def _readers(model: dict, necks: List[dict], strides: tuple, scope: str) -> Iterator[Tuple[str, dict, Set[int]]]:

@@ -138,6 +138,8 @@ def find_misfits(runner, run: Run) -> Iterator[str]:
     for hook in runner.hooks:
         if isinstance(hook, CheckpointHook):
             yield from _misfits_of_checkpoints(hook, run)
+            if hook.save_best and runner.val_loop is None:
+                yield 'default_hooks.checkpoint.save_best: the run does not validate, so that no checkpoint is the best'
         draws = getattr(hook, 'draw', False) or getattr(hook, 'enable', False)
         if draws and runner.val_loop is not None and hasattr(hook, 'interval'):
             images = len(runner.val_dataloader.dataset)
@@ -182,7 +184,7 @@ def _misfits_of_schedule(place: str, one, run: Run, last: bool) -> Iterator[str]
     if rises and end > length:
         yield f'{place} warms up until {unit} {end}, and the run ends at {length}: the {what} stays below its value'
     elif not rises and end > length * LATE:
-        yield f'{place} goes on until {unit} {_shown(end)}, and the run ends at {length}: the {what} does not get there'
+        yield f'{place} goes on until {unit} {end}, and the run ends at {length}: the {what} does not get there'
     elif isinstance(one, schedulers.CosineAnnealingParamScheduler) and end < min(one.end, length) * EARLY:
         yield f'{place} turns round at {unit} {end} (T_max), and the run ends at {length}: the {what} goes back again'
     elif not rises and last and length > 2 and end < length * EARLY:
@@ -201,7 +203,3 @@ def _range_of(one) -> tuple:
     if isinstance(one, schedulers.PolyParamScheduler):
         return begin, end, False
     return begin, None, False
-
-
-def _shown(end: int) -> str:
-    return str(end) if end < 10**9 else 'without end'

@@ -2,10 +2,10 @@
 
 import os
 from collections import Counter
-from typing import Iterator, List, Sequence
+from typing import Iterator, List, Optional, Sequence
 
 from mmengine.config import Config
-from mmengine.registry import DATASETS
+from mmengine.registry import DATASETS, TRANSFORMS
 from PIL import Image
 
 from ..errors import UsageError
@@ -24,6 +24,8 @@ from .datasets import (
 
 ADE20K_IMAGES = {'training': 20210, 'validation': 2000}
 IGNORED = 255
+# One learns edges, the other takes class names as texts; their numbers are not those of the data.
+OTHER_HEADS = ('STDCHead', 'SideAdapterCLIPHead')
 IOU_METRICS = ('mIoU', 'mDice', 'mFscore')
 OTHER_FILES = {
     '.json': 'JSON, as LabelMe and COCO write polygons; labelme2voc.py of LabelMe makes maps of them',
@@ -36,14 +38,16 @@ OTHER_FILES = {
 
 def check_maps(data: Data) -> None:
     """Whether every image has its map of classes, and every map its image."""
+    if not finds_files(data):
+        return
     image_suffix, map_suffix = data.setting('img_suffix'), data.setting('seg_map_suffix')
-    images, maps = data.path(data.prefix('img_path')), data.prefix('seg_map_path')
+    images, maps = data.path(prefix(data, 'img_path')), prefix(data, 'seg_map_path')
     check_exist(data, [images])
     image_names = stems(images, image_suffix)
     if not image_names:
         raise UsageError(
             f'{data}: there is no image (*{image_suffix}) in {images}. It holds '
-            f'{suffixes(list(list_files(images)))}.{_suffix_hint(images, "img_suffix")} {data.advice()}'
+            f'{suffixes(list(list_files(images)))}.{_suffix_hint(images, "img_suffix")} {_advice(data, images)}'
         )
     _count_others(data, images, image_suffix, 'img_suffix', maps is not None and data.path(maps) == images)
     listed = data.path(data.cfg.get('ann_file')) if data.cfg.get('ann_file') else None
@@ -66,15 +70,28 @@ def check_maps(data: Data) -> None:
             if names
         ]
         counts = f'{len(image_names)} images' + (f' and {len(map_names)} maps' if maps is not None else '')
+        advice = _advice(data, images)
         whole = 'The whole ADE20K has 20,210 images for training and 2,000 for validation, each with a map. '
         raise UsageError(
             f'{data} is incomplete: {counts} in {images} and {data.path(maps)}; {"; ".join(found)}. '
-            f'{whole if data.name == "ADE20KDataset" and not data.is_own else ""}{data.advice()} To use a part of it, '
-            f'list the names, without suffix, in a text file, and give that as ann_file'
+            f'{whole if "ADEChallengeData" in advice else ""}To use a part of it, list the '
+            f'names, without suffix, in a text file, and give that as ann_file. {advice}'
         )
     expected = ADE20K_IMAGES.get(os.path.basename(images.rstrip('/')))
     if data.name == 'ADE20KDataset' and wanted is image_names and expected and len(image_names) != expected:
         print(f'Note: {images} has {len(image_names)} images; in the whole ADE20K it has {expected}.', flush=True)
+
+
+def finds_files(data: Data) -> bool:
+    """Whether images and maps are found by MMSegmentation's base class, and not by a class of the user's."""
+    found_by = next(parent for parent in data.kind.__mro__ if 'load_data_list' in parent.__dict__)
+    return found_by.__name__ == 'BaseSegDataset'
+
+
+def prefix(data: Data, key: str) -> Optional[str]:
+    """A folder of ``data_prefix``, by the config or the type."""
+    prefixes = data.setting('data_prefix')
+    return prefixes.get(key) if hasattr(prefixes, 'get') else None
 
 
 def _listed(data: Data, path: str, image_names: set, suffix: str) -> set:
@@ -89,6 +106,19 @@ def _listed(data: Data, path: str, image_names: set, suffix: str) -> set:
             f'{suffix} itself. List them without'
         )
     return wanted
+
+
+def _advice(data: Data, images: str) -> str:
+    """Where to get what is missing; not of ADE20K, if other images lie in its place."""
+    names = list(list_files(images))
+    if data.name != 'ADE20KDataset' or data.is_own or not names:
+        return data.advice()
+    if any(os.path.basename(name).startswith('ADE_') for name in names):
+        return data.advice()
+    return (
+        f'These are no images of ADE20K, such as ADE_train_00000001.jpg. For data of your own: '
+        f"type='BaseSegDataset' with metainfo=dict(classes=...), see docs/segmentation.md. {data.where_else()}"
+    )
 
 
 def _suffix_hint(folder: str, setting: str) -> str:
@@ -134,7 +164,7 @@ def _no_maps(data: Data, folder: str, suffix: str, image_names: set) -> None:
         hint = 'A map is a picture of the size of its image, with the number of the class of each pixel'
     raise UsageError(
         f'{data}: none of {len(image_names)} images has a map (*{suffix}) in {folder}, which holds {suffixes(names)}. '
-        f'{hint}. {data.advice()}'
+        f'{hint}. {_advice(data, data.path(prefix(data, "img_path")))}'
     )
 
 
@@ -152,13 +182,13 @@ def _segmented(cfg: Config) -> List[Data]:
     return found
 
 
-def _as_list(value) -> list:
+def as_list(value) -> list:
     return [value] if isinstance(value, dict) else list(value or ())
 
 
 def _heads(cfg: Config) -> Iterator[tuple]:
     for name in ('decode_head', 'auxiliary_head'):
-        heads = _as_list(cfg.model.get(name))
+        heads = as_list(cfg.model.get(name))
         for number, head in enumerate(heads):
             yield (f'model.{name}' if len(heads) == 1 else f'model.{name}[{number}]'), head
 
@@ -173,9 +203,15 @@ def check_segmentation(datasets: List[Data], cfg: Config) -> None:
     if not datasets:
         return
     for data in datasets:
+        if not data.classes and not finds_files(data):
+            return  # a class of its own knows them
         _check_classes(data)
         _check_zero_label(data)
+        _check_maps_are_read(data, cfg)
     first = next((data for data in _segmented(cfg) if data.split == 'train' and data.classes), None)
+    numbers = {head.get('num_classes') for _, head in _heads(cfg)}
+    if first and first.cfg not in [data.cfg for data in datasets] and len(first.classes) not in numbers:
+        first = None  # a test of a model that these data did not train
     for data in datasets:
         if first is None or data.cfg is first.cfg:
             continue
@@ -230,6 +266,8 @@ def _check_classes(data: Data) -> None:
 def _check_heads(data: Data, cfg: Config) -> None:
     classes = data.classes
     for path, head in _heads(cfg):
+        if str(head.get('type')).split('.')[-1] in OTHER_HEADS:
+            continue
         number = head.get('num_classes')
         if number is not None and number != len(classes):
             raise UsageError(
@@ -237,6 +275,12 @@ def _check_heads(data: Data, cfg: Config) -> None:
                 f'({", ".join(map(str, classes[:3]))}{", ..." if len(classes) > 3 else ""}); set it to {len(classes)}, '
                 f'or list the classes of your own data in metainfo=dict(classes=...) of all data sets'
             )
+        for loss in as_list(head.get('loss_decode')):
+            weights = loss.get('class_weight')
+            if isinstance(weights, (list, tuple)) and len(weights) != len(classes):
+                raise UsageError(
+                    f'{path}.loss_decode.class_weight has {len(weights)} numbers, and there are {len(classes)} classes'
+                )
 
 
 def load_steps(pipeline: Sequence) -> Iterator[dict]:
@@ -264,11 +308,36 @@ def _check_zero_label(data: Data) -> None:
             )
 
 
+def _check_maps_are_read(data: Data, cfg: Config) -> None:
+    """Whether the data set names a folder of maps, and its pipeline reads them, where they are needed."""
+    metrics = [metric for metric in as_list(cfg.get(f'{data.split}_evaluator')) if _is_iou(metric)]
+    if data.split != 'train' and all(metric.get('format_only') for metric in metrics):
+        return
+    purpose = 'training' if data.split == 'train' else 'IoUMetric'
+    if finds_files(data) and prefix(data, 'seg_map_path') is None:
+        raise UsageError(
+            f'{data} names no folder of label maps, which {purpose} needs: data_prefix=dict(img_path=..., '
+            f'seg_map_path=...)'
+        )
+    steps = [step for step in data.cfg.get('pipeline') or () if isinstance(step, dict)]
+    kinds = [find_type(TRANSFORMS, step['type'], cfg.get('default_scope') or 'mmengine') for step in steps]
+    ours = all(getattr(kind, '__module__', '').startswith(('mmseg.', 'mmcv.', 'xcit_mm.')) for kind in kinds)
+    loads = [name for name in (str(step['type']).split('.')[-1] for step in steps) if name.startswith('Load')]
+    if steps and ours and not any('LoadImage' not in name for name in loads):
+        raise UsageError(
+            f"{data}: no step of its pipeline reads the label maps, which {purpose} needs: dict(type='LoadAnnotations')"
+        )
+
+
+def _is_iou(metric: dict) -> bool:
+    return str(metric.get('type')).split('.')[-1] == 'IoUMetric'
+
+
 def _check_metrics(split: str, cfg: Config) -> None:
     """Whether the metric counts what the heads learn."""
     ignored = {path: head.get('ignore_index', IGNORED) for path, head in _heads(cfg)}
-    for metric in _as_list(cfg.get(f'{split}_evaluator')):
-        if str(metric.get('type')).split('.')[-1] != 'IoUMetric':
+    for metric in as_list(cfg.get(f'{split}_evaluator')):
+        if not _is_iou(metric):
             continue
         names = metric.get('iou_metrics', ['mIoU'])
         unknown = set([names] if isinstance(names, str) else names) - set(IOU_METRICS)

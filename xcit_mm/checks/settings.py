@@ -18,6 +18,7 @@ import inspect
 from typing import Any, Iterator, List, Optional, Tuple
 
 from mmengine.config import Config
+from mmengine.runner import loops
 from torch.utils.data import DataLoader
 
 from ..errors import UsageError
@@ -50,6 +51,9 @@ def check_settings(cfg: Config) -> List[str]:
         for dataset in innermost_datasets(loader['dataset']):
             _check_keys(f'{split}_dataloader.dataset.pipeline', dataset.get('pipeline') or ())
     agree_workers(cfg)
+    neighbours = (cfg.get('knn') or {}).get('ks')
+    if neighbours is not None and not isinstance(neighbours, (list, tuple)):
+        raise UsageError(f'knn.ks is {neighbours!r}; a tuple of one number needs a comma: ({neighbours!r},)')
     return _padding(cfg)
 
 
@@ -155,6 +159,11 @@ def _check_train_cfg(train: Optional[dict]) -> None:
                 f'train_cfg: {name} counts {key.split("_")[1]} ({key}), {found}. To count {other.split("_")[1]}: '
                 f"train_cfg=dict(_delete_=True, type='{LOOPS[other][0]}', {other}=..., val_interval=...)"
             )
+        known = set(inspect.signature(getattr(loops, name).__init__).parameters) - {'self', 'runner', 'dataloader'}
+        for wrong in set(train) - known - {'type', 'by_epoch', '_scope_'}:
+            near = difflib.get_close_matches(wrong, known, n=1)
+            hint = f'did you mean {near[0]!r}?' if near else f'it takes {", ".join(sorted(known))}'
+            raise UsageError(f'train_cfg: {name} takes no {wrong!r}; {hint}')
 
 
 def _check_save_best(cfg: Config) -> None:

@@ -88,7 +88,7 @@ class CheckedLoading:
         shown = _subset(kept, self._indices)
         self.img_ids = [info['img_id'] for info in shown]
         instances = (instance for info in shown for instance in info['instances'])
-        self.objects = Counter(instance['bbox_label'] for instance in instances if not instance['ignore_flag'])
+        self.objects = Counter(instance['bbox_label'] for instance in instances if not instance.get('ignore_flag'))
         images = self._left_out(kept)
         parts = [f'{len(self.data_list)} images, left out: {counted(images)}'] if images else []
         parts.append(f'{len(annotations.content["annotations"])} annotations')
@@ -150,7 +150,7 @@ def checked(kind: type) -> type:
         or issubclass(kind, CheckedLoading)
         or any(
             getattr(kind, name) is not getattr(MMDetCocoDataset, name)
-            for name in ('load_data_list', 'parse_data_info', 'full_init', 'COCOAPI')
+            for name in ('load_data_list', 'full_init', 'COCOAPI')
         )
     )
     return kind if own_way else _checked_subclass(kind)

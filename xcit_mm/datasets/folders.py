@@ -25,8 +25,10 @@ class _LabelsByName:
         )
         renamed = {number: labels[name] for name, number in self.folder_to_idx.items()}
         self.folder_to_idx = labels
+        # Checkpoints keep it, and FolderLabelsHook compares.
+        self._metainfo['folders'] = tuple(sorted(labels, key=labels.get))
         if classes is None:
-            self._metainfo['classes'] = tuple(sorted(labels, key=labels.get))
+            self._metainfo['classes'] = self._metainfo['folders']
         return [(path, renamed[number]) for path, number in samples]
 
 

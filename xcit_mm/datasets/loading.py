@@ -289,7 +289,12 @@ class LoadImageFromFile(MMCVLoadImageFromFile):
         if self.as_stored:
             # Pillow would cut more than 8 bits to 255 instead of scaling them.
             backend = 'cv2' if _is_deep(data) else self.imdecode_backend
-            return decode(data, f'{self.color_type}_ignore_orientation', backend)
+            flag = (
+                f'{self.color_type}_ignore_orientation'
+                if self.color_type in ('color', 'grayscale')
+                else self.color_type
+            )
+            return decode(data, flag, backend)
         image = decode(data, self.color_type, self.imdecode_backend)
         if is_turned(data):
             stored = image.shape[1::-1]

@@ -6,13 +6,14 @@ from importlib import import_module
 from multiprocessing.pool import ThreadPool
 from typing import Iterator, List, Optional, Sequence, Tuple
 
+import mmcv
 from mmengine.config import Config
 from mmengine.registry import DATASETS, METRICS, TRANSFORMS, DefaultScope
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
 from ..checks.classification import BY_NAME
 from ..checks.datasets import find_loaders, find_type, innermost_datasets
-from ..datasets.loading import IGNORED, BadImage, read_image
+from ..datasets.loading import IGNORED, BadImage, LoadImageFromFile, read_image
 from ..errors import UsageError
 
 # Transforms of the libraries, and the ones that stand in for them.
@@ -100,6 +101,24 @@ def _use_checked_metrics(evaluator, scope: str) -> None:
 
 def _is_of(kind: type, library: str) -> bool:
     return any(base.__module__.split('.')[0] == library for base in getattr(kind, '__mro__', ()))
+
+
+def guard_built(dataset, report: str) -> None:
+    """As :func:`guard_loading`, for the images of a data set to train on that a library's own tool has built.
+
+    Args:
+        dataset: Of any library, also a wrapper of others.
+        report (str): As above.
+    """
+    parts = vars(dataset)  # tools that only look at a schedule have a mock in its place, with any attribute
+    for inner in [parts.get('dataset'), *parts.get('datasets', ())]:
+        if inner is not None:
+            guard_built(inner, report)
+    transforms = getattr(parts.get('pipeline'), 'transforms', [])
+    for i, old in enumerate(transforms):
+        if type(old) is mmcv.transforms.LoadImageFromFile and old.file_client_args is None:
+            options = old.to_float32, old.color_type, old.imdecode_backend, old.backend_args
+            transforms[i] = LoadImageFromFile('resample', report, *options)
 
 
 def _transforms(pipeline: Sequence) -> Iterator[dict]:

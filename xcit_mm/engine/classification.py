@@ -4,9 +4,13 @@ import os
 from typing import Optional
 
 from mmengine.config import Config, ConfigDict
+from mmengine.hooks import Hook
+from mmengine.runner import BaseLoop
 
+from ..checks.datasets import side_by_side
 from ..errors import UsageError
 from ..evaluation.real import read_labels
+from ..registry import HOOKS
 
 PUBLISHED_PROTOCOLS = ('full-crop', 'mmpretrain')  # those that accuracies are published for
 PROTOCOLS = (*PUBLISHED_PROTOCOLS, 'crop-0.875')
@@ -58,7 +62,7 @@ def read_as_released(loader: dict) -> None:
 
 def is_imagenet(loader: dict) -> bool:
     """Whether a data loader reads ImageNet with its own classes, and not a data set of the user's."""
-    dataset = loader.dataset
+    dataset = (loader or {}).get('dataset') or {}
     own = dataset.get('classes') or (dataset.get('metainfo') or {}).get('classes')
     return str(dataset.get('type')).rpartition('.')[2] in ('ImageNet', 'ImageNetV2') and not own
 
@@ -103,3 +107,40 @@ def use_real_labels(cfg: Config, path: str) -> None:
     evaluators = cfg.test_evaluator
     evaluators = [evaluators] if isinstance(evaluators, dict) else list(evaluators)
     cfg.test_evaluator = [*evaluators, ConfigDict(type='xcit_mm.ReaLAccuracy', label_file=path)]
+
+
+@HOOKS.register_module()
+class FolderLabelsHook(Hook):
+    """Compare which folder has which label with what the checkpoint was trained on.
+
+    Data sets of folders keep it in their metainfo, as ``folders``, and the runner keeps that in its checkpoints.
+    MMPretrain's own tools, which say nothing, number the folders in the order of their names as text.
+
+    Raises:
+        UsageError: In testing and resuming, if the same folders have other labels.
+    """
+
+    def after_load_checkpoint(self, runner, checkpoint: dict) -> None:
+        training = isinstance(runner._train_loop, BaseLoop)
+        loop = runner._train_loop if training else runner._test_loop
+        if not isinstance(loop, BaseLoop) or (training and not runner._resume):
+            return  # another model begins with these weights
+        here = (getattr(loop.dataloader.dataset, 'metainfo', None) or {}).get('folders')
+        meta = (checkpoint.get('meta') or {}).get('dataset_meta') or {}
+        there = meta.get('folders')
+        if not here:
+            return
+        if there and sorted(there) == sorted(here) and list(there) != list(here):
+            raise UsageError(
+                f'the checkpoint was trained with other labels of the same folders.'
+                f'{side_by_side(there, here, ("checkpoint", "config"))}\n'
+                f'List the classes of the config in the order of the checkpoint'
+            )
+        if meta.get('classes') and not there and list(here) != sorted(here):
+            runner.logger.warning(
+                f'the checkpoint does not say which folder had which label. The classes of the config give '
+                f'{here[0]}, {here[1]}, ... the labels 0, 1, .... A model that was trained by the tools of MMPretrain, '
+                f'or before this package did so, has the order of the folders as text, '
+                f'{", ".join(sorted(here)[:2])}, ...: classes in that order belong into its meta.dataset_meta and into '
+                f'the config'
+            )

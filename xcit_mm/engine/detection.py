@@ -50,15 +50,18 @@ class DetectionDataHook(Hook):
 
     @staticmethod
     def _join(loop, split: str) -> None:
-        from ..evaluation.coco import DataSetMetric
+        from ..evaluation.coco import DataSetMetric, follow
 
         datasets = list(innermost(loop.dataloader.dataset))
         metrics = loop.evaluator.metrics
         # MultiDatasetsEvaluator has one metric for each part of a ConcatDataset.
         apart = hasattr(loop.evaluator, 'dataset_prefixes') and len(metrics) == len(datasets)
         for number, metric in enumerate(metrics):
+            tested = datasets[number : number + 1] if apart else datasets
             if isinstance(metric, DataSetMetric):
-                metric.use(datasets[number : number + 1] if apart else datasets, split)
+                metric.use(tested, split)
+            else:
+                follow(metric, tested)
         for dataset in datasets:
             dataset.annotations = None  # the metrics have what they need
 

@@ -11,7 +11,7 @@ import torch
 from mmengine.dist import get_rank, get_world_size, is_main_process
 from mmengine.hooks import Hook
 from mmengine.model import is_model_wrapper
-from mmengine.runner import BaseLoop
+from mmengine.runner import BaseLoop, EpochBasedTrainLoop, IterBasedTrainLoop
 from torch.nn.parallel import DataParallel, DistributedDataParallel
 
 from ..checkpoint.heads import fit_state_dict
@@ -98,6 +98,11 @@ class BadImagesHook(Hook):
         if self.report is None:  # a runner can train and then test
             self.report = BadImageReport(self.path(runner))
 
+    def before_train(self, runner) -> None:
+        from .bad_images import guard_built  # which imports data sets
+
+        guard_built(runner.train_dataloader.dataset, self.path(runner))
+
     def _after_iter(self, runner, batch_idx: int, data_batch=None, outputs=None, mode: str = 'train') -> None:
         if not is_main_process():
             return
@@ -138,6 +143,8 @@ class RunLengthHook(Hook):
     priority = 'LOW'
 
     def before_train(self, runner) -> None:
+        if not isinstance(runner.train_loop, (EpochBasedTrainLoop, IterBasedTrainLoop)):
+            return  # a loop of somebody's own may count something else
         run = length_of(runner.train_loop)
         for note in adapt_hooks(runner.hooks, run):
             runner.logger.info(note)
@@ -158,14 +165,20 @@ class RunLengthHook(Hook):
         )
 
 
-def images_of_update(runner) -> Tuple[Optional[int], str]:
-    """The images that make one update of the weights, and the numbers that they are the product of."""
+def images_of_batch(runner) -> Optional[int]:
+    """The images that all processes together compute at once; None if the config does not say."""
     loader = runner.cfg.get('train_dataloader') or {}
     batch = loader.get('batch_size') or (loader.get('batch_sampler') or {}).get('batch_size')
-    if not batch:
+    return batch and batch * runner.world_size
+
+
+def images_of_update(runner) -> Tuple[Optional[int], str]:
+    """The images that make one update of the weights, and the numbers that they are the product of."""
+    images = images_of_batch(runner)
+    if not images:
         return None, ''
-    strategy = runner.cfg.get('strategy') or {}
-    counts = (runner.cfg.get('optim_wrapper') or {}).get('accumulative_counts') or 1
-    counts = strategy.get('gradient_accumulation_steps') or counts
-    product = f'batch_size {batch} x {runner.world_size} process{"es" * (runner.world_size > 1)}'
-    return batch * runner.world_size * counts, product + f' x accumulative_counts {counts}' * (counts > 1)
+    counts = (runner.cfg.get('optim_wrapper') or {}).get('accumulative_counts')
+    counts = counts or (runner.cfg.get('strategy') or {}).get('gradient_accumulation_steps') or 1
+    processes = f'{runner.world_size} process{"es" * (runner.world_size > 1)}'
+    product = f'batch_size {images // runner.world_size} x {processes}'
+    return images * counts, product + f' x accumulative_counts {counts}' * (counts > 1)

@@ -9,6 +9,7 @@ from mmengine.dist import broadcast_object_list, is_main_process
 from mmengine.hooks import Hook
 from mmengine.runner import BaseLoop, EpochBasedTrainLoop, IterBasedTrainLoop
 
+from ..checkpoint import is_address
 from ..errors import UsageError
 from ..registry import HOOKS
 from .agreement import any_process
@@ -57,7 +58,7 @@ class ResumeHook(Hook):
 
     @staticmethod
     def _check(path: str) -> None:
-        if '://' in path or path.endswith('.safetensors'):
+        if is_address(path) or path.endswith('.safetensors'):
             return
         found = [damage(path) if is_main_process() else None]
         broadcast_object_list(found)

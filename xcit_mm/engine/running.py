@@ -1,9 +1,11 @@
 """MMEngine's runner as the tools use it: a short screen, data that make a batch, and learning rates by update."""
 
+from typing import Optional
+
 from mmengine.runner import Runner
 
 from ..checks.schedule import check_batches
-from .hooks import images_of_update
+from .hooks import images_of_batch, images_of_update
 from .screen import shorten
 
 
@@ -22,15 +24,17 @@ class ToolRunner(Runner):
 
     def scale_lr(self, optim_wrapper, auto_scale_lr=None) -> None:
         """As MMEngine does, but by ``batch_size`` x processes x ``accumulative_counts``."""
-        images, product = images_of_update(self)
-        scale = dict(auto_scale_lr or {})
-        if scale.get('enable') and scale.get('base_batch_size') and images:
-            base = scale['base_batch_size']
-            self.logger.info(
-                f'{images} images ({product}) make one update, and the learning rate of the config is for {base}. '
-                f'Scaling the original LR by {images / base:g}'
-            )
-            # MMEngine counts the images of one batch.
-            batch = images // ((self.cfg.get('optim_wrapper') or {}).get('accumulative_counts') or 1)
-            scale['base_batch_size'] = base * batch / images
-        super().scale_lr(optim_wrapper, scale)
+        super().scale_lr(optim_wrapper, by_update(self, auto_scale_lr))
+
+
+def by_update(runner, auto_scale_lr: Optional[dict]) -> Optional[dict]:
+    """``auto_scale_lr`` with the base that makes MMEngine, which counts the images of a batch, scale by an update's."""
+    images, product = images_of_update(runner)
+    if not images or not (auto_scale_lr or {}).get('enable') or not auto_scale_lr.get('base_batch_size'):
+        return auto_scale_lr
+    base = auto_scale_lr['base_batch_size']
+    runner.logger.info(
+        f'{images} images ({product}) make one update, and the learning rate of the config is for {base}. '
+        f'Scaling the original LR by {images / base:g}'
+    )
+    return {**auto_scale_lr, 'base_batch_size': base * images_of_batch(runner) / images}

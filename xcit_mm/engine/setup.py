@@ -21,29 +21,33 @@ from mmengine.device import is_cuda_available, is_mlu_available, is_musa_availab
 from mmengine.registry import MODELS, RUNNERS, DefaultScope
 from mmengine.runner import Runner
 
-from ..checkpoint import CheckpointError, load_checkpoint_file, match_state_dict
+from ..checkpoint import CheckpointError, is_address, load_checkpoint_file, match_state_dict
 from ..checkpoint.heads import fit_state_dict
+from ..checkpoint.stem import fit_stem
 from ..checks.config import apply_options, check_config
 from ..checks.datasets import find_loaders, innermost_datasets
 from ..checks.detection import leave_out_masks
 from ..checks.pyramid import check_pyramid
+from ..checks.settings import agree_workers
 from ..checks.variables import check_files
 from ..errors import UsageError
-from ..package import mim_dir, model_index
+from ..package import mim_dir, model_index, warn_of_mixed_packages
 from .bad_images import guard_loading
+from .classification import FolderLabelsHook
 from .detection import DetectionDataHook
 from .hooks import BadImagesHook, CheckpointFitHook, IterationSeedHook, RunLengthHook
 from .interruption import InterruptionHook
 from .non_finite import NonFiniteHook
 from .positions import DataPositionHook
 from .resuming import ResumeHook
-from .running import ToolRunner
-from .screen import SummaryHook
+from .running import ToolRunner, by_update
+from .screen import SummaryHook, shorten
 
 # What every run of the tools has, whether its config names it or not.
 HOOKS_OF_ALL = (
     DetectionDataHook,
     CheckpointFitHook,
+    FolderLabelsHook,
     BadImagesHook,
     IterationSeedHook,
     DataPositionHook,
@@ -91,6 +95,7 @@ def add_common_arguments(parser: argparse.ArgumentParser) -> None:
 def load_config(args: argparse.Namespace) -> Config:
     """Read the config and apply the shared options to it."""
     os.environ.setdefault('LOCAL_RANK', str(args.local_rank))
+    warn_of_mixed_packages()
     path = find_config(args.config)
     cfg = read_config(path)
     check_files(str(path))
@@ -187,7 +192,7 @@ def check_model(cfg: Config, checkpoint: Optional[str] = None, purpose: str = 't
         UsageError: If the backbone's arguments are wrong, or a file does not exist.
         CheckpointError: If a file cannot be read or belongs to another model.
     """
-    if checkpoint and '://' not in checkpoint and not os.path.isfile(checkpoint):
+    if checkpoint and not is_address(checkpoint) and not os.path.isfile(checkpoint):
         raise UsageError(f'there is no checkpoint file {checkpoint}')
     check_pyramid(cfg, training=purpose != 'test')
     backbone_cfg = cfg.model.get('backbone') or {}
@@ -203,7 +208,7 @@ def check_model(cfg: Config, checkpoint: Optional[str] = None, purpose: str = 't
     starts = backbone_cfg.get('init_cfg') or []
     starts = [] if checkpoint else [starts] if isinstance(starts, dict) else starts
     for path, prefix in [(checkpoint, 'backbone.'), *((start.get('checkpoint'), '') for start in starts)]:
-        if not path or '://' in path:
+        if not path or is_address(path):
             continue
         if not os.path.isfile(path):
             raise UsageError(f'there is no checkpoint file {path} (model.backbone.init_cfg)')
@@ -218,7 +223,9 @@ def check_model(cfg: Config, checkpoint: Optional[str] = None, purpose: str = 't
                 pass
         try:
             if model is None:
-                match_state_dict(backbone, dict(state), prefix, state._metadata.get(prefix[:-1]))
+                tensors, metadata = dict(state), state._metadata.get(prefix[:-1])
+                fit_stem(backbone, tensors, prefix, metadata, starts=not prefix)
+                match_state_dict(backbone, tensors, prefix, metadata)
             else:
                 fit_state_dict(model, state, purpose)  # which asks the backbone too
         except CheckpointError as error:
@@ -233,7 +240,8 @@ def check_work_dir(cfg: Config) -> None:
             pass
     except OSError as error:
         raise UsageError(
-            f'the work folder {cfg.work_dir} cannot be written to ({error.strerror}); choose another with --out-dir'
+            f'the work folder {cfg.work_dir} cannot be written to ({error.strerror}); choose another with '
+            f'--out-dir (--work-dir)'
         ) from error
 
 
@@ -306,6 +314,7 @@ def build_runner(cfg: Config) -> Runner:
     if cfg.get('default_scope') == 'mmpretrain':
         for loader in find_loaders(cfg).values():
             loader.setdefault('collate_fn', dict(type='default_collate'))
+    agree_workers(cfg)
     checkpoint = (cfg.get('default_hooks') or {}).get('checkpoint')
     if checkpoint and checkpoint['type'] == 'CheckpointHook':
         checkpoint['type'] = 'xcit_mm.CheckpointHook'
@@ -314,8 +323,11 @@ def build_runner(cfg: Config) -> Runner:
     for kind in HOOKS_OF_ALL:
         if not any(isinstance(hook, kind) for hook in runner.hooks):
             runner.register_hook(kind())
-    if not isinstance(runner, Runner) and runner._resume:
-        # The runner for divided models resumes before it calls any hook.
-        next(hook for hook in runner.hooks if isinstance(hook, ResumeHook)).choose(runner)
+    if not isinstance(runner, Runner):
+        shorten(runner.logger)
+        runner.strategy._auto_scale_lr = by_update(runner, runner.strategy._auto_scale_lr)
+        if runner._resume:
+            # The runner for divided models resumes before it calls any hook.
+            next(hook for hook in runner.hooks if isinstance(hook, ResumeHook)).choose(runner)
     guard_loading(runner, BadImagesHook.path(runner))
     return runner

@@ -20,6 +20,7 @@ from mmengine.fileio import get_local_path
 from mmengine.logging import MMLogger, print_log
 
 from ..checks.annotations import counted, mistake_of_mask, some
+from ..checks.datasets import side_by_side
 from ..datasets.coco import CheckedAnnotations, CheckedLoading, warn
 from ..errors import UsageError
 
@@ -43,9 +44,13 @@ class DataSetMetric:
         for one in metrics if isinstance(metrics, (list, tuple)) else [metrics]:
             if one not in ALLOWED:
                 raise UsageError(f'the metric of {type(self).__name__} is one of {", ".join(ALLOWED)}, got {one!r}')
+        if kwargs.get('format_only') and not kwargs.get('outfile_prefix'):
+            raise UsageError(
+                f'{type(self).__name__} with format_only=True needs outfile_prefix, where results are written'
+            )
         super().__init__(classwise=classwise, **kwargs)
         self.ann_file, self.class_results = ann_file, classwise
-        self.sizes = set(SIZES)
+        self.sizes, self.file_ids = set(SIZES), None
 
     def use(self, datasets: Sequence, split: str) -> None:
         """Take the ground truth from data sets that are about to be tested on.
@@ -90,6 +95,15 @@ class DataSetMetric:
             return of_data
         with get_local_path(self.ann_file, backend_args=self.backend_args) as path:
             own = CheckedAnnotations(path, self.ann_file, classes, with_masks=False, test_mode=True)
+        for dataset in datasets:
+            if dataset not in known and hasattr(dataset, 'cat_ids'):  # reads its file in a way of its own
+                names = [own.cats[one]['name'] for one in dataset.cat_ids if one in own.cats]
+                if names != list(classes):
+                    raise UsageError(
+                        f'the data for {split} give labels in the order of the file.'
+                        f'{side_by_side(names, classes, (type(dataset).__name__, "config"))}\n'
+                        f'List metainfo.classes in that order'
+                    )
         advice = f'Set {key} to the file of {split}_dataloader.dataset, or to None: the metric takes it from there then'
         missing = [str(one) for one in img_ids if one not in own.imgs]
         if missing:
@@ -159,13 +173,11 @@ class DataSetMetric:
 
     def compute_metrics(self, results: list) -> Dict[str, float]:
         """As MMDetection's, without numbers that cannot be measured."""
-        if self.cat_ids is None:
-            return super().compute_metrics(results)
-        if self.format_only:
+        if self.format_only and self.file_ids:
             self.cat_ids = self.file_ids
         with _absent_as_words():
             values = super().compute_metrics(results)
-        if self.outfile_prefix and not self.format_only:
+        if self.outfile_prefix and self.file_ids and not self.format_only:
             labels, self.cat_ids = self.cat_ids, self.file_ids
             self.results2json([prediction for _, prediction in results], self.outfile_prefix)
             self.cat_ids = labels
@@ -173,6 +185,27 @@ class DataSetMetric:
         if not self.class_results:
             measured = {name: value for name, value in measured.items() if not name.endswith('_precision')}
         return measured
+
+
+def follow(metric: MMDetCocoMetric, datasets: Sequence) -> None:
+    """Let a metric that scores in a way of its own take labels and images as data sets give them.
+
+    Raises:
+        UsageError: If its table of classes would have the names of others.
+    """
+    api = getattr(metric, '_coco_api', None)
+    if api is None or not all(isinstance(dataset, CheckedLoading) for dataset in datasets):
+        return
+    label = {name: i for i, name in enumerate(datasets[0].metainfo['classes'])}
+    api.dataset['categories'].sort(key=lambda category: label.get(category['name'], len(label)))
+    ids = [category['id'] for category in api.dataset['categories'] if category['name'] in label]
+    if metric.classwise and ids != sorted(ids):
+        raise UsageError(
+            f'{type(metric).__name__} with classwise=True writes results in the order of the ids in '
+            f'{datasets[0].ann_file}, which is not that of metainfo.classes. Take CocoMetric, or write classes in the '
+            f'order of the ids'
+        )
+    metric.img_ids = [one for dataset in datasets for one in dataset.img_ids]
 
 
 class CocoMetric(DataSetMetric, MMDetCocoMetric):

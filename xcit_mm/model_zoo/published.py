@@ -1,7 +1,8 @@
-"""What was published: the tables in ``data/``, and from them one record for each of the 66 models."""
+"""What was published: the tables in ``data/``, and from them one record for each model and for each file of weights."""
 
 import csv
-from dataclasses import dataclass, field
+import re
+from dataclasses import dataclass, field, replace
 from functools import lru_cache
 from pathlib import Path
 from typing import Dict, List, Optional, Tuple, Union
@@ -58,6 +59,14 @@ class Model:
     weights_mmpretrain: Optional[str] = None
 
     @property
+    def timm_name(self) -> Optional[str]:
+        """What timm and the Hugging Face hub call a classifier: 'xcit_small_12_p8_224.fb_dist_in1k'."""
+        if self.task != 'classification':
+            return None
+        tag = 'fb_dist_in1k' if self.variant else 'fb_in1k'
+        return f'xcit_{_release_name(self.arch, self.patch_size)}_{self.input_size[0]}.{tag}'
+
+    @property
     def config(self) -> str:
         """Path of the config in the repository."""
         return f'configs/{self.name}.py'
@@ -87,6 +96,183 @@ def _value(text: str) -> Union[str, int, float, None]:
 def all_models() -> Tuple[Model, ...]:
     """The 66 models: 42 classifiers, 8 detectors, 16 segmentors; each kind from small to large, patch 16 before 8."""
     return (*_classifiers(), *_detectors(), *_segmentors())
+
+
+@dataclass(frozen=True)
+class Weights:
+    """One file of published weights.
+
+    Attributes:
+        name (str): For :func:`xcit_mm.create_backbone`, ``Inferencer`` and ``xcit_mm://NAME``.
+        source (str): Who published it: 'XCiT', 'timm', 'MMPretrain', 'DINO' or 'RobustBench'.
+        holds (str): 'classifier', 'detector', 'segmentor', 'backbone', 'full run' or 'linear head'.
+        arch (str): As for :class:`xcit_mm.models.XCiT`.
+        patch_size (int): 4, 8 or 16.
+        size (int, optional): Edge of the images that it was published for, in pixels; None where they vary.
+        data (str): What it was trained on.
+        licence (str): SPDX identifier, as stated by the publisher.
+        metric (str): Name of the published number.
+        value (float): The published number, in per cent.
+        address (str): For every place that takes a checkpoint.
+        config (str): Path in the repository of the config that tests it.
+    """
+
+    name: str
+    source: str
+    holds: str
+    arch: str
+    patch_size: int
+    size: Optional[int]
+    data: str
+    licence: str
+    metric: str
+    value: float
+    address: str
+    config: str
+
+
+@lru_cache(maxsize=1)
+def all_weights() -> Tuple[Weights, ...]:
+    """Every published file: the original release, timm, MMPretrain, DINO, RobustBench."""
+    return (*_release_weights(), *_timm_weights(), *_mmpretrain_weights(), *_dino_weights(), *_robust_weights())
+
+
+@lru_cache(maxsize=1)
+def weights_by_name() -> Dict[str, Weights]:
+    return {weights.name: weights for weights in all_weights()}
+
+
+def find_weights(name: str) -> Optional[Weights]:
+    """The weights of a name, in any case; the original release's own names are known too.
+
+    timm's names without a tag mean the same files as those: 'xcit_small_12_p8_224', 'xcit_small_12_p8_384_dist'.
+    """
+    name = name.lower()
+    found = weights_by_name().get(name)
+    if found is None and name.startswith('xcit_'):
+        same = (model for model in all_models() if model.timm_name and name in _release_names(model))
+        found = next((weights_by_name()[model.name] for model in same), None)
+    return found
+
+
+def _release_names(model: Model) -> Tuple[str, ...]:
+    """The file's name without its ending, and timm's without the tag where that is not ambiguous."""
+    file = model.weights.rsplit('/', 1)[1][: -len('.pth')]
+    return (file, file[: -len('_dist')]) if file.endswith('384_dist') else (file,)
+
+
+_HOLDS = {'classification': 'classifier', 'detection': 'detector', 'segmentation': 'segmentor'}
+_DATA = {'classification': 'ImageNet-1k', 'detection': 'COCO', 'segmentation': 'ADE20K'}
+_HEADLINE = {'classification': TOP1, 'detection': 'box AP', 'segmentation': 'mIoU'}
+
+
+def _release_weights() -> List[Weights]:
+    return [
+        Weights(
+            name=model.name,
+            source='XCiT',
+            holds=_HOLDS[model.task],
+            arch=model.arch,
+            patch_size=model.patch_size,
+            size=None if model.task == 'detection' else model.input_size[0],
+            data=_DATA[model.task],
+            licence='Apache-2.0',
+            metric=_HEADLINE[model.task],
+            value=model.metrics[_HEADLINE[model.task]],
+            address=model.weights,
+            config=model.config,
+        )
+        for model in all_models()
+    ]
+
+
+def _timm_weights() -> List[Weights]:
+    """timm's files are conversions of the original ones, and so are MMPretrain's."""
+    return [
+        replace(weights, name=model.timm_name, source='timm', address=f'hf-hub:timm/{model.timm_name}')
+        for model, weights in zip(all_models(), _release_weights())
+        if model.timm_name
+    ]
+
+
+def _mmpretrain_weights() -> List[Weights]:
+    return [
+        replace(
+            weights,
+            name=re.sub(r'_\d{8}-\w{8}\.pth$', '', model.weights_mmpretrain.rsplit('/', 1)[1]),
+            source='MMPretrain',
+            metric=TOP1_MMPRETRAIN,
+            value=model.metrics[TOP1_MMPRETRAIN],
+            address=model.weights_mmpretrain,
+        )
+        for model, weights in zip(all_models(), _release_weights())
+        if model.weights_mmpretrain
+    ]
+
+
+DINO = 'https://dl.fbaipublicfiles.com/dino/'
+
+
+def _dino_weights() -> List[Weights]:
+    """Four backbones, each with the whole run that made it and the linear classifier that was trained on it."""
+    table = [row for row in read_table('paper_table3_self_supervised') if row['method'] == 'DINO']
+    rows = {row['model']: row for row in table if row['resolution'] == 224}
+    found = []
+    for arch in ('s12', 'm24'):
+        for patch in PATCHES:
+            name, row = f'dino_xcit_{_release_name(arch, patch)}', rows[_title(arch, patch)]
+            ours = f'xcit_{arch}_{patch}'
+            for ending, holds, file, config, metric in (
+                ('', 'backbone', 'pretrain', f'knn_{ours}_in1k', 'knn'),
+                ('_full', 'full run', 'pretrain_full_checkpoint', f'dino_{ours}_300e_in1k', 'knn'),
+                ('_linear', 'linear head', 'linearweights', f'linear_{ours}_in1k', 'linear'),
+            ):
+                found.append(
+                    Weights(
+                        name=f'{name}{ending}',
+                        source='DINO',
+                        holds=holds,
+                        arch=arch,
+                        patch_size=patch,
+                        size=224,
+                        data='ImageNet-1k' if holds == 'linear head' else 'ImageNet-1k without labels',
+                        licence='Apache-2.0',
+                        metric={'knn': 'k-NN top-1', 'linear': 'linear top-1'}[metric],
+                        value=row[metric],
+                        address=f'{DINO}{name}_pretrain/{name}_{file}.pth',
+                        config=f'configs/{config}.py',
+                    )
+                )
+    return found
+
+
+ROBUST = 'https://github.com/RobustBench/robustbench/releases/download/v1.1/debenedetti2022light-xcit-'
+_ROBUST_DATA = {'cifar10': 'CIFAR-10', 'cifar100': 'CIFAR-100', 'imagenet': 'ImageNet-1k'}
+
+
+def _robust_weights() -> List[Weights]:
+    """Adversarially trained models (Debenedetti et al., arXiv:2209.07399), by RobustBench's names."""
+    found = []
+    for row in read_table('robust_xcit'):
+        name = f'debenedetti2022light_xcit_{row["arch"]}_{row["dataset"]}_linf'
+        is_cifar = row['dataset'] != 'imagenet'
+        found.append(
+            Weights(
+                name=name,
+                source='RobustBench',
+                holds='classifier',
+                arch=row['arch'],
+                patch_size=4 if is_cifar else 16,
+                size=32 if is_cifar else 224,
+                data=_ROBUST_DATA[row['dataset']],
+                licence='MIT',
+                metric='clean top-1',
+                value=row['top1'],
+                address=f'{ROBUST}{row["arch"][0]}-{row["dataset"]}-linf.pth.tar',
+                config=f'configs/{name}.py',
+            )
+        )
+    return found
 
 
 def _title(arch: str, patch_size: int) -> str:

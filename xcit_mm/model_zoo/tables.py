@@ -2,7 +2,6 @@
 
 import csv
 import io
-import re
 import textwrap
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -269,7 +268,8 @@ def _multiply_adds_note(rows: Sequence[Row]) -> str:
     )
 
 
-def _of_task(rows: Sequence[Row]) -> List[List[Row]]:
+def by_task(rows: Sequence[Row]) -> List[List[Row]]:
+    """The rows of each task that has any."""
     groups = ([row for row in rows if row.model.task == task] for task in TASKS)
     return [group for group in groups if group]
 
@@ -277,7 +277,7 @@ def _of_task(rows: Sequence[Row]) -> List[List[Row]]:
 def as_text(rows: Sequence[Row]) -> str:
     """Tables for the terminal, with notes."""
     out = []
-    for group in _of_task(rows):
+    for group in by_task(rows):
         columns = _text_columns(group)
         table = Table(box=box.SIMPLE_HEAD, pad_edge=False, padding=(0, 1, 0, 0), collapse_padding=True)
         for column in columns:
@@ -296,23 +296,23 @@ def as_text(rows: Sequence[Row]) -> str:
 
 
 def task_markdown(rows: Sequence[Row]) -> str:
-    """The table of one task with its notes, as it stands in the README."""
+    """The table of one task with its notes, as it stands in the documentation."""
     columns = _markdown_columns(rows)
     lines = [
-        _markdown_line(column.title for column in columns),
-        _markdown_line('---' if column.left else '---:' for column in columns),
-        *(_markdown_line(column.cell(row) for column in columns) for row in rows),
+        markdown_line(column.title for column in columns),
+        markdown_line('---' if column.left else '---:' for column in columns),
+        *(markdown_line(column.cell(row) for column in columns) for row in rows),
     ]
     return '\n'.join([*lines, '', '\n\n'.join(textwrap.fill(note, 118) for note in notes(rows))])
 
 
-def _markdown_line(cells) -> str:
-    return f'| {" | ".join(cells)} |'
+def markdown_line(cells) -> str:
+    return f'| {" | ".join(map(str, cells))} |'
 
 
 def as_markdown(rows: Sequence[Row]) -> str:
     """Tables in Markdown, with notes and headings."""
-    groups = _of_task(rows)
+    groups = by_task(rows)
     parts = [f'## {TITLES[group[0].model.task]}\n\n{task_markdown(group)}' for group in groups]
     return '\n\n'.join([*parts, textwrap.fill(summary(rows), 118)]) + '\n'
 
@@ -392,24 +392,13 @@ def summary(rows: Sequence[Row]) -> str:
     return '; '.join(parts) + '.'
 
 
-def update_readme(text: str, rows: Sequence[Row]) -> str:
-    """The README with its tables replaced.
-
-    Args:
-        text (str): The README, with a pair of markers ``<!-- model_zoo:TASK -->`` and ``<!-- /model_zoo:TASK -->`` for
-            each task.
-        rows (Sequence[Row]): All models.
+def check_complete(rows: Sequence[Row]) -> None:
+    """Make sure that all of the documentation's tables can be written.
 
     Raises:
-        UsageError: If a marker is missing, or a row could not be computed.
+        UsageError: If a row could not be computed.
     """
     if any(row.parameters is None or (row.model.flops and row.mmpretrain is None) for row in rows):
-        raise UsageError("the README's tables need mmpretrain, mmdet and mmseg installed; one of them is not")
-    for group in _of_task(rows):
-        task = group[0].model.task
-        start, end = f'<!-- model_zoo:{task} -->', f'<!-- /model_zoo:{task} -->'
-        if text.count(start) != 1 or text.count(end) != 1 or text.index(start) > text.index(end):
-            raise UsageError(f'the README must have the lines {start} and {end} once each, in this order')
-        pattern = re.compile(f'{re.escape(start)}.*{re.escape(end)}', re.DOTALL)
-        text = pattern.sub(lambda _, group=group, s=start, e=end: f'{s}\n{task_markdown(group)}\n{e}', text)
-    return text
+        raise UsageError(
+            'the tables of the documentation need mmpretrain, mmdet and mmseg installed; one of them is not'
+        )

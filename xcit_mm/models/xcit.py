@@ -15,6 +15,7 @@ from torch.nn.init import trunc_normal_
 from torch.utils.checkpoint import checkpoint as activation_checkpoint
 
 from ..checkpoint import CheckpointError, match_state_dict
+from ..checkpoint.stem import fit_stem
 from ..registry import MODELS
 from .adapter import MultiScaleAdapter, check_strides
 from .attention import XCA, ClassAttention, is_watched
@@ -48,12 +49,13 @@ ARCHS = {
 class PatchEmbed(nn.Module):
     """Convolutional patch projection (section 4.1): 3x3 stride-2 convolutions, each halving the image, rounding up.
 
-    Three of them for patch size 8, four for 16; each with batch norm, GELU between.
+    Three of them for patch size 8, four for 16; each with batch norm, GELU between. Patch size 4 is that of 16 with
+    stride 1 in the first two, as in RobustBench's models for CIFAR.
 
     Args:
         in_channels (int): Channels of the image.
         embed_dims (int): Channels C of the tokens.
-        patch_size (int): 8 or 16.
+        patch_size (int): 4, 8 or 16.
         norm_cfg (dict): Batch norm.
         act_cfg (dict): Activation.
     """
@@ -62,11 +64,12 @@ class PatchEmbed(nn.Module):
 
     def __init__(self, in_channels: int, embed_dims: int, patch_size: int, norm_cfg: dict, act_cfg: dict):
         super().__init__()
-        steps = int(math.log2(patch_size))
+        strides = {4: (1, 1, 2, 2), 8: (2, 2, 2), 16: (2, 2, 2, 2)}[patch_size]
+        steps = len(strides)
         widths = [embed_dims >> i for i in range(steps - 1, -1, -1)]
         layers = []
-        for i, (c_in, c_out) in enumerate(zip([in_channels, *widths], widths)):
-            conv = Conv2d(c_in, c_out, kernel_size=3, stride=2, padding=1, bias=False)
+        for i, (c_in, c_out, stride) in enumerate(zip([in_channels, *widths], widths, strides)):
+            conv = Conv2d(c_in, c_out, kernel_size=3, stride=stride, padding=1, bias=False)
             layers.append(nn.Sequential(conv, build_norm_layer(norm_cfg, c_out)[1]))
             if i < steps - 1:
                 layers.append(build_activation_layer(act_cfg))
@@ -82,7 +85,7 @@ class PatchEmbed(nn.Module):
         return x.flatten(2).transpose(1, 2), (x.shape[2], x.shape[3])
 
     def _can_be_in_bands(self, image: Tensor) -> bool:
-        if not works_in_place(image, self.proj):
+        if not works_in_place(image, self.proj) or any(conv.stride != (2, 2) for conv, _ in self.proj[::2]):
             return False
         if not (compiles_in_place(image) if is_traced() else self._has_bands(image)):
             return False
@@ -395,6 +398,8 @@ class ClassAttentionBlock(nn.Module):
 class XCiT(BaseModule):
     """XCiT backbone for MMPretrain, MMDetection and MMSegmentation.
 
+    For small images ``patch_size`` may be 4 too, without a pyramid; see :class:`PatchEmbed`.
+
     Args:
         arch (str | dict): 'n12', 't12', 't24', 's12', 's24', 'm12', 'm24', 'l12', 'l24', or a dict with
             ``embed_dims``, ``depth``, ``num_heads`` and optionally ``mlp_ratio``, ``tokens_norm``,
@@ -448,6 +453,8 @@ class XCiT(BaseModule):
     @staticmethod
     def explain_arguments(given: dict) -> Optional[str]:
         """What to write instead of arguments that other implementations of XCiT have; None if there are none."""
+        if 'num_stages' in given:
+            return 'num_stages is left of the base config; begin your backbone with backbone=dict(_delete_=True, ...)'
         sizes = {'embed_dims': given.get('embed_dim')} if 'embed_dim' in given else {}
         sizes.update((name, given[name]) for name in ('embed_dims', 'depth', 'num_heads', 'mlp_ratio') if name in given)
         if sizes:
@@ -485,6 +492,8 @@ class XCiT(BaseModule):
         init_cfg: Union[dict, Sequence[dict], None] = None,
     ):
         super().__init__(init_cfg=init_cfg)
+        self._register_state_dict_hook(_state_patch_size)
+        self._is_starting = False  # from the file that init_cfg names
         settings = _arch_settings(arch)
         self.embed_dims = C = settings['embed_dims']
         self.depth = depth = settings['depth']
@@ -493,8 +502,8 @@ class XCiT(BaseModule):
             layer_scale_init_value = settings.get('layer_scale_init_value', 1.0 if depth <= 12 else 1e-5)
         if tokens_norm is None:
             tokens_norm = settings.get('tokens_norm', True)
-        if patch_size not in (8, 16):
-            raise ValueError(f'XCiT: patch_size must be 8 or 16, got {patch_size!r}')
+        if patch_size not in (4, 8, 16):
+            raise ValueError(f'XCiT: patch_size must be 4, 8 or 16, got {patch_size!r}')
         if out_type not in self.OUT_TYPES:
             raise ValueError(f'XCiT: out_type must be one of {", ".join(self.OUT_TYPES)}; got {out_type!r}')
         for name, rate in dict(
@@ -552,13 +561,17 @@ class XCiT(BaseModule):
 
     def init_weights(self):
         """Apply ``init_cfg``; without one the published start values, set at construction, stay."""
+        self._is_starting = True
         try:
             super().init_weights()
         except CheckpointError as error:
             configs = [self.init_cfg] if isinstance(self.init_cfg, dict) else self.init_cfg or []
             raise error.naming(next((c['checkpoint'] for c in configs if 'checkpoint' in c), None)) from None
+        finally:
+            self._is_starting = False
 
     def _load_from_state_dict(self, state_dict, prefix, local_metadata, *args):
+        fit_stem(self, state_dict, prefix, local_metadata, self._is_starting)
         match_state_dict(self, state_dict, prefix, local_metadata)
         super()._load_from_state_dict(state_dict, prefix, local_metadata, *args)
 
@@ -679,6 +692,11 @@ class XCiT(BaseModule):
         if name in ('blocks', 'cls_attn_blocks'):
             return int(rest[0]) + 1 + (self.depth if name == 'cls_attn_blocks' else 0), num_depths
         return num_depths - 1, num_depths
+
+
+def _state_patch_size(backbone: XCiT, state_dict: dict, prefix: str, local_metadata: dict) -> None:
+    """Tell a file the patch size, since the tensors of patches of 4 and of 16 have the same names and shapes."""
+    local_metadata['patch_size'] = backbone.patch_size
 
 
 def _arch_settings(arch: Union[str, dict]) -> dict:

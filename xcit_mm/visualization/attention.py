@@ -12,9 +12,8 @@ import torch
 from mmengine.config import Config
 from torch import Tensor, nn
 
-from ..checkpoint import CheckpointError, find_layout, load_checkpoint_file
+from ..checkpoint import CheckpointError, find_layout, read_checkpoint
 from ..checkpoint.convert import infer_arch
-from ..checkpoint.loading import load_from_http
 from ..datasets.reading import ModelInput, channels_of, config_in_checkpoint, model_input
 from ..errors import UsageError
 from ..models import XCiT
@@ -26,7 +25,7 @@ def load_backbone(checkpoint: str, device: str = 'cpu') -> XCiT:
     """The classification or self-supervised backbone of a checkpoint, its arch told by its tensors.
 
     Args:
-        checkpoint (str): File or web address in any layout; of a DINO run, the teacher is taken.
+        checkpoint (str): File or address in any layout; of a DINO run, the teacher is taken.
         device (str): Where the backbone goes.
 
     Returns:
@@ -47,7 +46,7 @@ def load_backbone(checkpoint: str, device: str = 'cpu') -> XCiT:
             f'the checkpoint of a classifier or of self-supervised training'
         )
     try:
-        arch = asdict(infer_arch(state))
+        arch = asdict(infer_arch(state, loaded.get('state_dict', loaded)._metadata.source['patch_size']))
     except CheckpointError as error:
         raise error.naming(checkpoint) from None
     patch_size, in_channels = arch.pop('patch_size'), arch.pop('in_channels')
@@ -58,7 +57,7 @@ def load_backbone(checkpoint: str, device: str = 'cpu') -> XCiT:
 
 def _load(checkpoint: str) -> dict:
     try:
-        return (load_from_http if '://' in checkpoint else load_checkpoint_file)(checkpoint, 'cpu')
+        return read_checkpoint(checkpoint)
     except FileNotFoundError as error:
         raise CheckpointError(str(error)) from None
 

@@ -10,7 +10,7 @@ bgr_std = [57.375, 57.12, 58.395]
 bicubic = dict(backend='pillow', interpolation='bicubic')
 
 train_pipeline = [
-    dict(type='xcit_mm.LoadImageFromFile'),
+    dict(type='LoadImageFromFile'),
     dict(type='RandomResizedCrop', scale=224, **bicubic),
     dict(type='RandomFlip', prob=0.5, direction='horizontal'),
     dict(

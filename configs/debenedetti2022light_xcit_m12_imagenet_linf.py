@@ -1,0 +1,11 @@
+"""XCiT-M12/16 on ImageNet-1k at 224x224, robust to l-inf perturbations of 4/255 (Debenedetti et al., 2022).
+
+To test. Published by RobustBench: clean top-1 74.04 %, under AutoAttack 45.24 %.
+
+    tools/test.py configs/debenedetti2022light_xcit_m12_imagenet_linf.py \\
+        https://github.com/RobustBench/robustbench/releases/download/v1.1/debenedetti2022light-xcit-m-imagenet-linf.pth.tar
+"""
+
+_base_ = './_base_/robust_xcit_in1k.py'
+
+model = dict(backbone=dict(arch='m12'), head=dict(in_channels=512))

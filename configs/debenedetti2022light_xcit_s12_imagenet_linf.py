@@ -1,0 +1,11 @@
+"""XCiT-S12/16 on ImageNet-1k at 224x224, robust to l-inf perturbations of 4/255 (Debenedetti et al., 2022).
+
+To test. Published by RobustBench: clean top-1 72.34 %, under AutoAttack 41.78 %.
+
+    tools/test.py configs/debenedetti2022light_xcit_s12_imagenet_linf.py \\
+        https://github.com/RobustBench/robustbench/releases/download/v1.1/debenedetti2022light-xcit-s-imagenet-linf.pth.tar
+"""
+
+_base_ = './_base_/robust_xcit_in1k.py'
+
+model = dict(backbone=dict(arch='s12'), head=dict(in_channels=384))
