@@ -1,9 +1,14 @@
 """Lists of classes that come from two places: names and order are compared, both are shown side by side."""
 
+from types import SimpleNamespace
+
 import pytest
 from mmengine.config import Config
+from mmengine.runner import BaseLoop
+from torch import nn
 
 from xcit_mm.checks.classes import check_checkpoint_classes, check_class_lists, difference
+from xcit_mm.engine.hooks import CheckpointFitHook
 from xcit_mm.errors import UsageError
 
 COLOURS = ['red', 'green', 'blue']
@@ -72,3 +77,29 @@ def test_training_and_validation_have_the_same_classes():
         UsageError, match='the data for train .* and the data for val .* do not belong together: the same'
     ):
         check_class_lists(cfg(dict(classes=COLOURS), dict(classes=COLOURS[::-1])))
+
+
+class Loop(BaseLoop):
+    """As much of one as the hook looks at."""
+
+    def __init__(self, classes):
+        self.dataloader = SimpleNamespace(dataset=SimpleNamespace(metainfo=dict(classes=classes)))
+
+    def run(self):
+        pass
+
+
+@pytest.mark.parametrize('purpose', ['train', 'resume', 'test'])
+def test_a_runner_compares_the_classes_of_what_it_loads(purpose):
+    model, said = nn.Linear(2, 3), []
+    loops = dict(_train_loop=None, _val_loop=None, _test_loop=None)
+    loops['_test_loop' if purpose == 'test' else '_train_loop'] = Loop(COLOURS[::-1])
+    logger = SimpleNamespace(log=lambda level, text: said.append(text))
+    runner = SimpleNamespace(model=model, logger=logger, _resume=purpose == 'resume', **loops)
+    checkpoint = dict(state_dict=model.state_dict(), meta=dict(dataset_meta=dict(classes=COLOURS)))
+    if purpose == 'train':
+        CheckpointFitHook().after_load_checkpoint(runner, checkpoint)
+        assert 'the same classes in another order' in said[0]
+    else:
+        with pytest.raises(UsageError, match='the same classes in another order'):
+            CheckpointFitHook().after_load_checkpoint(runner, checkpoint)
