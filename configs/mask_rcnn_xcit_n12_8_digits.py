@@ -55,7 +55,7 @@ metainfo = dict(
 )
 size = (160, 160)
 train_pipeline = [
-    dict(type='xcit_mm.LoadImageFromFile'),
+    dict(type='LoadImageFromFile'),
     dict(type='LoadAnnotations', with_bbox=True, with_mask=True),
     dict(type='Resize', scale=size, keep_ratio=True),
     dict(type='PackDetInputs'),

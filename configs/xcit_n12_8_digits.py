@@ -26,7 +26,7 @@ model = dict(
 
 data = dict(data_root='data/digits/imagenet', metainfo=dict(classes=classes))
 train_pipeline = [
-    dict(type='xcit_mm.LoadImageFromFile'),
+    dict(type='LoadImageFromFile'),
     dict(type='RandomResizedCrop', scale=64, crop_ratio_range=(0.7, 1.0), backend='pillow', interpolation='bicubic'),
     dict(type='ColorJitter', brightness=0.4, contrast=0.4, saturation=0.4),
     dict(type='PackInputs'),
@@ -52,7 +52,7 @@ custom_hooks = [
     dict(type='xcit_mm.IterationSeedHook'),
     dict(type='xcit_mm.CheckpointFitHook'),
     dict(type='xcit_mm.BadImagesHook'),
-    dict(type='EMAHook', momentum=5e-3, update_buffers=True, priority='ABOVE_NORMAL'),
+    dict(type='xcit_mm.EMAHook', momentum=5e-3, update_buffers=True, priority='ABOVE_NORMAL'),
 ]
 default_hooks = dict(logger=dict(interval=20), checkpoint=dict(interval=5, max_keep_ckpts=2))
 auto_scale_lr = dict(base_batch_size=32)

@@ -1,6 +1,7 @@
 """XCiT-T12/16 on ImageNet-1k at 384x384, the distilled 224-pixel model tuned on for 30 epochs: 6.72 M parameters.
 
 16 GPUs x 32 images. Published: top-1 80.9 % (full crop), 80.58 % (--protocol mmpretrain).
+The release does not state how it tuned this model; the settings are DeiT's.
 
     NNODES=2 NODE_RANK=0 MASTER_ADDR=HOST tools/dist_train.sh configs/xcit_t12_16_dist_384_in1k.py 8
     tools/test.py configs/xcit_t12_16_dist_384_in1k.py \\

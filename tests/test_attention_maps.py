@@ -6,10 +6,13 @@ import pytest
 import torch
 import torch.nn.functional as F
 from conftest import build, official_names, randomise
+from mmengine.config import Config
 from processes import run
 
 from xcit_mm.checkpoint import CheckpointError
-from xcit_mm.visualization import channel_attention, class_attention, keep_mass, load_backbone
+from xcit_mm.datasets.reading import config_in_checkpoint, model_input
+from xcit_mm.errors import UsageError
+from xcit_mm.visualization import channel_attention, class_attention, keep_mass, load_backbone, load_input
 from xcit_mm.visualization.pictures import contact_sheet, draw, heat_map, to_pixels
 
 HEADS = 8
@@ -132,6 +135,74 @@ def test_the_tool_draws_images_and_videos(checkpoint, tmp_path):
     assert tensors['class_attention'].shape == (HEADS, 7, 9) and tensors['channel_attention'].shape == (3, HEADS, 8, 8)
     video = cv2.VideoCapture(str(tmp_path / 'maps/clip_attention.mp4'))
     assert (video.get(cv2.CAP_PROP_FRAME_COUNT), video.get(cv2.CAP_PROP_FRAME_WIDTH)) == (3, 144)
-    assert 'there is no image, video or folder nowhere.png' in run(
+    assert 'nowhere.png is no image, no folder' in run(
         'attention_maps.py', 'nowhere.png', '--checkpoint', checkpoint, cwd=tmp_path, ok=False
     )
+
+
+def test_every_image_has_a_folder_of_its_own_and_a_bad_one_ends_nothing(checkpoint, tmp_path):
+    picture = np.random.default_rng(0).integers(0, 256, (24, 32, 3), dtype=np.uint8)
+    for name in ('a/photo.jpg', 'b/photo.jpg', 'b/photo.png', 'b/more/photo.png'):
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        cv2.imwrite(str(tmp_path / name), picture)
+    (tmp_path / 'a/broken.jpg').write_text('no image')
+    cv2.imwrite(str(tmp_path / 'a/small.png'), picture[:4])
+    (tmp_path / 'a/no.mp4').write_text('no video')
+    arguments = ('a', 'b', 'nowhere.png', '--checkpoint', checkpoint, '--out-dir', 'maps')
+    output = run('attention_maps.py', *arguments, cwd=tmp_path, ok=False)
+    found = {str(path.parent.relative_to(tmp_path / 'maps')) for path in (tmp_path / 'maps').rglob('sheet.png')}
+    assert found == {'a/photo', 'b/photo.jpg', 'b/photo.png'}
+    assert '4 of 7 could not be drawn' in output and '1 sub-folder' in output
+    for text in (
+        'a/broken.jpg: it is cut off',
+        'a/small.png: it is 32x4 pixels',
+        'a/no.mp4: it is no video',
+        'nowhere',
+    ):
+        assert text in output
+
+
+def test_images_are_read_and_normalised_as_the_config_in_the_checkpoint_says(tmp_path):
+    grey = randomise(build(arch=dict(embed_dims=32, depth=1, num_heads=4), patch_size=8, in_channels=1))
+    cfg = Config(
+        dict(
+            default_scope='mmpretrain',
+            data_preprocessor=dict(mean=[100.0], std=[50.0], to_rgb=False),
+            test_dataloader=dict(
+                dataset=dict(pipeline=[dict(type='LoadImageFromFile', color_type='grayscale'), dict(type='PackInputs')])
+            ),
+        )
+    )
+    state = {f'backbone.{key}': value for key, value in grey.state_dict().items()}
+    torch.save({'state_dict': state, 'meta': {'cfg': cfg.pretty_text}}, tmp_path / 'grey.pth')
+    torch.save({'state_dict': state}, tmp_path / 'bare.pth')
+    picture = np.random.default_rng(0).integers(0, 256, (24, 32), dtype=np.uint8)
+    cv2.imwrite(str(tmp_path / 'a.png'), picture)
+    loaded = load_backbone(str(tmp_path / 'grey.pth'))
+    read = load_input(str(tmp_path / 'grey.pth'), loaded)
+    inputs = read.tensor(read.reader.read(tmp_path / 'a.png')['img'])
+    torch.testing.assert_close(inputs, (torch.from_numpy(picture)[None, None].float() - 100) / 50)
+    with pytest.raises(UsageError, match='takes images of 1 channel, expected 3, .* give its config'):
+        load_input(str(tmp_path / 'bare.pth'), loaded)
+    assert load_input(str(tmp_path / 'bare.pth'), loaded, cfg).mean == (100.0,)
+    run('attention_maps.py', 'a.png', '--checkpoint', 'grey.pth', '--out', 'maps', cwd=tmp_path)
+    assert (tmp_path / 'maps/a/sheet.png').exists()
+
+
+@pytest.mark.parametrize('to_rgb', [True, False])
+def test_the_order_of_the_colours_is_that_of_the_config(to_rgb, tmp_path):
+    picture = np.random.default_rng(0).integers(0, 256, (16, 24, 3), dtype=np.uint8)
+    cv2.imwrite(str(tmp_path / 'a.png'), picture)
+    preprocessor = dict(mean=[10.0, 20.0, 30.0], std=[1.0, 2.0, 3.0], bgr_to_rgb=to_rgb)
+    read = model_input(Config(dict(model=dict(data_preprocessor=preprocessor))))
+    assert read.order == ('RGB' if to_rgb else 'BGR')
+    seen = picture[..., ::-1] if to_rgb else picture
+    expected = (seen.astype(np.float32) - [10, 20, 30]) / [1, 2, 3]
+    found = read.tensor(read.reader.read(tmp_path / 'a.png')['img'])[0].permute(1, 2, 0).numpy()
+    np.testing.assert_allclose(found, expected, rtol=1e-5, atol=1e-5)
+
+
+def test_nothing_of_a_config_in_a_checkpoint_is_run(tmp_path):
+    text = f"test_dataloader = dict(dataset=dict(pipeline=[open('{tmp_path}/made', 'w')]))"
+    assert config_in_checkpoint({'meta': {'cfg': text}}) is None
+    assert not (tmp_path / 'made').exists()

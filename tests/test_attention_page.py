@@ -14,8 +14,10 @@ import torch
 from conftest import ROOT, build, official_names, randomise
 from processes import free_port, run
 
+from xcit_mm.datasets.loading import BadImage
+from xcit_mm.errors import UsageError
 from xcit_mm.visualization import load_backbone
-from xcit_mm.visualization.page import attention_pictures
+from xcit_mm.visualization.page import attention_pictures, predictor
 
 
 @pytest.fixture(scope='module')
@@ -32,6 +34,31 @@ def test_an_image_gives_every_head(checkpoint):
     assert mean.shape == (120, 180, 3)
     captions = [caption for _, caption in shown]
     assert captions == ['patches with 50% of the attention', 'head 1', 'head 2', 'head 3', 'head 4', 'contact sheet']
+
+
+def test_a_file_is_shown_as_it_is(checkpoint, tmp_path):
+    """16 bits in their own brightness; a picture that is cut off with the reason."""
+    backbone = load_backbone(str(checkpoint))
+    image = np.random.default_rng(0).integers(0, 256, (60, 90, 3), dtype=np.uint8)
+    cv2.imwrite(str(tmp_path / 'deep.png'), image.astype(np.uint16) * 257)
+    cv2.imwrite(str(tmp_path / 'cut.jpg'), image)
+    content = (tmp_path / 'cut.jpg').read_bytes()
+    (tmp_path / 'cut.jpg').write_bytes(content[: len(content) // 2])
+    of_file, _ = attention_pictures(backbone, str(tmp_path / 'deep.png'), 60, 0.5)
+    of_array, _ = attention_pictures(backbone, np.ascontiguousarray(image[..., ::-1]), 60, 0.5)
+    assert np.array_equal(of_file, of_array)
+    with pytest.raises(BadImage, match='cut off'):
+        attention_pictures(backbone, str(tmp_path / 'cut.jpg'), 60, 0.5)
+
+
+def test_what_a_model_finds_is_drawn(small_models, tmp_path):
+    image = np.random.default_rng(0).integers(0, 256, (60, 90, 3), dtype=np.uint8)
+    cv2.imwrite(str(tmp_path / 'a.png'), image[..., ::-1])
+    predict = predictor(*small_models['semantic_fpn'], 'cpu')
+    assert np.array_equal(predict(image), predict(str(tmp_path / 'a.png'))) and predict(image).shape == image.shape
+    (tmp_path / 'b.png').write_text('no image')
+    with pytest.raises(UsageError, match='cannot be read'):
+        predict(str(tmp_path / 'b.png'))
 
 
 def test_a_page_of_nothing_is_refused(tmp_path):

@@ -2,7 +2,8 @@
 
 import pytest
 import torch
-from conftest import build
+from conftest import build, deviation, randomise
+from mmengine.registry import MODELS
 from mmengine.utils.dl_utils.parrots_wrapper import _BatchNorm
 from torch import nn
 
@@ -36,10 +37,76 @@ def test_an_image_of_one_patch_still_has_four_levels(tiny, patch_size):
     assert len(maps) == 4 and all(torch.isfinite(m).all() and m.numel() for m in maps)
 
 
+@pytest.mark.parametrize('patch_size', [8, 16])
+@pytest.mark.parametrize('strides', [(8, 16, 32), (16, 32), (4, 8), (16,), (4, 32)])
+def test_only_the_strides_asked_for_are_made(tiny, patch_size, strides):
+    """As a choice of all four maps, with a gradient for every trained parameter and no layer too many."""
+    whole = randomise(build(arch=tiny, patch_size=patch_size, out_type='pyramid'))
+    part = build(arch=tiny, patch_size=patch_size, out_type='pyramid', out_strides=strides).eval()
+    assert part.state_dict().keys() <= whole.state_dict().keys()
+    part.load_state_dict({name: whole.state_dict()[name] for name in part.state_dict()})
+    image = torch.randn(2, 3, 64, 96)
+    maps = dict(zip((4, 8, 16, 32), whole(image)))
+    found = part(image)
+    assert len(found) == len(strides) and all(torch.equal(x, maps[stride]) for x, stride in zip(found, strides))
+    sum((x * torch.randn_like(x)).sum() for x in found).backward()
+    assert not [name for name, p in part.named_parameters() if p.requires_grad != (p.grad is not None)]
+    assert ('pyramid.fpn1.0.weight' in part.state_dict()) == (4 in strides)
+    assert ('pyramid.fpn2.0.weight' in part.state_dict()) == (8 in strides and patch_size == 16)
+
+
 def test_default_pyramid_indices_are_the_published_ones():
     with torch.device('meta'):
         assert XCiT('s12', out_type='pyramid').out_indices == (3, 5, 7, 11)
         assert XCiT('m24', out_type='pyramid').out_indices == (7, 11, 15, 23)
+        assert XCiT('s12', out_type='pyramid', out_strides=(8, 16, 32)).out_indices == (5, 7, 11)
+        assert XCiT('s24', out_type='pyramid', out_strides=[4, 32]).out_indices == (7, 23)
+
+
+@pytest.mark.parametrize(
+    'options',
+    [
+        dict(out_type='avg_featmap'),
+        dict(out_type='avg_featmap', tokens_norm=False),
+        dict(out_type='featmap', out_indices=(3, 5)),
+        dict(out_type='featmap', out_indices=(4,)),
+        dict(out_type='featmap', out_indices=(1,)),
+        dict(out_type='cls_token', out_indices=(4,)),
+        dict(out_type='raw', out_indices=(0, 1)),
+        dict(out_type='raw', out_indices=(2, 4)),
+        dict(out_type='pyramid', out_indices=(0, 0, 1, 2)),
+    ],
+)
+def test_what_no_output_depends_on_is_not_trained(tiny, options):
+    """Data-parallel training would wait for its gradients."""
+    torch.manual_seed(0)
+    model = build(arch=tiny, **options).train()
+    before = {name: value.clone() for name, value in model.state_dict().items()}
+    sum((x * torch.randn_like(x)).sum() for x in model(torch.randn(2, 3, 32, 48))).backward()
+    wrong = [name for name, p in model.named_parameters() if p.requires_grad != (p.grad is not None)]
+    assert not wrong and before.keys() == model.state_dict().keys()
+    means = {name: value for name, value in model.state_dict().items() if 'lpi.bn.running_mean' in name}
+    moved = {name.split('.')[1] for name, value in means.items() if not torch.equal(value, before[name])}
+    assert moved == {str(i) for i in range(min(model.out_indices[-1] + 1, 4))}
+
+
+def test_maps_after_class_attention_are_mmpretrains(tiny, tmp_path):
+    """Its default map is the last of these; all its indices mean the same here."""
+    options = dict(patch_size=16, out_type='featmap', out_indices=[1, 3, 4, 5])
+    theirs = randomise(MODELS.build(dict(tiny, type='mmpretrain.XCiT', tokens_norm=True, **options)))
+    torch.save({'state_dict': theirs.state_dict()}, tmp_path / 'mmpretrain.pth')
+    image = torch.randn(2, 3, 64, 96)
+    checkpoint = dict(type='Pretrained', checkpoint=str(tmp_path / 'mmpretrain.pth'))
+    ours = build(arch=tiny, **options, init_cfg=checkpoint).eval()
+    ours.init_weights()
+    with torch.no_grad():
+        expected, found = theirs(image), ours(image)
+    assert len(found) == 4 and max(map(deviation, found, expected)) < 2e-6
+    alone = build(arch=tiny, out_type='featmap', out_indices=5, init_cfg=checkpoint).eval()
+    alone.init_weights()
+    theirs.out_indices = [5]
+    with torch.no_grad():
+        assert deviation(alone(image)[0], theirs(image)[0]) < 2e-6
 
 
 @pytest.mark.parametrize('out_type', ['pyramid', 'featmap'])
@@ -193,12 +260,13 @@ def test_layer_depth_follows_the_data(tiny):
 
 
 def test_the_adapter_serves_other_backbones():
-    from mmengine.registry import MODELS
-
     for stride in (8, 16):
         adapter = MODELS.build(dict(type='xcit_mm.MultiScaleAdapter', in_channels=24, stride=stride))
         maps = adapter([torch.randn(1, 24, 64 // stride, 96 // stride)] * 4)
-        assert [tuple(m.shape) for m in maps] == [(1, 24, 64 // s, 96 // s) for s in adapter.out_strides]
+        assert [tuple(m.shape) for m in maps] == [(1, 24, 64 // s, 96 // s) for s in (4, 8, 16, 32)]
+        some = MODELS.build(dict(type='xcit_mm.MultiScaleAdapter', in_channels=24, stride=stride, out_strides=(8, 32)))
+        some.load_state_dict({name: adapter.state_dict()[name] for name in some.state_dict()})
+        assert all(map(torch.equal, some([torch.ones(1, 24, 4, 4)] * 2), adapter([torch.ones(1, 24, 4, 4)] * 4)[1::2]))
 
 
 @pytest.mark.parametrize(
@@ -213,7 +281,14 @@ def test_the_adapter_serves_other_backbones():
         (dict(patch_size=12), ['patch_size', '8 or 16', '12']),
         (dict(out_type='maps'), ['maps', 'pyramid', 'featmap']),
         (dict(out_type='pyramid', out_indices=(3, 5, 7, 12)), ['out_indices', '12', '11']),
-        (dict(out_type='pyramid', out_indices=(3, 5, 7)), ['four']),
+        (dict(out_type='pyramid', out_indices=(3, 5, 7)), ['one out_index', '(4, 8, 16, 32)']),
+        (dict(out_type='pyramid', out_strides=(8, 16), out_indices=(3, 5, 7)), ['one out_index', '(8, 16)']),
+        (dict(out_type='pyramid', out_strides=(16, 8)), ['out_strides', '(4, 8, 16, 32)', '(16, 8)']),
+        (dict(out_type='pyramid', out_strides=(8, 64)), ['out_strides', '64']),
+        (dict(out_type='pyramid', out_strides=()), ['out_strides']),
+        (dict(out_type='featmap', out_strides=(8,)), ['out_strides', 'pyramid', 'featmap']),
+        (dict(out_type='featmap', out_indices=(14,)), ['-12 to 13', '14']),
+        (dict(out_type='featmap', out_indices=(-13,)), ['-12 to 13', '-13']),
         (dict(out_type='featmap', out_indices=(5, 3)), ['descend']),
         (dict(out_type='cls_token', out_indices=(3,)), ['cls_token', '12 to 13']),
         (dict(drop_path_rate=1.0), ['drop_path_rate', '1.0']),
@@ -222,6 +297,34 @@ def test_the_adapter_serves_other_backbones():
 )
 def test_wrong_arguments_are_named_with_what_is_allowed(kwargs, words):
     with pytest.raises(ValueError) as error:
+        build(**kwargs)
+    for word in words:
+        assert word in str(error.value)
+
+
+def test_names_of_models_take_strides_too():
+    from xcit_mm import create_backbone
+
+    maps = create_backbone('xcit_n12_8', out_type='pyramid', out_strides=(8, 16, 32))(torch.randn(1, 3, 64, 96))
+    assert [tuple(x.shape[1:]) for x in maps] == [(128, 8, 12), (128, 4, 6), (128, 2, 3)]
+    for name, channels in (('xcit_m12_8', 512), ('xcit_large_12_p16_224', 768)):
+        with torch.device('meta'):
+            assert (create_backbone(name).embed_dims, create_backbone(name).depth) == (channels, 12)
+
+
+@pytest.mark.parametrize(
+    'kwargs, words',
+    [
+        (dict(embed_dims=384, depth=12, num_heads=8), ["arch='s12'"]),
+        (dict(embed_dims=96, depth=6, num_heads=4, mlp_ratio=2.0), ['arch=dict(embed_dims=96, depth=6, num_heads=4']),
+        (dict(depth=12), ['arch=dict(depth=12', 'num_heads=...', 's12']),
+        (dict(embed_dim=384), ['embed_dims=384']),
+        (dict(arch='s12', depth=50, num_stages=4), ['num_stages', '_delete_=True']),
+        (dict(arch='s12', cls_attn_layers=2), ['cls_attn_layers', 'always 2', 'leave']),
+    ],
+)
+def test_arguments_of_other_implementations_get_the_way_to_write_them(kwargs, words):
+    with pytest.raises(TypeError) as error:
         build(**kwargs)
     for word in words:
         assert word in str(error.value)
@@ -253,5 +356,7 @@ def test_the_adapter_refuses_other_strides_and_counts():
 
     with pytest.raises(ValueError, match='8 or 16'):
         MultiScaleAdapter(8, stride=4)
-    with pytest.raises(ValueError, match='four maps'):
+    with pytest.raises(ValueError, match='one map for each of out_strides=.4, 8, 16, 32.; got 3'):
         MultiScaleAdapter(8)([torch.randn(1, 8, 4, 4)] * 3)
+    with pytest.raises(ValueError, match='out_strides must be some of'):
+        MultiScaleAdapter(8, out_strides=(2, 4))

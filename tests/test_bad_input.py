@@ -22,7 +22,7 @@ from xcit_mm.checkpoint.heads import fit_state_dict
 from xcit_mm.checks.data import check_data
 from xcit_mm.datasets.digits import FOLDERS, make_digits
 from xcit_mm.datasets.loading import BadImage, BadImageReport, LoadImageFromFile, read_image
-from xcit_mm.engine.bad_images import check_images
+from xcit_mm.engine.bad_images import check_images, guard_built
 from xcit_mm.engine.setup import build_runner, check_model
 from xcit_mm.errors import UsageError, clear_errors
 
@@ -537,6 +537,7 @@ def test_training_draws_another_image(config, images, wrapped, data):
     with DefaultScope.overwrite_default_scope(cfg.default_scope):
         dataset = DATASETS.build(cfg.train_dataloader.dataset)
     dataset = RepeatDataset(dataset, 2) if wrapped else dataset
+    guard_built(dataset, str(data / 'bad_images.txt'))  # as the hook of the config does before training
     assert len(dataset) == (12 if wrapped else 6)
     drawn = {dataset[i]['data_samples'].img_path for i in range(len(dataset))}
     assert drawn == {str(path) for i, path in enumerate(sorted((data / images).iterdir())) if i in (1, 4, 5)}

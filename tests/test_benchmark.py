@@ -109,14 +109,14 @@ def test_a_training_step_has_its_gradient_compared():
 
 
 def test_a_contender_that_fails_stops_no_other(monkeypatch):
-    usual = contenders._make
+    usual = contenders.make
 
     def make(name, setting):
         if name == 'timm':
             raise RuntimeError('no such kernel\nand a long story')
         return usual(name, setting)
 
-    monkeypatch.setattr(contenders, '_make', make)
+    monkeypatch.setattr(contenders, 'make', make)
     rows = measured()
     assert rows['timm'].note == 'RuntimeError: no such kernel' and rows['timm'].seconds is None
     assert rows[OURS].seconds and rows['mmpretrain'].seconds

@@ -122,6 +122,169 @@ def test_plain_pytorch_loading_takes_published_names(source, tiny):
     assert_same(model, source)
 
 
+def wrapped(state, prefix):
+    return {prefix + key: value for key, value in state.items()}
+
+
+def two_models(kind, raw, average):
+    """Files with two models, as other people's training writes them; the names of timm, which it shares with DeiT."""
+    run = dict(epoch=3, args=argparse.Namespace(lr=0.1), optimizer={'state': {0: {'exp_avg': torch.zeros(2)}}})
+    return {
+        'timm': dict(run, arch='xcit', state_dict=raw, state_dict_ema=average),
+        'timm, compiled, parallel': dict(
+            run, state_dict=wrapped(raw, 'module._orig_mod.'), state_dict_ema=wrapped(average, '_orig_mod.module.')
+        ),
+        'DeiT': dict(run, model=raw, model_ema=average),
+        'average of another name': dict(run, state_dict=raw, model_ema=average),
+        'student and teacher': dict(run, student=wrapped(raw, 'module.'), teacher=average),
+        'student and teacher in one dict': {
+            'state_dict': {**wrapped(raw, 'student.'), **wrapped(average, 'teacher.backbone.')}
+        },
+        'MMEngine': {
+            'meta': {},
+            'state_dict': prefixed(raw),
+            'ema_state_dict': {'steps': torch.tensor(3), **wrapped(raw, 'module.backbone.')},
+        },
+    }[kind]
+
+
+@pytest.mark.parametrize(
+    'kind, taken, left',
+    [
+        ('timm', 'average', "'state_dict_ema' is taken, 'state_dict' not"),
+        ('timm, compiled, parallel', 'average', "'state_dict_ema' is taken, 'state_dict' not"),
+        ('DeiT', 'raw', "'model' is taken, 'model_ema' not"),
+        ('average of another name', 'average', "'model_ema' is taken, 'state_dict' not"),
+        ('student and teacher', 'average', "'teacher' is taken, 'student' not"),
+        ('student and teacher in one dict', 'average', "'state_dict' teacher.… is taken, 'state_dict' student.… not"),
+        ('MMEngine', 'raw', "'state_dict' is taken, 'ema_state_dict' not"),
+    ],
+)
+def test_of_several_models_that_of_its_writers_loader_is_taken_and_said(kind, taken, left, tiny, tmp_path, logged):
+    models = {name: randomise(build(arch=tiny), seed) for seed, name in enumerate(('raw', 'average'))}
+    raw, average = (official_names(model.state_dict()) for model in models.values())
+    content = two_models(kind, raw, average)
+    torch.save(content, tmp_path / 'run.pth.tar')
+    assert_same(pretrained(tmp_path / 'run.pth.tar', arch=tiny), models[taken])
+    assert any('run.pth.tar holds several models: ' + left in line for line in logged)
+    if kind.startswith('timm'):
+        from timm.models import load_state_dict
+
+        theirs = load_state_dict(str(tmp_path / 'run.pth.tar'))
+        key = 'blocks.0.attn.qkv.weight'
+        assert torch.equal(theirs[key], models['average'].state_dict()[key])
+
+
+@pytest.fixture
+def logged(monkeypatch):
+    """What the loaders say."""
+    from xcit_mm.checkpoint import loading, matching
+
+    lines = []
+    for module in (loading, matching):
+        monkeypatch.setattr(module, 'print_log', lambda message, *_: lines.append(message))
+    return lines
+
+
+@pytest.mark.parametrize(
+    'content',
+    [
+        lambda a, b: {'net': a, 'net_ema': b},
+        lambda a, b: {'state_dict': {**wrapped(a, 'model.'), **wrapped(b, 'ema.module.')}},
+        lambda a, b: {'run': {'params': a, 'params_ema': b}},
+    ],
+)
+def test_of_several_models_nobody_guesses(content, source, tiny, tmp_path):
+    torch.save(content(source.state_dict(), source.state_dict()), tmp_path / 'two.pth')
+    with pytest.raises(CheckpointError, match=r'two\.pth: it holds several models \(.*ema.*cannot be told.*torch.save'):
+        pretrained(tmp_path / 'two.pth', arch=tiny)
+
+
+@pytest.mark.parametrize(
+    'content',
+    [
+        lambda state: {'state_dict': wrapped(state, '_orig_mod.')},
+        lambda state: wrapped(state, 'module._orig_mod.'),
+        lambda state: {'state_dict': wrapped(state, 'model.'), 'pytorch-lightning_version': '2.1', 'callbacks': {}},
+        lambda state: {**wrapped(state, 'model.'), 'normalize.mean': torch.zeros(3)},
+        lambda state: {'state_dict': wrapped(state, 'net.backbone.'), 'hyper_parameters': {'lr': 0.1}},
+        lambda state: {'whatever': state, 'epoch': 3},
+        lambda state: {'state': {'model': wrapped(state, 'module.')}, 'rng': [torch.zeros(3)]},
+    ],
+    ids=['compiled', 'compiled, bare', 'Lightning', 'RobustBench', 'Lightning, deeper', 'another key', 'two keys'],
+)
+@pytest.mark.parametrize('names', ['official', 'ours'])
+def test_wrappings_of_other_peoples_training_are_taken_off(content, names, source, tiny, tmp_path):
+    state = source.state_dict()
+    torch.save(content(official_names(state) if names == 'official' else dict(state)), tmp_path / 'run.ckpt')
+    assert_same(pretrained(tmp_path / 'run.ckpt', arch=tiny), source)
+    whole = nn.ModuleDict(dict(backbone=build(arch=tiny)))
+    load_checkpoint(whole, str(tmp_path / 'run.ckpt'))
+    assert_same(whole['backbone'], source)
+
+
+def test_a_whole_model_of_mmengine_keeps_its_names(tiny, tmp_path):
+    """A model with a teacher gets both; its backbone alone starts from the teacher, said."""
+    whole = nn.ModuleDict({name: nn.ModuleDict(dict(backbone=build(arch=tiny))) for name in ('student', 'teacher')})
+    randomise(whole)
+    torch.save({'meta': {}, 'state_dict': wrapped(whole.state_dict(), '_orig_mod.')}, tmp_path / 'run.pth')
+    other = nn.ModuleDict({name: nn.ModuleDict(dict(backbone=build(arch=tiny))) for name in ('student', 'teacher')})
+    load_checkpoint(other, str(tmp_path / 'run.pth'), strict=True)
+    assert_same(other, whole)
+    assert_same(pretrained(tmp_path / 'run.pth', arch=tiny), whole['teacher']['backbone'])
+
+
+def test_a_part_of_the_model_is_loaded_on_purpose(source, tiny):
+    """By its own names, as PyTorch does it: what is missing stays, and ``strict`` names it."""
+    part = {name: value for name, value in source.state_dict().items() if name.startswith('blocks.1.')}
+    model = build(arch=tiny)
+    with pytest.raises(RuntimeError, match='Missing key.*cls_token'):
+        model.load_state_dict(part)
+    missing, unexpected = model.load_state_dict({'norm.weight': part['blocks.1.gamma1']}, strict=False)
+    assert 'cls_token' in missing and not unexpected
+    before = model.blocks[0].attn.qkv.weight.clone()
+    model.load_state_dict(part, strict=False)
+    assert_same(model.blocks[1], source.blocks[1])
+    assert torch.equal(model.blocks[0].attn.qkv.weight, before)
+    published = {k: v for k, v in official_names(source.state_dict()).items() if not k.startswith('patch_embed.proj.0')}
+    missing, unexpected = model.load_state_dict(published, strict=False)
+    assert {'.'.join(key.split('.')[:3]) for key in missing} == {'patch_embed.proj.0'} and not unexpected
+    assert_same(model.blocks, source.blocks)
+    with pytest.raises(RuntimeError, match='Missing key.*patch_embed.proj.0.0.weight'):
+        build(arch=tiny).load_state_dict(published)
+
+
+def test_loras_adapters_alone_are_loaded(tiny, tmp_path, logged):
+    """MMPretrain's LoRAModel saves and loads nothing else; in a whole classifier too."""
+    from mmengine.runner import save_checkpoint
+
+    from xcit_mm.checkpoint.heads import fit_state_dict
+
+    def adapted():
+        lora = dict(type='mmpretrain.LoRAModel', alpha=2, rank=2, targets=[dict(type='.*mlp.fc1')])
+        backbone = dict(lora, module=dict(type='xcit_mm.XCiT', arch=tiny))
+        head = dict(type='mmpretrain.LinearClsHead', num_classes=3, in_channels=32)
+        return MODELS.build(dict(type='mmpretrain.ImageClassifier', backbone=backbone, head=head))
+
+    def adapters(model):
+        return {name: value for name, value in model.named_parameters() if '.lora_' in name}
+
+    trained, other = adapted(), adapted()
+    assert set(trained.backbone.state_dict()) and all('.lora_' in name for name in trained.backbone.state_dict())
+    with torch.no_grad():
+        for value in adapters(trained).values():
+            value.normal_()
+    other.backbone.load_state_dict(trained.backbone.state_dict())
+    assert all(torch.equal(value, adapters(other)[name]) for name, value in adapters(trained).items())
+    path = str(tmp_path / 'lora.pth')
+    save_checkpoint({'state_dict': trained.state_dict(), 'meta': {}}, path)
+    again = adapted()
+    assert fit_state_dict(again, load_checkpoint_file(path)['state_dict'], 'test') is None
+    load_checkpoint(again, path, strict=True)
+    assert all(torch.equal(value, adapters(again)[name]) for name, value in adapters(trained).items())
+    assert any('lora.pth: holds 12 of the' in line for line in logged)
+
+
 def test_files_of_other_models_pass_unchanged(tmp_path):
     other = nn.Sequential(nn.Linear(3, 4), nn.BatchNorm1d(4))
     for content in ({'state_dict': other.state_dict(), 'meta': {'a': 1}}, other.state_dict()):
@@ -167,6 +330,27 @@ def test_a_file_with_missing_tensors_is_refused_by_name(lost, source, tiny, tmp_
     whole = nn.ModuleDict(dict(backbone=build(arch=tiny)))
     with pytest.raises(CheckpointError, match=r'file\.pth.*missing \(1\): ' + lost.split('.')[-1].join(['.*', ''])):
         load_checkpoint(whole, str(tmp_path / 'file.pth'))
+
+
+@pytest.mark.parametrize('patch_size', [8, 16])
+def test_a_pyramid_of_fewer_strides_takes_whole_files(patch_size, tiny, tmp_path, logged):
+    dense = randomise(build(arch=tiny, patch_size=patch_size, out_type='pyramid'))
+    for kind in ('detection', 'ours'):
+        torch.save(published(kind, dense), tmp_path / 'file.pth')
+        options = dict(arch=tiny, patch_size=patch_size, out_type='pyramid', out_strides=(8, 16, 32))
+        assert_same(pretrained(tmp_path / 'file.pth', **options), dense)
+        whole = nn.ModuleDict(dict(backbone=build(**options)))
+        missing, unexpected = whole.load_state_dict(
+            load_checkpoint_file(str(tmp_path / 'file.pth'))['state_dict'], strict=False
+        )
+        assert not missing and unexpected == (['neck.x'] if kind == 'detection' else [])
+        assert_same(whole['backbone'], dense)
+        assert any(line.endswith('not used by this model: pyramid.fpn1') for line in logged)
+    torch.save({'state_dict': whole.state_dict()}, tmp_path / 'part.pth')
+    whole = nn.ModuleDict(dict(backbone=build(arch=tiny, patch_size=patch_size, out_type='pyramid')))
+    if patch_size == 16:  # where a level of the adapter is in the file, all have to be
+        with pytest.raises(CheckpointError, match='missing.*pyramid.fpn1'):
+            load_checkpoint(whole, str(tmp_path / 'part.pth'))
 
 
 def test_half_an_adapter_is_refused(dense, tiny, tmp_path):

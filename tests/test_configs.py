@@ -10,6 +10,7 @@ from conftest import ROOT
 from mmengine.config import Config
 from mmengine.optim import build_optim_wrapper
 from mmengine.registry import MODELS, DefaultScope
+from torch import nn
 
 from xcit_mm.engine.setup import build_runner
 from xcit_mm.errors import UsageError
@@ -54,7 +55,11 @@ def build_model(cfg):
 def test_every_config_opens_with_what_it_is_and_its_command(path):
     text = ast.get_docstring(ast.parse(path.read_text()))
     assert f'configs/{path.name}' in text
-    if not path.stem.endswith('digits'):
+    if re.search('(inat|cifar|cars|flowers)', path.stem):
+        assert 'No number is published for this model' in ' '.join(text.split())
+    elif path.stem.startswith('faster_rcnn') and not path.stem.endswith('digits'):
+        assert 'No result is published' in text
+    elif not path.stem.endswith('digits'):
         assert re.search(r'(box AP \d+\.\d+,? (and )?mask AP|mIoU|top-1) \d+\.\d+', ' '.join(text.split()))
 
 
@@ -65,6 +70,22 @@ def test_mask_rcnn_has_the_published_parameters(name):
         model = build_model(cfg)
     count = sum(p.numel() for p in model.parameters() if p.requires_grad)
     assert round(count / 1e6, 2) == MASK_RCNN[name]
+
+
+@pytest.mark.parametrize('name', ['s12_16', 's12_8'])
+def test_faster_rcnn_is_the_mask_rcnn_without_masks(name):
+    cfg, other = (load(f'{method}_rcnn_xcit_{name}_3x_coco') for method in ('faster', 'mask'))
+    with torch.device('meta'):
+        ours, theirs = ({n: p.shape for n, p in build_model(c).named_parameters()} for c in (cfg, other))
+    assert ours == {n: shape for n, shape in theirs.items() if not n.startswith('roi_head.mask_head')}
+    for key in ('optim_wrapper', 'param_scheduler', 'train_cfg', 'auto_scale_lr', 'default_hooks', 'custom_hooks'):
+        assert cfg[key] == other[key], key
+    for split in ('train', 'val', 'test'):
+        pipelines = [c[f'{split}_dataloader'].dataset.pipeline for c in (cfg, other)]
+        load_boxes, load_masks = ([t for t in p if t.type == 'LoadAnnotations'] for p in pipelines)
+        assert not load_boxes[0].get('with_mask') and load_masks[0].with_mask
+        assert [t for t in pipelines[0] if t not in load_boxes] == [t for t in pipelines[1] if t not in load_masks]
+    assert cfg.val_evaluator.metric == cfg.test_evaluator.metric == 'bbox'
 
 
 @pytest.mark.parametrize('name', MASK_RCNN)
@@ -107,16 +128,32 @@ def test_mask_rcnn_recipe(name):
     assert cfg.test_dataloader.dataset.pipeline[1].scale == (1333, 800)
 
 
-def test_norms_have_no_weight_decay():
-    cfg = load('mask_rcnn_xcit_t12_8_3x_coco')
+@pytest.mark.parametrize(
+    ('name', 'layer_decay'),
+    [
+        ('mask_rcnn_xcit_t12_16_3x_coco', False),
+        ('mask_rcnn_xcit_t12_16_3x_coco', True),
+        ('sem_fpn_xcit_t12_16_80k_ade20k', False),
+        ('upernet_xcit_t12_8_160k_ade20k', False),
+    ],
+)
+def test_layer_norms_alone_have_no_weight_decay(name, layer_decay):
+    """Batch norms of the patch embedding, LPI, adapter and heads are decayed, as are temperature and LayerScale."""
+    cfg = load(name)
     cfg.model.backbone.init_cfg = None
+    if layer_decay:
+        cfg.optim_wrapper.constructor = 'xcit_mm.LayerDecayOptimWrapperConstructor'
+        cfg.optim_wrapper.paramwise_cfg.layer_decay_rate = 0.9
     model = build_model(cfg)
     wrapper = build_optim_wrapper(model, dict(cfg.optim_wrapper, type='OptimWrapper'))
-    decay = {id(p): group['weight_decay'] for group in wrapper.param_groups for p in group['params']}
-    norms = ('norm', '.bn.', re.compile(r'proj\.\d\.1\.'))
-    for name, parameter in model.named_parameters():
-        is_norm = any(n in name if isinstance(n, str) else n.search(name) for n in norms)
-        assert decay[id(parameter)] == (0.0 if is_norm else 0.05), name
+    decay = {id(p): group['weight_decay'] for group in wrapper.optimizer.param_groups for p in group['params']}
+    layer_norms = {
+        f'{n}.{k}' for n, m in model.named_modules() if isinstance(m, nn.LayerNorm) for k in ('weight', 'bias')
+    }
+    assert len(layer_norms) == 12 * 3 * 2
+    for parameter_name, parameter in model.named_parameters():
+        expected = 0.0 if parameter_name in layer_norms else cfg.optim_wrapper.optimizer.weight_decay
+        assert decay[id(parameter)] == expected, parameter_name
 
 
 def count(model, without=()):
@@ -145,7 +182,8 @@ def test_segmentation_recipe(name, method, iterations):
     assert cfg.train_cfg.max_iters == iterations * 1000 and cfg.train_dataloader.batch_size * 8 == 16
     optimizer = cfg.optim_wrapper.optimizer
     assert (optimizer.type, optimizer.lr, optimizer.weight_decay) == ('AdamW', 6e-5, 0.01)
-    assert cfg.optim_wrapper.paramwise_cfg.norm_decay_mult == 0
+    # A test and a checkpoint every 8,000 iterations, every 16,000 for UperNet.
+    assert cfg.train_cfg.val_interval == cfg.default_hooks.checkpoint.interval == iterations * 100
     resize, crop, flip, distortion = cfg.train_dataloader.dataset.pipeline[2:6]
     assert (resize.scale, resize.ratio_range) == ((2048, 512), (0.5, 2.0))
     assert (crop.crop_size, crop.cat_max_ratio, flip.prob) == ((512, 512), 0.75, 0.5)

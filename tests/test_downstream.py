@@ -15,6 +15,7 @@ from mmengine.config import Config
 from mmengine.optim import build_optim_wrapper
 from mmengine.registry import MODELS, init_default_scope
 from processes import call
+from processes import run as run_tool
 
 from xcit_mm.datasets.digits import make_digits
 from xcit_mm.errors import UsageError
@@ -134,6 +135,27 @@ def test_every_config_under_the_librarys_own_tools(name, project, installed):
     assert metric in own_tools(name, project, installed)[1]
 
 
+@pytest.mark.slow
+@pytest.mark.parametrize('strides', [None, (4, 8, 16, 32)])
+def test_a_detector_without_the_finest_map_trains_on_two_processes(strides, project):
+    """Data-parallel training ends at the second iteration if a layer gets no gradient."""
+    options = {**QUICK, 'train_dataloader.batch_size': 1, 'train_cfg.max_epochs': 2, 'train_cfg.val_interval': 9}
+    options.update({'model.backbone.arch': 'n12', 'default_hooks.logger.interval': 1})
+    if strides:  # as it would be written for a ResNet
+        options.update(
+            {
+                'model.backbone.out_strides': '"(4,8,16,32)"',
+                'model.neck.in_channels': '"[128,128,128,128]"',
+                'model.neck.start_level': 1,
+            }
+        )
+    config, work = project / 'configs/retinanet.py', f'work_dirs/two_{bool(strides)}'
+    words = [f'{key}={value}' for key, value in options.items()]
+    told = run_tool('train.py', config, '--work-dir', work, '--cfg-options', *words, cwd=project, launcher=2)
+    assert len(re.findall(r'Epoch\(train\)', told)) == 4  # two epochs of four images
+    assert ('makes maps that nothing reads, of stride 4.' in told) == bool(strides)
+
+
 @pytest.mark.parametrize(
     'constructor', ['mmpretrain.LearningRateDecayOptimWrapperConstructor', 'xcit_mm.LayerDecayOptimWrapperConstructor']
 )
@@ -178,7 +200,7 @@ def test_learning_rates_by_depth_in_a_detector():
     groups = build_optim_wrapper(model, settings).optimizer.param_groups
     names = {id(parameter): name for name, parameter in model.named_parameters()}
     rates = {names[id(p)]: group['lr'] for group in groups for p in group['params']}
-    assert rates['bbox_head.retina_cls.weight'] == rates['backbone.pyramid.fpn1.0.weight'] == 1.0
+    assert rates['bbox_head.retina_cls.weight'] == rates['backbone.pyramid.fpn2.0.weight'] == 1.0
     assert rates['neck.lateral_convs.0.conv.weight'] == 3.0
     assert rates['backbone.blocks.11.mlp.fc1.weight'] == 0.5
     assert rates['backbone.patch_embed.proj.0.0.weight'] == 0.5**13

@@ -2,9 +2,12 @@
 
 import json
 
+import numpy as np
 import pytest
 import torch
-from conftest import ROOT
+from conftest import ROOT, randomise
+from mmengine.config import Config
+from mmengine.registry import MODELS, DefaultScope
 
 from xcit_mm.apis import export
 from xcit_mm.errors import UsageError
@@ -32,6 +35,44 @@ def test_onnx_runtime_computes_the_same(name, small_models, tmp_path):
             torch.testing.assert_close(torch.from_numpy(ours), theirs, rtol=1e-3, atol=1e-4 * theirs.abs().max().item())
     properties = {p.key: json.loads(p.value) for p in onnx.load(str(target)).metadata_props}
     assert properties['mean'] == [123.675, 116.28, 103.53] and len(properties['classes']) in (10, 11)
+    assert properties['channel_order'] == 'RGB' and properties['channels'] == 3
+
+
+@pytest.mark.parametrize(
+    'name, channels, order',
+    [('classifier', 3, 'BGR'), ('classifier', 1, 'grey'), ('detector', 3, 'BGR'), ('semantic_fpn', 4, 'BGRA')],
+)
+def test_metadata_say_which_images_the_model_takes(name, channels, order, small_models, tmp_path):
+    """Used as they say, less the mean and over the deviation, pixels give what they give with the library."""
+    import onnxruntime
+
+    cfg = Config.fromfile(small_models[name][0])
+    color_type = {1: 'grayscale', 3: 'color', 4: 'unchanged'}[channels]
+    cfg.test_dataloader.dataset.pipeline[0].color_type = color_type
+    mean = None if channels == 4 else [100.0, 110.0, 120.0][:channels]  # MMEngine normalises one channel or three
+    settings = dict(mean=mean, std=mean and [50.0, 55.0, 60.0][:channels])
+    settings['to_rgb' if name == 'classifier' else 'bgr_to_rgb'] = False
+    cfg.model.data_preprocessor.update(settings)
+    cfg.model.backbone.in_channels = channels
+    cfg.dump(tmp_path / 'config.py')
+    with DefaultScope.overwrite_default_scope(cfg.default_scope):
+        built = randomise(MODELS.build({**cfg.model, 'data_preprocessor': None}))
+        preprocess = MODELS.build({'type': 'ClsDataPreprocessor', **cfg.model.data_preprocessor})
+    torch.save({'state_dict': built.state_dict(), 'meta': {}}, tmp_path / 'weights.pth')
+    paths = str(tmp_path / 'config.py'), str(tmp_path / 'weights.pth'), str(tmp_path / 'model.onnx')
+    deviations = export.export_model(*paths, part=PARTS[name], size=(64, 64))
+    assert all(deviation.shape[1] == channels for deviation in deviations)
+    session = onnxruntime.InferenceSession(paths[2])
+    said = {key: json.loads(value) for key, value in session.get_modelmeta().custom_metadata_map.items()}
+    assert said['channels'] == channels and said['channel_order'] == order
+    assert said['loading']['color_type'] == color_type
+    pixels = np.random.default_rng(0).integers(0, 256, (64, 64, channels), dtype=np.uint8)  # in that order
+    given = ((pixels - np.array(said['mean'])) / said['std']).transpose(2, 0, 1)[None].astype(np.float32)
+    found = session.run(None, {'images': given})[0]
+    inputs = preprocess(dict(inputs=[torch.from_numpy(pixels).permute(2, 0, 1)]))['inputs']
+    with torch.no_grad():
+        expected = export.load_module(*paths[:2], PARTS[name])[0](inputs)[0]
+    torch.testing.assert_close(torch.from_numpy(found), expected, rtol=1e-3, atol=1e-4 * expected.abs().max().item())
 
 
 @pytest.mark.skipif(not HAS_TORCH_EXPORT, reason='torch.export takes no free sizes before PyTorch 2.6')

@@ -15,7 +15,7 @@ from mmengine.registry import DATASETS, DefaultScope
 from PIL import Image
 from pycocotools import mask as rle
 
-from xcit_mm.datasets.coco import _decode_runs
+from xcit_mm.checks.annotations import decode_runs
 from xcit_mm.datasets.digits import make_digits
 from xcit_mm.engine.bad_images import guard_loading
 from xcit_mm.errors import UsageError
@@ -236,7 +236,7 @@ def test_compressed_runs_are_those_of_pycocotools():
     for _ in range(50):
         height, width = generator.integers(1, 90, 2)
         mask = np.asfortranarray(generator.random((height, width)) < generator.random(), dtype=np.uint8)
-        runs = _decode_runs(rle.encode(mask)['counts'].decode())
+        runs = decode_runs(rle.encode(mask)['counts'].decode())
         flat = mask.flatten('F')
         edges = np.flatnonzero(np.diff(np.concatenate(([0], flat)))) if flat.size else []
         expected = np.diff([0, *edges, flat.size]).tolist()

@@ -26,6 +26,28 @@ def run_python(code, site, cwd, *options):
     return done.stdout.strip().splitlines()[-1]
 
 
+@pytest.mark.parametrize(
+    'installed, named',
+    [
+        (['onedl-mmengine', 'onedl-mmcv', 'onedl-mmdetection'], []),
+        (['mmengine', 'mmcv', 'mmdet', 'mmsegmentation'], []),
+        (['onedl-mmengine', 'mmcv-lite', 'mmengine'], ['onedl-mmengine and mmengine are installed together']),
+        (['mmengine', 'mmcv', 'mmcv-lite'], ['mmcv and mmcv-lite are', 'pip uninstall -y mmcv mmcv-lite']),
+    ],
+)  # fmt: skip
+def test_packages_that_overwrite_each_other_are_named(installed, named, tmp_path, monkeypatch, capsys):
+    from xcit_mm.package import warn_of_mixed_packages
+
+    for name in installed:
+        folder = tmp_path / f'{name.replace("-", "_")}-1.0.dist-info'
+        folder.mkdir()
+        (folder / 'METADATA').write_text(f'Metadata-Version: 2.1\nName: {name}\nVersion: 1.0\n')
+    monkeypatch.setattr(sys, 'path', [str(tmp_path)])
+    warn_of_mixed_packages()
+    said = capsys.readouterr().err
+    assert bool(said) == bool(named) and all(words in said for words in named)
+
+
 def test_the_wheel_holds_what_users_need_and_nothing_else(wheel):
     names = set(zipfile.ZipFile(wheel).namelist())
     checkout = lambda *patterns: {  # noqa: E731

@@ -167,14 +167,15 @@ def test_other_types_compute_the_same_to_their_precision(height, width, patch_si
 @given(st.data())
 def test_indices_choose_among_the_blocks(data):
     out_type = data.draw(st.sampled_from(['featmap', 'raw']))
-    layers = DEPTH + 2 * (out_type == 'raw')
+    layers, end = DEPTH + 2, DEPTH + 2 * (out_type == 'raw')
     chosen = tuple(sorted(data.draw(st.lists(st.integers(0, layers - 1), min_size=1, max_size=4))))
     # Any of them counted from the end.
-    given_as = tuple(i - layers if data.draw(st.booleans()) else i for i in chosen)
+    given_as = tuple(i - end if i < end and data.draw(st.booleans()) else i for i in chosen)
     image = image_of(1, 33, 40)
     with torch.no_grad():
-        everything = backbone(16, out_type, tuple(range(layers)))(image)
-        outs = backbone(16, out_type, given_as)(image)
+        whole, part = (backbone(16, out_type, indices) for indices in (tuple(range(layers)), given_as))
+        part.load_state_dict({name: whole.state_dict()[name] for name in part.state_dict()})
+        everything, outs = whole(image), part(image)
     assert len(outs) == len(chosen)
     assert all(torch.equal(out, everything[i]) for out, i in zip(outs, chosen))
 
@@ -185,9 +186,10 @@ def test_indices_choose_among_the_blocks(data):
     st.sampled_from(OUT_TYPES),
 )
 def test_indices_that_cannot_be_are_refused_by_name(indices, out_type):
-    layers = DEPTH + 2 * (out_type not in ('featmap', 'pyramid'))
-    possible = indices and all(type(i) is int and -layers <= i < layers for i in indices)
-    resolved = [i % layers for i in indices] if possible else []
+    layers = DEPTH + 2 * (out_type != 'pyramid')
+    end = DEPTH if out_type == 'featmap' else layers  # from which negative ones are counted
+    possible = indices and all(type(i) is int and -end <= i < layers for i in indices)
+    resolved = [i + end if i < 0 else i for i in indices] if possible else []
     possible = possible and resolved == sorted(resolved)
     possible = possible and (out_type != 'pyramid' or len(indices) == 4)
     possible = possible and (out_type != 'cls_token' or resolved[0] >= DEPTH)

@@ -51,5 +51,11 @@ def test_sizes_and_peers_are_tested_and_drawn(data, tmp_path):
     assert all(0 <= float(r['top1']) <= 100 for r in rows) and 'ours at 48: top-1' in log
     assert (tmp_path / 'study/resolution.png').stat().st_size > 10000
 
-    log = run('resolution_study.py', *arguments, '--sizes', 48, '--resume', cwd=tmp_path)
+    (tmp_path / 'more').mkdir()
+    text = (tmp_path / 'peer.py').read_text()
+    (tmp_path / 'more/peer.py').write_text(f'{text}test_evaluator = dict(topk=(2,))\n')  # which gives no top-1
+    arguments += ['--peer', 'more/peer.py', peers]
+    log = run('resolution_study.py', *arguments, '--sizes', 48, '--resume', cwd=tmp_path, ok=False)
     assert log.count('from an earlier call') == 2
+    assert '1 of the tests failed' in log and "more_peer at 48: the test gives no 'accuracy/top1'" in log
+    assert len((tmp_path / 'study/results.csv').read_text().splitlines()) == 5

@@ -32,7 +32,7 @@ def plain_knn(train, train_labels, test, test_labels, k, temperature, classes=7)
     for query, label in zip(test, test_labels.tolist()):
         neighbours = sorted(((float(query @ x), int(y)) for x, y in zip(train, train_labels)), reverse=True)[:k]
         votes = {c: sum(np.exp(s / temperature) for s, y in neighbours if y == c) for c in range(classes)}
-        ranking = sorted(votes, key=lambda c: (-votes[c], c))
+        ranking = sorted((c for c in votes if votes[c]), key=lambda c: (-votes[c], c))
         top1 += ranking[0] == label
         top5 += label in ranking[:5]
     return 100 * top1 / len(test), 100 * top5 / len(test)
@@ -44,6 +44,30 @@ def test_knn_is_the_plain_vote():
     for k, accuracies in found.items():
         assert accuracies == pytest.approx(plain_knn(*data, k, 0.2)), k
     assert 30 < found[5][0] < 100
+
+
+@pytest.mark.parametrize('temperature', [0.07, 0.002])
+def test_only_classes_with_a_vote_are_counted(temperature):
+    """Neighbours of one class alone: another class is never among the best five, whatever its number."""
+    train = torch.eye(6).repeat_interleave(30, 0)
+    labels = torch.arange(6).repeat_interleave(30)
+    for wrong in range(6):
+        found = knn_accuracy(train, labels, train, torch.full_like(labels, wrong), (1, 3, 30), temperature)
+        assert all(accuracy == pytest.approx((100 / 6, 100 / 6)) for accuracy in found.values())
+    # Each of three classes is one of the three neighbours.
+    three = F.normalize(
+        torch.tensor([[1.0, 0.1], [1.0, 0.2], [1.0, 0.3], [-1.0, 0.0], [-1.0, 0.1], [-1.0, 0.2]]), dim=1
+    )
+    found = knn_accuracy(three, torch.arange(6), three[:1], torch.tensor([2]), (1, 2, 3, 6), temperature)
+    assert found == {1: (0, 0), 2: (0, 0), 3: (0, 100), 6: (0, 100)}
+
+
+@pytest.mark.parametrize('classes', [2, 5])
+def test_of_five_classes_or_fewer_there_is_no_top5(classes):
+    data = features(classes=classes)
+    found = knn_accuracy(*data, ks=(1, 5), temperature=0.2)
+    assert {k: len(accuracy) for k, accuracy in found.items()} == {1: 1, 5: 1}
+    assert found[5][0] == pytest.approx(plain_knn(*data, 5, 0.2, classes)[0])
 
 
 def _process(rank, world, folder):

@@ -48,13 +48,14 @@ def main() -> None:
             import gradio  # noqa: F401
         except ImportError as error:
             raise UsageError(f'the page needs Gradio ({error}); pip install "xcit_mm[page]"') from None
-        from xcit_mm.visualization import load_backbone
+        from xcit_mm.visualization import load_backbone, load_input
         from xcit_mm.visualization.page import build_page, predictor
 
         check_port(args.host, args.port)
         backbone = load_backbone(args.checkpoint, args.device) if args.checkpoint else None
+        read = load_input(args.checkpoint, backbone) if backbone else None
         predict = predictor(args.model, args.weights, args.device) if args.model else None
-        page = build_page(backbone, predict, args.size)
+        page = build_page(backbone, predict, args.size, read)
         print(f'Serving http://{args.host}:{args.port} (Ctrl-C ends it)', flush=True)
         page.launch(server_name=args.host, server_port=args.port, quiet=True, inbrowser=False)
 

@@ -98,7 +98,7 @@ def parse_args() -> argparse.Namespace:
     parser.add_argument(
         '--time-limit', type=float, metavar='S', default=120, help='for a pass of --scaling (default: 120)'
     )
-    parser.add_argument('--out', type=Path, metavar='DIR', default=Path('work_dirs/benchmark'))
+    parser.add_argument('--out-dir', '--out', dest='out', type=Path, metavar='DIR', default=Path('work_dirs/benchmark'))
     args = parser.parse_args()
     if args.preset and any(getattr(args, name) for name in DECIDED):
         parser.error(f'--preset decides about {", ".join(f"--{name}" for name in DECIDED)}')

@@ -34,9 +34,11 @@ def main() -> None:
 
         checkpoint = None if args.checkpoint == 'published' else args.checkpoint
         deviations = export_model(args.model, checkpoint, args.target, args.format, args.part, tuple(args.size))
-    print('images (B, 3, H, W)         largest relative deviation from PyTorch')
+    print('images (B, channels, H, W)  largest relative deviation from PyTorch')
     for shape, relative in deviations:
         print(f'{"x".join(map(str, shape)):27} {relative:.1e}')
+    takes = deviations[0].shape[1]
+    print(f'It takes {takes} channel{"s" * (takes > 1)}; order, mean and deviation are in its metadata.')
     print(f'{args.target}: {os.path.getsize(args.target) / 1e6:.1f} MB')
 
 

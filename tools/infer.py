@@ -1,29 +1,34 @@
 #!/usr/bin/env python
 """Let a trained model look at images, and write down and draw what it finds.
 
-    tools/infer.py configs/mask_rcnn_xcit_s12_8_3x_coco.py CHECKPOINT photos --out-dir results
+    tools/infer.py configs/mask_rcnn_xcit_s12_8_3x_coco.py CHECKPOINT photos clip.mp4 --out-dir results
     tools/infer.py xcit_s12_16_in1k published 'photos/**/*.jpg'
 
-The model is a config file or a name of the model index; the checkpoint a file, an address, or the word published.
+The model is a config file or a name of the model index; the checkpoint a file, an address, or the word published. The
+exit code is 1 if an image could not be read.
 """
 
 import argparse
 import json
+import sys
 from pathlib import Path
 
 from mmengine import DictAction
 
 from xcit_mm.errors import clear_errors
 
+NAMED = 20
+
 
 def parse_args() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description='Let a trained model look at images.')
     parser.add_argument('model', help='config file, or name of a published model')
     parser.add_argument('checkpoint', help="file or address of the weights, or 'published' for those of the name")
-    parser.add_argument('images', nargs='+', help='images, folders or globs')
+    parser.add_argument('images', nargs='+', help='images, videos, folders, globs or addresses')
     parser.add_argument('--out-dir', default='results', help='folder for results and pictures (default: results)')
     parser.add_argument('--score-thr', type=float, default=0.3, help='leave out detections below this (default: 0.3)')
     parser.add_argument('--batch-size', type=int, default=1, help='images that are computed together (default: 1)')
+    parser.add_argument('--no-overlays', action='store_true', help='draw nothing')
     parser.add_argument('--device', help='such as cuda:0 or cpu (default: a GPU if there is one)')
     parser.add_argument(
         '--cfg-options', nargs='+', action=DictAction, metavar='KEY=VALUE', help='settings of the config to change'
@@ -31,31 +36,56 @@ def parse_args() -> argparse.Namespace:
     return parser.parse_args()
 
 
-def report(folder: Path) -> None:
-    """Print the summary as a table."""
+def report(folder: Path) -> int:
+    """Print the summary as a table, and return how many images could not be read."""
     summary = json.loads((folder / 'summary.json').read_text())
-    print(f'\n{summary["images"]} images, {summary["seconds_per_image"]:.2f} s each')
-    for name, numbers in list(summary['classes'].items())[:20]:
+    results = json.loads((folder / 'results.json').read_text())
+    seconds = {key: summary[f'seconds_{key}'] for key in ('per_image', 'reading_each', 'drawing_each')}
+    print(
+        f'\n{summary["images"]} images; for each {seconds["per_image"]:.2f} s to predict, '
+        f'{seconds["reading_each"]:.2f} s to read, {seconds["drawing_each"]:.2f} s to draw and write'
+    )
+    for name, numbers in list(summary['classes'].items())[:NAMED]:
         shown = ', '.join(
             f'{k.replace("_", " ")} {v if isinstance(v, int) else round(v, 3)}' for k, v in numbers.items()
         )
         print(f'  {name:20} {shown}')
-    if len(summary['classes']) > 20:
-        print(f'  and {len(summary["classes"]) - 20} classes more')
-    for path in summary['unreadable']:
-        print(f'  not read: {path}')
-    print(f'results.json, summary.json, overview.jpg and overlays/ are in {folder}')
+    if len(summary['classes']) > NAMED:
+        print(f'  and {len(summary["classes"]) - NAMED} classes more')
+    if summary['left_out']:
+        listed = ', '.join(f'{number} {suffix}' for suffix, number in summary['left_out'].items())
+        print(f'left out of the folders, no images: {listed}')
+    for key, what in (('warning', 'perhaps wrong'), ('error', 'not read')):
+        found = [result for result in results if key in result]
+        for result in found[:NAMED]:
+            frame = f', frame {result["frame"]}' if 'frame' in result else ''
+            print(f'  {what}: {result["image"]}{frame}: {result[key]}')
+        if len(found) > NAMED:
+            print(f'  {what}: {len(found) - NAMED} more, in results.json')
+    there = ('results.json', 'summary.json', 'overview.jpg', 'overlays/', 'maps/')
+    print(f'In {folder}: {", ".join(name for name in there if (folder / name).exists())}')
+    return sum('error' in result for result in results)
 
 
 def main() -> None:
     args = parse_args()
     with clear_errors():
         from xcit_mm.apis import Inferencer
+        from xcit_mm.datasets.sources import find_images
 
+        images = find_images(args.images)
         checkpoint = None if args.checkpoint == 'published' else args.checkpoint
         inferencer = Inferencer(args.model, checkpoint, args.device, args.cfg_options)
-        inferencer(args.images, args.out_dir, args.score_thr, args.batch_size)
-        report(Path(args.out_dir))
+        try:
+            inferencer(images, args.out_dir, args.score_thr, args.batch_size, not args.no_overlays)
+        except KeyboardInterrupt:
+            report(Path(args.out_dir))
+            print('Interrupted: these are the results until then.', file=sys.stderr)
+            sys.exit(130)
+        failed = report(Path(args.out_dir))
+    if failed:
+        print(f'\nerror: {failed} of the images could not be read', file=sys.stderr)
+        sys.exit(1)
 
 
 if __name__ == '__main__':

@@ -23,7 +23,10 @@ from rich.table import Table
 from torch import Tensor
 
 from xcit_mm.checks.data import check_data
-from xcit_mm.engine.bad_images import check_images
+from xcit_mm.checks.datasets import innermost_datasets
+from xcit_mm.engine.bad_images import check_images, use_checked_dataset
+from xcit_mm.engine.classification import is_imagenet, read_as_released
+from xcit_mm.engine.screen import short_screen
 from xcit_mm.engine.setup import (
     adapt_to_device,
     add_common_arguments,
@@ -107,22 +110,25 @@ def without_padding(loader, features: Tensor, labels: Tensor):
 
 
 def report(results: Dict[str, dict], args: argparse.Namespace) -> None:
+    rows = [(name, k, accuracy) for name, accuracies in results.items() for k, accuracy in accuracies.items()]
+    tops = ('top1', 'top5')[: len(rows[0][-1])]  # of five classes or fewer there is no top-5
     table = Table(title='k-NN accuracy (%)')
-    for column in ('features', 'k', 'top-1', 'top-5'):
+    for column in ('features', 'k', *(top.replace('top', 'top-') for top in tops)):
         table.add_column(column, justify='left' if column == 'features' else 'right')
-    for name, accuracies in results.items():
-        for k, (top1, top5) in accuracies.items():
-            table.add_row(name, str(k), f'{top1:.2f}', f'{top5:.2f}')
+    for name, k, accuracy in rows:
+        table.add_row(name, str(k), *(f'{value:.2f}' for value in accuracy))
     Console().print(table)
     if args.out:
         with open(args.out, 'w') as file:
-            json.dump({name: {k: dict(top1=a, top5=b) for k, (a, b) in r.items()} for name, r in results.items()}, file)
+            json.dump(
+                {name: {k: dict(zip(tops, a)) for k, a in found.items()} for name, found in results.items()}, file
+            )
         print(f'The accuracies are in {args.out}')
 
 
 def main() -> None:
     args = parse_args()
-    with clear_errors():
+    with clear_errors(), short_screen(args.verbose):
         cfg = load_config(args)
         settings = find_settings(cfg, args)
         cfg.load_from = args.checkpoint
@@ -133,6 +139,9 @@ def main() -> None:
             raise UsageError(f'there is no folder {os.path.dirname(args.out)} for --out; make it, or choose another')
         if args.bad_images == 'refuse':
             check_images(cfg, ('train', 'test'))
+        for loader in (cfg.train_dataloader, cfg.test_dataloader):
+            if is_imagenet(loader):
+                read_as_released(loader)
         adapt_to_device(cfg)
         # Testing needs no loops; what a runner would train with is only read.
         for split in ('val', 'test', 'train'):
@@ -140,10 +149,12 @@ def main() -> None:
         loaders = {split: cfg.pop(f'{split}_dataloader', None) for split in ('train', 'val', 'test')}
         for key in ('val_evaluator', 'test_evaluator', 'optim_wrapper', 'param_scheduler'):
             cfg.pop(key, None)
-        cfg.custom_hooks = [hook for hook in cfg.get('custom_hooks', []) if hook['type'] != 'EMAHook']
+        cfg.custom_hooks = [hook for hook in cfg.get('custom_hooks', []) if not str(hook['type']).endswith('EMAHook')]
         runner = build_runner(cfg)
         runner.load_or_resume()
         for split, loader in loaders.items():
+            for dataset in innermost_datasets(loader['dataset']):
+                use_checked_dataset(dataset, cfg.get('default_scope') or 'mmengine')
             runner.cfg[f'{split}_dataloader'] = dict(loader, collate_fn=dict(type='default_collate'))
         runner.model.to(get_device())
         results = evaluate(runner, settings, args.baselines)

@@ -20,7 +20,7 @@ from pathlib import Path
 
 from mmengine.logging import MMLogger
 
-from xcit_mm.engine.classification import PROTOCOLS
+from xcit_mm.engine.classification import PUBLISHED_PROTOCOLS
 from xcit_mm.errors import UsageError, clear_errors
 from xcit_mm.model_zoo import all_models, page
 from xcit_mm.model_zoo.evaluate import evaluate, plan
@@ -54,9 +54,16 @@ def parse_args() -> argparse.Namespace:
         '--weights-dir', metavar='DIR', type=Path, help='folder with the weights (default: downloaded)'
     )
     testing.add_argument(
-        '--protocol', choices=['both', *PROTOCOLS], default='both', help='for classifiers (default: both)'
+        '--protocol', choices=['both', *PUBLISHED_PROTOCOLS], default='both', help='for classifiers (default: both)'
     )
-    testing.add_argument('--work-dir', type=Path, default=Path('work_dirs/model_zoo'), help='for results and logs')
+    testing.add_argument(
+        '--out-dir',
+        '--work-dir',
+        dest='work_dir',
+        type=Path,
+        default=Path('work_dirs/model_zoo'),
+        help='for results and logs',
+    )
     testing.add_argument('--retry-failed', action='store_true', help='run again what failed in an earlier call')
     testing.add_argument('--cfg-options', nargs='+', default=[], metavar='KEY=VALUE', help='settings for all configs')
     args = parser.parse_args()
@@ -82,7 +89,7 @@ def select(args: argparse.Namespace) -> list:
 
 def run_tests(models: list, args: argparse.Namespace) -> tuple:
     """Accuracies and failures; progress goes to stderr, apart from the tables."""
-    protocols = PROTOCOLS if args.protocol == 'both' else [args.protocol]
+    protocols = PUBLISHED_PROTOCOLS if args.protocol == 'both' else [args.protocol]
     runs = plan(models, ROOT, args.evaluate, args.weights_dir, protocols, args.cfg_options)
     return evaluate(runs, ROOT, args.work_dir, args.retry_failed, lambda line: print(line, file=sys.stderr, flush=True))
 

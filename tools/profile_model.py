@@ -43,7 +43,7 @@ def parse_args() -> argparse.Namespace:
     parser.add_argument('--device', choices=['cpu', 'cuda'], default='cpu')
     parser.add_argument('--rounds', type=int, default=5, help='(default: 5)')
     parser.add_argument('--memory-limit', type=float, metavar='GB', help='stop if more is needed above the weights')
-    parser.add_argument('--out', type=Path, metavar='DIR', default=Path('work_dirs/profile'))
+    parser.add_argument('--out-dir', '--out', dest='out', type=Path, metavar='DIR', default=Path('work_dirs/profile'))
     args = parser.parse_args()
     if args.batch < 1 or args.rounds < 1:
         parser.error('--batch and --rounds are at least 1')

@@ -1,13 +1,15 @@
 #!/usr/bin/env python3
-"""Set up this checkout and use it: one command, on a machine that has no more than Python and a C++ compiler.
+"""Set up this checkout and use it: one command, on a machine that has no more than Python.
 
 python3 tools/quickstart.py demo       set up, then train and test a small detector on the embedded data set
 python3 tools/quickstart.py test       set up, then run the tests; further arguments go to pytest (test -m slow)
 python3 tools/quickstart.py install    only set up
 
 Set-up makes .venv in the checkout (with --family openmmlab, .venv-openmmlab with the original releases of OpenMMLab in
-place of their maintained continuation), installs the pinned libraries in stages and checks that they work. It can be
-interrupted and run again: finished stages are not repeated, and when nothing is to be done it takes a moment.
+place of their maintained continuation), installs the pinned libraries in stages and checks that they work. mmcv's
+operators are those of torchvision and PyTorch (xcit_mm/mmcv_ops), for CPU and GPU, so nothing is compiled; with
+--compile-mmcv they are compiled. Set-up can be interrupted and run again: finished stages are not repeated, and when
+nothing is to be done it takes a moment.
 """
 
 import argparse
@@ -21,7 +23,6 @@ import shutil
 import signal
 import subprocess
 import sys
-import sysconfig
 import time
 from pathlib import Path
 from typing import List, NamedTuple, Tuple
@@ -34,6 +35,7 @@ except ImportError:  # Windows
 ROOT = Path(__file__).resolve().parents[1]
 VERSION = '{}.{}'.format(*sys.version_info)
 DISK_GB = 12  # 8 for .venv, and 4 more while pip unpacks
+TOOLS = ('packaging>=24.2', 'wheel', 'psutil')  # to build with
 CONFIG = 'configs/mask_rcnn_xcit_n12_8_digits.py'
 WORK_DIR = 'work_dirs/digits_demo'
 
@@ -45,31 +47,28 @@ def step(name):
 step('torch'); import torch
 step('cv2'); import cv2
 step('mmcv'); import mmcv
-step('operators'); from mmcv.ops import get_compiling_cuda_version, nms
+step('operators'); from mmcv.ops import nms
 boxes = torch.tensor([[0.0, 0, 10, 10], [1, 1, 10, 10], [20, 20, 30, 30]])
 kept = nms(boxes, torch.tensor([0.9, 0.8, 0.7]), 0.5)[1].tolist()
 assert kept == [0, 2], f'nms kept {kept} in place of [0, 2]'
-cuda = get_compiling_cuda_version()
 step('mmengine'); import mmengine
 step('mmdet'); import mmdet
 step('mmseg'); import mmseg
 step('mmpretrain'); import mmpretrain
 step('xcit_mm'); import xcit_mm
-print('operators compiled for CUDA:', cuda)
 """
 
-COMPILER = 'install a C++ compiler (Debian, Ubuntu: apt install g++)'
-HEADERS = f'install the headers of Python {VERSION} (Debian, Ubuntu: apt install python{VERSION}-dev)'
-NO_NETWORK = r'NewConnectionError|ConnectTimeout|[Rr]ead timed out|ProxyError|Max retries|name resolution|unreachable'
-NO_MEMORY = r'Killed signal|fatal error: Killed|[Cc]annot allocate memory|virtual memory exhausted'
-NO_COMPILER = r"(cc|c\+\+|g\+\+)'? (failed: No such file|not found)|No such file or directory: '\S*(cc|\+\+)'"
+NETWORK = r'NewConnectionError|ConnectTimeout|[Rr]ead timed out|ProxyError|Max retries|name resolution|unreachable'
+COMPILER = (
+    r"Python\.h: No such|(cc|c\+\+|g\+\+)'? (failed: No such file|not found)|No such file or directory: '\S*(cc|\+\+)'"
+)
 HINTS = (
     (r'No space left on device|Disk quota exceeded', 'free some disk space and run the same command again'),
-    (NO_NETWORK, 'this looks like the network: check connection and proxy settings and run the same command again'),
+    (NETWORK, 'this looks like the network: check connection and proxy settings and run the same command again'),
     (r'CERTIFICATE_VERIFY_FAILED', "pip does not trust the server's certificate: see pip's option --cert (PIP_CERT)"),
-    (NO_MEMORY, 'the compiler ran out of memory: MAX_JOBS=1 python3 tools/quickstart.py install'),
-    (r'Python\.h: No such file', HEADERS),
-    (NO_COMPILER, COMPILER),
+    (r'Killed signal|fatal error: Killed|[Cc]annot allocate memory', 'the memory ran out: set MAX_JOBS=1'),
+    (COMPILER, f'install a C++ compiler and the headers of Python {VERSION}, or leave --compile-mmcv out'),
+    (r'CUDA_HOME|nvcc', "install nvcc of PyTorch's CUDA version, or leave --compile-mmcv out"),
     (r'No matching distribution found', 'the package index pip uses has no such version for this Python and system'),
 )
 
@@ -80,18 +79,14 @@ class Family(NamedTuple):
     name: str  # of the requirements file
     suffix: str  # of the folders in the checkout
     pythons: Tuple[Tuple[int, int], Tuple[int, int]]  # oldest and newest
-    mmengine: str
     mmcv: str
-    build_tools: Tuple[str, ...]
+    setuptools: str
 
 
 FAMILIES = {
-    family.name: family
-    for family in (
-        Family('onedl', '', ((3, 10), (3, 12)), 'onedl-mmengine', 'onedl-mmcv', ('setuptools>=80', 'packaging>=24.2')),
-        # mmcv 2.1 is built and mmengine 0.10 run with pkg_resources, which later setuptools lack.
-        Family('openmmlab', '-openmmlab', ((3, 10), (3, 11)), 'mmengine', 'mmcv', ('setuptools<80', 'packaging')),
-    )
+    'onedl': Family('onedl', '', ((3, 10), (3, 12)), 'onedl-mmcv', 'setuptools>=80'),
+    # mmcv 2.1 is built and mmengine 0.10 run with pkg_resources, which later setuptools lack.
+    'openmmlab': Family('openmmlab', '-openmmlab', ((3, 10), (3, 11)), 'mmcv', 'setuptools<80'),
 }
 
 
@@ -104,18 +99,12 @@ class Terminated(KeyboardInterrupt):
 
 
 class Stage(NamedTuple):
-    """One step of the set-up: a command that is run until it has succeeded once."""
+    """One step of the set-up: a command, which has little to do if it was run before."""
 
     name: str
     title: str
     command: List[str]
-    needs: List[str] = []  # distributions it leaves; if one is gone the stage is repeated
-    depends: str = ''  # text whose change makes it run again
-
-    @property
-    def key(self):
-        """Changes when the stage would do something else than when it was run."""
-        return hashlib.sha256(repr((self.command, self.depends)).encode()).hexdigest()[:16]
+    env: Tuple[Tuple[str, str], ...] = ()
 
 
 def say(text=''):
@@ -134,33 +123,9 @@ def pins(root, name):
     return [line for line in lines if line]
 
 
-def names(requirements):
-    """The distributions that requirements ask for."""
-    return [re.split(r'[^\w.-]', requirement)[0].lower() for requirement in requirements]
-
-
 def distributions(site):
     """Name and version of everything in a site-packages folder, read without importing anything."""
     return sorted(path.name[: -len('.dist-info')] for path in site.glob('*.dist-info'))
-
-
-def fingerprint(root, site, family='onedl'):
-    """What a verification is valid for: the checkout and its pins, what is installed, and the compiled operators."""
-    texts = [root / 'setup.py', root / 'pyproject.toml', *sorted(root.glob(f'requirements/{family}*.txt'))]
-    files = [site / 'torch/version.py', *sorted((site / 'mmcv').glob('_ext*.so'))]
-    return {
-        'checkout': str(root),
-        'pins': hashlib.sha256(b'\0'.join(path.read_bytes() for path in texts)).hexdigest(),
-        'check': hashlib.sha256(CHECK.encode()).hexdigest(),
-        'installed': distributions(site),
-        'files': [[path.name, path.stat().st_size, path.stat().st_mtime_ns] for path in files if path.exists()],
-    }
-
-
-def ninja_step(line):
-    """(12, 80) for a line `[12/80] c++ ...` of ninja, None for any other."""
-    found = re.match(r'\s*\[(\d+)/(\d+)\] ', line)
-    return (int(found[1]), int(found[2])) if found else None
 
 
 def failure(what, log):
@@ -179,23 +144,15 @@ class Progress:
         self.out, self.tty = out, out.isatty()
         self.every = 0.5 if self.tty else every
         self.start = self.shown = time.monotonic()
-        self.what, self.first = 'starting', None
+        self.what = 'starting'
 
     def feed(self, line):
         """Take a line of output; True if it is worth keeping in the log."""
         download = re.match(r'Progress (\d+) of (\d+)', line)
-        step = ninja_step(line)
         if download:
             self.what = '{:.0f} of {:.0f} MB'.format(*(int(size) / 1e6 for size in download.groups()))
-        elif step:
-            now, (done, total) = time.monotonic(), step
-            self.first = self.first or (now, done)
-            pace = (now - self.first[0]) / max(done - self.first[1], 1)
-            known = done - self.first[1] > 3  # compilers start together: the first to end say little
-            left = f', about {clock(pace * (total - done))} left' if known else ''
-            self.what = f'compiled {done} of {total}{left}'
-        elif re.match(r'\s*(Collecting|Downloading|Using cached|Building|Preparing|Installing|checking) ', line):
-            self.what = line.strip()
+        else:
+            self.what = line.strip() or self.what  # of ninja: [12/80] and what it compiles
         return not download
 
     def tick(self):
@@ -303,116 +260,85 @@ def note(lock, process):
 
 
 class Setup:
-    """The environment of one checkout, and the record of how far it is."""
+    """The environment of one checkout."""
 
-    def __init__(self, root=ROOT, family='onedl'):
+    def __init__(self, root=ROOT, family='onedl', compile_mmcv=False):
         self.family, suffix = FAMILIES[family], FAMILIES[family].suffix
         self.root, self.venv, self.home = root, root / f'.venv{suffix}', root / f'.setup{suffix}'
         self.python, self.site = self.venv / 'bin/python', self.venv / f'lib/python{VERSION}/site-packages'
-        self.stamp, self.checks = self.home / 'stamp.json', self.home / 'logs/verify.log'
-        self.record, self.lock = {}, None
+        self.verified, self.log, self.lock = self.home / 'verified.json', self.home / 'logs/verify.log', None
+        # Operators that were compiled, by an earlier set-up or the user, stay.
+        self.compile_mmcv, self.compiled = compile_mmcv, compile_mmcv or any(self.site.glob('mmcv/_ext*.so'))
 
-    def load(self):
-        """Read the record; nothing counts if .venv is another than the one it was written for."""
-        with contextlib.suppress(OSError, ValueError):
-            self.record = json.loads(self.stamp.read_text())
-        config = self.venv / 'pyvenv.cfg'
-        venv = config.stat().st_mtime_ns if config.exists() else None
-        if self.record.get('venv') != venv:
-            self.record = {'venv': venv}
-
-    def save(self, **values):
-        """Add to the record; it is replaced as a whole, so that it is never half written."""
-        self.record.update(values)
-        self.home.mkdir(exist_ok=True)
-        draft = self.home / 'stamp.json.new'
-        draft.write_text(json.dumps(self.record, indent=1))
-        os.replace(str(draft), str(self.stamp))
+    def fingerprint(self):
+        """What a verification is valid for: the checkout and its pins, what is installed, and mmcv's operators."""
+        pinned = self.root.glob(f'requirements/{self.family.name}*.txt')
+        texts = [self.root / 'setup.py', self.root / 'pyproject.toml', *sorted(pinned)]
+        files = [self.site / 'torch/version.py', *sorted(self.site.glob('mmcv/_ext*'))]
+        return {
+            'checkout': str(self.root),
+            'pins': hashlib.sha256(b'\0'.join(path.read_bytes() for path in texts)).hexdigest(),
+            'check': hashlib.sha256(CHECK.encode()).hexdigest(),
+            'compiled': self.compiled,
+            'installed': distributions(self.site),
+            'files': [[path.name, path.stat().st_size, path.stat().st_mtime_ns] for path in files if path.is_file()],
+        }
 
     def ready(self):
         """Whether what is installed is what was verified."""
-        return os.access(str(self.python), os.X_OK) and self.record.get('verified') == self.fingerprint()
-
-    def fingerprint(self):
-        """What a verification of this environment is valid for."""
-        return fingerprint(self.root, self.site, self.family.name)
-
-    def done(self, stage):
-        """Whether a stage has finished as it stands now, and what it installed is still there."""
-        return self.record.get('stages', {}).get(stage.name) == stage.key and self.has(stage.needs)
-
-    def has(self, needs):
-        """Whether these distributions are installed."""
-        there = {name.rsplit('-', 1)[0].lower().replace('_', '-') for name in distributions(self.site)}
-        return there.issuperset(needs)
+        with contextlib.suppress(OSError, ValueError):
+            return os.access(str(self.python), os.X_OK) and json.loads(self.verified.read_text()) == self.fingerprint()
+        return False
 
     def run(self, stage):
         """Run a command of the set-up, or raise SetupError with the end of its output and what to try."""
-        log, start = self.home / 'logs' / f'{stage.name}.log', time.monotonic()
-        env = self.environment(compiling=stage.name.startswith('mmcv'))
-        code = stream(stage.command, log, self.root, env, self.lock)
+        log = self.home / 'logs' / f'{stage.name}.log'
+        temporary = {} if 'TMPDIR' in os.environ else {'TMPDIR': str(self.home / 'tmp')}  # so a killed pip's is found
+        code = stream(stage.command, log, self.root, {**temporary, **dict(stage.env)}, self.lock)
         if code:
             raise SetupError(failure(f'stage "{stage.name}" ({stage.title}) failed with exit code {code}', log))
-        return time.monotonic() - start
 
-    def run_all(self, stages):
-        """Run the stages that are not done, in order; each is recorded as soon as it is."""
+    def run_all(self):
+        """Run all stages; pip passes over what is installed."""
+        stages = self.stages()
         for number, stage in enumerate(stages, 1):
-            if self.done(stage):
-                say(f'[{number}/{len(stages)}] {stage.name}: done before')
-                continue
             say(f'[{number}/{len(stages)}] {stage.title}')
+            start = time.monotonic()
             sweep(self.site)
-            seconds = self.run(stage)
-            self.save(stages={**self.record.get('stages', {}), stage.name: stage.key})
-            say(f'      done in {clock(seconds)}')
+            self.run(stage)
+            say(f'      done in {clock(time.monotonic() - start)}')
 
     def stages(self):
         """What is installed, in order."""
-        family = self.family.name
+        family, install = self.family.name, [str(self.python), '-m', 'pip', 'install', '--progress-bar', 'raw']
         torch, libraries = pins(self.root, f'{family}-torch'), pins(self.root, family)
-        by_name = dict(zip(names(libraries), libraries))
-        engine, mmcv = by_name[self.family.mmengine], by_name[self.family.mmcv]
-        rest = [pin for pin in libraries if pin not in (engine, mmcv)]
-        tools = [*self.family.build_tools, 'wheel', 'ninja', 'psutil']
-        install = [str(self.python), '-m', 'pip', 'install']
-        raw = [*install, '--progress-bar', 'raw']
-        pinned = ['-c', f'requirements/{family}-torch.txt', '-c', f'requirements/{family}.txt']
-        # Without isolation pip builds with what is installed: mmcv has to be compiled against the torch it will meet.
-        build = [*raw, '--no-build-isolation', *pinned]
-        compiled = f'{mmcv}, compiled here (about 7 min on two cores, at once if pip has it in its cache)'
-        depends = ''.join((self.root / name).read_text() for name in ('setup.py', 'pyproject.toml')) + str(self.root)
-        return [
-            Stage('pip', 'pip', [*install, '--upgrade', 'pip'], ['pip']),
-            Stage('torch', f'{" ".join(torch)} (some minutes: 3 GB)', [*raw, *torch], names(torch)),
-            Stage('tools', 'build tools', [*raw, '--upgrade', *pinned, *tools], names(tools)),
-            Stage('mmengine', engine, [*build, engine], names([engine])),
-            Stage('mmcv', compiled, [*build, '-v', mmcv], names([mmcv])),
-            Stage(family, ' '.join(rest), [*build, *rest], names(rest)),
-            Stage('project', 'this project and its tools', [*build, '-e', '.[dev]'], ['xcit-mm'], depends),
-        ]
-
-    def environment(self, compiling=False):
-        """The variables that pip gets, added to those of the user."""
-        env = {} if 'TMPDIR' in os.environ else {'TMPDIR': str(self.home / 'tmp')}  # what a killed pip leaves is found
-        if compiling:
-            env['MMCV_WITH_OPS'] = '1'
+        mmcv = next(pin for pin in libraries if pin.startswith(f'{self.family.mmcv}=='))
+        build = [*install, '--no-build-isolation', '-c', f'requirements/{family}-torch.txt']
+        # Not from pip's cache: a wheel there may be of either kind, and a compiled one fits one PyTorch alone.
+        alone = [*install, '--force-reinstall', '--no-deps', '--no-cache-dir']
+        ninja = ['ninja'] if self.compiled else []
+        operators = [str(self.python), '-m', 'xcit_mm.mmcv_ops', 'install']
+        # Built in isolation, where there is no PyTorch, mmcv consists of Python alone.
+        get_mmcv = Stage('mmcv', mmcv, [*alone, '--build-constraint', f'requirements/{family}.txt', mmcv])
+        if self.compiled:
             memory = os.sysconf('SC_PAGE_SIZE') * os.sysconf('SC_PHYS_PAGES') / 1e9
-            env['MAX_JOBS'] = os.environ.get('MAX_JOBS') or str(max(1, min(os.cpu_count() or 1, int(memory / 2))))
-            if not self.cuda_compiler() and os.environ.get('FORCE_CUDA') != '1':
-                env['CUDA_VISIBLE_DEVICES'] = ''  # seeing a GPU, mmcv would need a compiler that is not there
-        return env
-
-    def cuda_compiler(self):
-        """Whether there is an nvcc of the CUDA version that torch was built for."""
-        version, home = self.site / 'torch/version.py', os.environ.get('CUDA_HOME')
-        nvcc = shutil.which('nvcc', path=f'{home}/bin' if home else None) or shutil.which('/usr/local/cuda/bin/nvcc')
-        wanted = re.search(r"cuda\S*.* = '(\d+)\.", version.read_text()) if version.exists() else None
-        if not nvcc or not wanted:
-            return False
-        answer = subprocess.run([nvcc, '--version'], stdout=subprocess.PIPE, stderr=subprocess.STDOUT)
-        found = re.search(r'release (\d+)\.', answer.stdout.decode(errors='replace'))
-        return bool(found) and found[1] == wanted[1]
+            jobs = os.environ.get('MAX_JOBS') or str(max(1, min(os.cpu_count() or 1, int(memory / 2))))
+            env, command = (('MMCV_WITH_OPS', '1'), ('MAX_JOBS', jobs)), [*alone, '--no-build-isolation', '-v', mmcv]
+            get_mmcv = Stage('mmcv', f'{mmcv}, compiled (about 7 min on two cores)', command, env)
+        there = mmcv.replace('-', '_').replace('==', '-') in distributions(self.site)
+        if there and self.compiled == any(self.site.glob('mmcv/_ext*.so')):
+            get_mmcv = None
+        stages = [
+            Stage('pip', 'pip', [*install[:4], '--upgrade', 'pip']),  # an old one has no such progress
+            Stage('torch', f'{" ".join(torch)} (some minutes: 3 GB)', [*install, *torch]),
+            Stage('tools', 'build tools', [*build, '--upgrade', self.family.setuptools, *TOOLS, *ninja]),
+            get_mmcv,
+            Stage(
+                'libraries', f'{" ".join(libraries)}, this project and its tools', [*build, *libraries, '-e', '.[dev]']
+            ),
+            None if self.compiled else Stage('operators', "mmcv's operators, of torchvision and PyTorch", operators),
+        ]
+        return [stage for stage in stages if stage]
 
     def make_venv(self):
         """Make .venv, and make it anew if what is there cannot be used."""
@@ -430,25 +356,22 @@ class Setup:
         say(f'Making {self.venv.name}')
         python = getattr(sys, '_base_executable', sys.executable)  # not the one of an environment about to be replaced
         self.run(Stage('venv', 'virtual environment', [python, '-m', 'venv', str(self.venv)]))
-        self.record = {'venv': (self.venv / 'pyvenv.cfg').stat().st_mtime_ns}
 
     def check_machine(self):
         """Raise SetupError for what would make a later stage fail, before the long ones begin."""
         free = shutil.disk_usage(str(self.root)).free / 1e9
-        if not self.has(['torch']) and free < DISK_GB:
+        if not (self.site / 'torch').exists() and free < DISK_GB:
             raise SetupError(f'{free:.1f} GB are free in {self.root}; setting up takes {DISK_GB} GB for a while.')
-        if not self.has([self.family.mmcv]):
-            if not shutil.which(os.environ.get('CXX', 'c++').split()[0]) and not shutil.which('g++'):
-                raise SetupError(f"mmcv's operators are compiled here: {COMPILER}.")
-            if not Path(sysconfig.get_paths()['include'], 'Python.h').exists():
-                raise SetupError(f"mmcv's operators are compiled here: {HEADERS}.")
+        if self.compile_mmcv and not any(map(shutil.which, (os.environ.get('CXX', 'c++').split()[0], 'g++'))):
+            raise SetupError(
+                'there is no C++ compiler: install one (Debian: apt install g++), or leave --compile-mmcv out.'
+            )
 
     def check(self):
         """Import and try everything in .venv; the name of what failed, or None, and the error."""
         # Not run in the checkout, so that it is the installed xcit_mm that counts.
-        code = stream([str(self.python), '-c', CHECK], self.checks, self.home)
-        text = self.checks.read_text(errors='replace')
-        self.record['cuda_operators'] = bool(re.search(r'compiled for CUDA: \d', text))
+        code = stream([str(self.python), '-c', CHECK], self.log, self.home)
+        text = self.log.read_text(errors='replace')
         failed = ['python', *re.findall(r'^checking (\w+)$', text, re.M)][-1] if code else None
         return failed, (text.strip().splitlines() or [''])[-1]
 
@@ -456,45 +379,42 @@ class Setup:
         """Check that what is installed works, and try to repair what does not, once each."""
         say('Checking that everything works')
         start, tried, (failed, error) = time.monotonic(), [], self.check()
-        force = [str(self.python), '-m', 'pip', 'install', '--force-reinstall', '--no-deps', '--progress-bar', 'raw']
         versions = dict(name.rsplit('-', 1) for name in distributions(self.site))
         while failed and failed not in tried:
             tried.append(failed)
             say(f'      {failed} does not work: {error[:160]}')
-            if failed == 'operators':
-                say('      pip keeps an mmcv it compiled for reuse under any torch. Compiling it anew (about 7 min).')
-                mmcv = self.family.mmcv
-                pin = f'{mmcv}=={versions[mmcv.replace("-", "_")]}'
-                command = [*force, '--no-cache-dir', '--no-build-isolation', '-v', pin]
-                seconds = self.run(Stage('mmcv-again', 'compiling mmcv anew', command))
-                say(f'      done in {clock(seconds)}')
-            elif failed == 'cv2' and '.so' in error and 'opencv_python' in versions:
+            if failed == 'cv2' and '.so' in error and 'opencv_python' in versions:
                 say('      This system has no display libraries. Taking the OpenCV that needs none.')
-                self.run(Stage('opencv', 'OpenCV', [*force, f'opencv-python-headless=={versions["opencv_python"]}']))
+                pin = f'opencv-python-headless=={versions["opencv_python"]}'
+                pip = [str(self.python), '-m', 'pip', 'install', '--force-reinstall', '--no-deps', pin]
+                self.run(Stage('opencv', 'OpenCV', pip))
             else:
+                if failed == 'operators':  # compiled for another PyTorch, or cut off
+                    self.compiled = self.compile_mmcv
+                    for path in self.site.glob('mmcv/_ext*'):
+                        path.unlink()
                 say('      Going through all stages again, which installs what is missing.')
-                self.save(stages={})
-                self.run_all(self.stages())
+                self.run_all()
             failed, error = self.check()
         if failed:
-            raise SetupError(failure(f'{failed} does not work, nor after a repair', self.checks))
-        self.save(verified=self.fingerprint())
+            raise SetupError(failure(f'{failed} does not work, nor after a repair', self.log))
+        draft = self.verified.with_suffix('.new')
+        draft.write_text(json.dumps(self.fingerprint(), indent=1))
+        os.replace(str(draft), str(self.verified))  # never half written
         say(f'      it does ({clock(time.monotonic() - start)})')
 
     def install(self):
         """Bring the environment to where it is known to work."""
         start = time.monotonic()
         with locked(self.home / 'lock', 'A set-up is at work in this checkout') as self.lock:
-            self.load()
             if self.ready():
                 say(f'Set-up: nothing to be done ({time.monotonic() - start:.1f} s).')
                 return
             shutil.rmtree(str(self.home / 'tmp'), ignore_errors=True)
             (self.home / 'tmp').mkdir(parents=True)
             self.make_venv()
-            self.save(verified=None)
             self.check_machine()
-            self.run_all(self.stages())
+            self.run_all()
             self.verify()
             shutil.rmtree(str(self.home / 'tmp'), ignore_errors=True)
             say(f'Set-up: complete in {clock(time.monotonic() - start)}.')
@@ -513,10 +433,6 @@ def follow(command, setup, lock=None):
     Given a lock it is a job of its own, ended with all its processes.
     """
     env = dict(os.environ, PYTHONUNBUFFERED='1')
-    if not setup.record.get('cuda_operators'):
-        if shutil.which('nvidia-smi') and env.get('CUDA_VISIBLE_DEVICES') != '':
-            say("The GPU is not used: mmcv's operators are for CPUs here, for want of nvcc of torch's CUDA version.")
-        env['CUDA_VISIBLE_DEVICES'] = ''  # detectors call the operators where their tensors are
     job = dict(start_new_session=True, stdin=subprocess.DEVNULL, pass_fds=(lock,)) if lock else {}
     process = subprocess.Popen([str(setup.python), *command], cwd=str(setup.root), env=env, **job)
     try:
@@ -566,11 +482,11 @@ def demo(setup, resume, again, lock):
             raise SetupError(f'the training left no checkpoint in {work}.')
         finished.write_text(json.dumps({'checkpoint': pointer.read_text().strip()}))
     checkpoint = f'{WORK_DIR}/{Path(pointer.read_text().strip()).name}'  # the checkout may have been moved since
-    begin, options = time.time(), ['--work-dir', f'{WORK_DIR}/test', '--show-dir', 'pictures']
+    begin, options = time.time(), ['--work-dir', f'{WORK_DIR}/test', '--show-dir', f'{WORK_DIR}/test/pictures']
     step(3, 'Testing, with pictures (about 1 min)', 'tools/test.py', CONFIG, checkpoint, *options)
 
     result = newest(path for path in test.glob('*/*.json') if path.stat().st_mtime >= begin - 2)
-    pictures = newest(test.glob('*/pictures'))
+    pictures = newest(test.glob('pictures'))
     scores = json.loads(result.read_text()) if result else {}
     say(f'\nThe demo took {clock(time.monotonic() - start)}.')
     for label, name in (('box AP', 'bbox_mAP'), ('mask AP', 'segm_mAP')):
@@ -613,6 +529,9 @@ def main():
         default='onedl',
         help='the maintained OpenMMLab packages with PyTorch 2.10 (onedl, the default), or the original ones with 2.1',
     )
+    family.add_argument(
+        '--compile-mmcv', action='store_true', help="compile mmcv's operators (minutes; needs a compiler)"
+    )
     commands.add_parser('install', parents=[family], help='only set up')
     options = commands.add_parser('demo', parents=[family], help='set up, then train and test on the embedded data set')
     options.add_argument('--resume', action='store_true', help='let the training go on from its last checkpoint')
@@ -635,7 +554,7 @@ def main():
         sys.exit(f'quickstart: the libraries need Python {between}, this is {VERSION}{advice}')
     for number in (signal.SIGTERM, signal.SIGHUP):
         signal.signal(number, terminate)
-    setup = Setup(family=given.family)
+    setup = Setup(family=given.family, compile_mmcv=given.compile_mmcv)
     try:
         setup.install()
         if given.command == 'test':

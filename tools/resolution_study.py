@@ -16,11 +16,13 @@ from pathlib import Path
 from typing import Dict, List, Tuple
 
 from mmengine.config import Config
-from mmengine.dist import is_main_process
+from mmengine.dist import get_dist_info, is_main_process
 
+from xcit_mm.checkpoint import CheckpointError
 from xcit_mm.checks.data import check_data
 from xcit_mm.engine.bad_images import check_images
 from xcit_mm.engine.classification import use_protocol
+from xcit_mm.engine.screen import short_screen
 from xcit_mm.engine.setup import (
     adapt_to_device,
     add_common_arguments,
@@ -108,9 +110,12 @@ def draw(path: Path, results: Results) -> None:
     from matplotlib import pyplot as plt
 
     figure, axis = plt.subplots(figsize=(7, 4.5))
-    for model in dict.fromkeys((name, checkpoint) for name, checkpoint, _ in results):
+    models = list(dict.fromkeys((name, checkpoint) for name, checkpoint, _ in results))
+    for model in models:
         points = sorted((size, top1) for (*key, size), top1 in results.items() if tuple(key) == model)
-        axis.plot(*zip(*points), marker='o', label=model[0])
+        same = sum(name == model[0] for name, _ in models) > 1
+        label = f'{model[0]} ({Path(model[1]).name})' if same else model[0]
+        axis.plot(*zip(*points), marker='o', label=label)
     axis.set_xlabel('size of the test images (pixels)')
     axis.set_ylabel('top-1 (%)')
     axis.grid(alpha=0.3)
@@ -122,14 +127,17 @@ def draw(path: Path, results: Results) -> None:
 
 def main() -> None:
     args = parse_args()
-    with clear_errors():
+    with clear_errors(), short_screen(args.verbose):
         first = load_config(args)
         folder = Path(args.work_dir or Path('work_dirs/resolution') / Path(args.config).stem)
         first.work_dir = str(folder)
         check_work_dir(first)
         models: List[Tuple[str, Config, str]] = [(Path(args.config).stem, first, args.checkpoint)]
         for config, checkpoint in args.peer:
-            models.append((Path(config.split('::')[-1]).stem, load_peer(args, config, str(folder)), checkpoint))
+            path = Path(config.split('::')[-1])
+            taken = any(name == path.stem for name, *_ in models)
+            name = f'{path.resolve().parent.name}_{path.stem}' if taken else path.stem
+            models.append((name, load_peer(args, config, str(folder)), checkpoint))
         for _, cfg, checkpoint in models:
             if cfg is not first:  # the same images for all
                 cfg.test_dataloader.dataset.data_root = first.test_dataloader.dataset.data_root
@@ -139,6 +147,7 @@ def main() -> None:
         if args.bad_images == 'refuse':
             check_images(first, ('test',))
         results = read_results(folder / 'results.csv') if args.resume else {}
+        failed = []
         for name, cfg, checkpoint in models:
             for size in sorted(set(args.sizes)):
                 if (name, checkpoint, size) in results:
@@ -149,14 +158,24 @@ def main() -> None:
                 run = at_size(cfg, size, str(folder / f'{name}_{size}'))
                 run.load_from, run.experiment_name = checkpoint, f'{name}_{size}'
                 adapt_to_device(run)
-                top1 = build_runner(run).test()['accuracy/top1']
+                try:
+                    top1 = build_runner(run).test()['accuracy/top1']
+                except (KeyError, RuntimeError, UsageError, CheckpointError) as error:
+                    if get_dist_info()[1] > 1:  # the other processes would wait for this one
+                        raise
+                    reason = 'the test gives no' if isinstance(error, KeyError) else f'{type(error).__name__}:'
+                    failed.append(f'{name} at {size}: {reason} {str(error).splitlines()[0]}')
+                    continue
                 results[name, checkpoint, size] = round(top1, 4)
                 if is_main_process():
                     write_results(folder / 'results.csv', results)
                     print(f'{name} at {size}: top-1 {top1:.2f} %', flush=True)
-        if is_main_process():
+        if is_main_process() and results:
             draw(folder / 'resolution.png', results)
             print(f'Results: {folder / "results.csv"}, {folder / "resolution.png"}')
+        if failed:
+            listed = ''.join(f'\n  {line}' for line in failed)
+            raise UsageError(f'{len(failed)} of the tests failed, the others are in {folder}:{listed}')
         end_processes()
 
 

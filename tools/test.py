@@ -3,18 +3,27 @@
 
     tools/test.py configs/mask_rcnn_xcit_s12_8_3x_coco.py CHECKPOINT --show-dir pictures
 
-The checkpoint is a file or an address, of this project or of the original release.
+The config is a file, or the name of a published model. The checkpoint is a file or an address, of this project or of
+the original release, or the word published for the weights of the name.
 """
 
 import argparse
-from copy import deepcopy
 
-from mmengine.config import Config, ConfigDict
+from mmengine.config import Config
 from mmengine.evaluator import DumpResults
 
 from xcit_mm.checks.data import check_data
+from xcit_mm.checks.settings import check_loops
 from xcit_mm.engine.bad_images import check_images
-from xcit_mm.engine.classification import PROTOCOLS, find_imagenet_v2, use_protocol, use_real_labels
+from xcit_mm.engine.classification import (
+    PROTOCOLS,
+    find_imagenet_v2,
+    is_imagenet,
+    read_as_released,
+    use_protocol,
+    use_real_labels,
+)
+from xcit_mm.engine.screen import short_screen
 from xcit_mm.engine.setup import (
     adapt_to_device,
     add_common_arguments,
@@ -22,72 +31,38 @@ from xcit_mm.engine.setup import (
     check_model,
     check_work_dir,
     end_processes,
+    find_weights,
     load_config,
+    use_average,
 )
-from xcit_mm.errors import UsageError, clear_errors
+from xcit_mm.engine.tta import use_tta
+from xcit_mm.errors import clear_errors
+from xcit_mm.visualization.results import draw_results
 
 
 def parse_args() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description='Test a checkpoint.')
     add_common_arguments(parser)
-    parser.add_argument('checkpoint', help='checkpoint file or address')
+    parser.add_argument('checkpoint', help="checkpoint file or address, or 'published' for the weights of the name")
     parser.add_argument('--out', help='write the predictions to this .pkl file')
-    parser.add_argument('--show-dir', help='draw ground truth and predictions into this folder of the work folder')
+    parser.add_argument('--show-dir', help='draw ground truth and predictions into this folder')
     parser.add_argument(
         '--protocol',
         choices=PROTOCOLS,
-        help='classifiers: the full crop, as in the paper (default), or the resize and crop of MMPretrain',
+        help='classifiers: the full crop, as in the paper (default), the resize and crop of MMPretrain, or the crop of '
+        '0.875; images are read as the release does, not turned by their EXIF note',
     )
     parser.add_argument(
         '--real-labels', metavar='FILE', help='classifiers: also test against several right answers (real.json)'
+    )
+    parser.add_argument(
+        '--average', action='store_true', help='test the average of the weights that the checkpoint keeps'
     )
     parser.add_argument('--tta', action='store_true', help='test-time augmentation')
     args = parser.parse_args()
     if args.out and not args.out.endswith(('.pkl', '.pickle')):
         parser.error(f'--out must be a .pkl file, got {args.out}')
     return args
-
-
-def draw_results(cfg: Config, folder: str) -> None:
-    """Turn on the library's own drawing hook."""
-    hook = (cfg.get('default_hooks') or {}).get('visualization')
-    if not hook:
-        raise UsageError('--show-dir needs a visualization hook in default_hooks; the library default runtime has one')
-    scope = cfg.get('default_scope')
-    if scope == 'mmdet':
-        hook.update(draw=True, test_out_dir=folder)
-    elif scope == 'mmseg':
-        hook.update(draw=True, interval=1)
-        cfg.visualizer.save_dir = folder
-    elif scope == 'mmpretrain':
-        hook.update(enable=True, out_dir=folder)
-    else:
-        raise UsageError(f'--show-dir knows mmdet, mmseg and mmpretrain, and the config has default_scope={scope!r}')
-
-
-def use_tta(cfg: Config) -> None:
-    """Wrap the model in the config's test-time augmentation, or in the library's: mean over flips."""
-    scope = cfg.get('default_scope')
-    pipeline = cfg.test_dataloader.dataset.pipeline
-    if scope == 'mmdet' and (cfg.model.get('roi_head') or {}).get('mask_head'):
-        raise UsageError('MMDetection has no test-time augmentation for instance masks; test without --tta')
-    if 'tta_model' not in cfg:
-        if scope == 'mmdet':
-            cfg.tta_model = dict(
-                type='DetTTAModel', tta_cfg=dict(nms=dict(type='nms', iou_threshold=0.5), max_per_img=100)
-            )
-        elif scope == 'mmpretrain':
-            cfg.tta_model = dict(type='AverageClsScoreTTA')
-        else:
-            raise UsageError(f'--tta needs tta_model and tta_pipeline in the config (default_scope={scope!r})')
-    if 'tta_pipeline' not in cfg:
-        pack = deepcopy(pipeline[-1])
-        if scope == 'mmdet':
-            pack.meta_keys = (*pack.get('meta_keys', ()), 'flip', 'flip_direction')
-        flips = [dict(type='RandomFlip', prob=1.0), dict(type='RandomFlip', prob=0.0)]
-        cfg.tta_pipeline = [*pipeline[:-1], dict(type='TestTimeAug', transforms=[flips, [pack]])]
-    cfg.model = ConfigDict(**cfg.tta_model, module=cfg.model)
-    cfg.test_dataloader.dataset.pipeline = cfg.tta_pipeline
 
 
 def dump_results(scope: str, path: str):
@@ -102,6 +77,10 @@ def dump_results(scope: str, path: str):
 def apply_options(cfg: Config, args: argparse.Namespace) -> None:
     if args.protocol:
         use_protocol(cfg, args.protocol)
+    elif cfg.get('default_scope') == 'mmpretrain' and is_imagenet(cfg.get('test_dataloader')):
+        read_as_released(cfg.test_dataloader)
+    if args.average:
+        use_average(cfg)
     if args.real_labels:
         use_real_labels(cfg, args.real_labels)
     folder = find_imagenet_v2(cfg)
@@ -111,12 +90,13 @@ def apply_options(cfg: Config, args: argparse.Namespace) -> None:
 
 def main() -> None:
     args = parse_args()
-    with clear_errors():
+    with clear_errors(), short_screen(args.verbose):
         cfg = load_config(args)
-        cfg.load_from = args.checkpoint
+        cfg.load_from = find_weights(args.config, args.checkpoint)
         apply_options(cfg, args)
+        check_loops(cfg, 'test')
         check_data(cfg, ('test',))
-        check_model(cfg, args.checkpoint, 'test')
+        check_model(cfg, cfg.load_from, 'test')
         check_work_dir(cfg)
         if args.bad_images == 'refuse':
             check_images(cfg, ('test',))

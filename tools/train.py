@@ -1,7 +1,10 @@
 #!/usr/bin/env python
 """Train a model of MMDetection, MMSegmentation or MMPretrain from its config.
 
-tools/train.py configs/mask_rcnn_xcit_s12_8_3x_coco.py
+    tools/train.py configs/mask_rcnn_xcit_s12_8_3x_coco.py
+    tools/train.py mask_rcnn_xcit_s12_8_3x_coco --out-dir runs/s12_8
+
+The config is a file, or the name of a published model.
 """
 
 import argparse
@@ -9,8 +12,10 @@ import argparse
 from mmengine.config import Config
 
 from xcit_mm.checks.data import check_data
+from xcit_mm.checks.settings import check_loops
 from xcit_mm.engine.bad_images import check_images
 from xcit_mm.engine.checkpointing import has_checkpoint
+from xcit_mm.engine.screen import short_screen
 from xcit_mm.engine.setup import (
     adapt_to_device,
     add_common_arguments,
@@ -19,6 +24,7 @@ from xcit_mm.engine.setup import (
     check_work_dir,
     end_processes,
     load_config,
+    use_average,
 )
 from xcit_mm.errors import UsageError, clear_errors
 
@@ -36,18 +42,25 @@ def parse_args() -> argparse.Namespace:
     )
     parser.add_argument('--amp', action='store_true', help='mixed precision')
     parser.add_argument('--auto-scale-lr', action='store_true', help='scale the learning rate to the actual batch size')
+    parser.add_argument(
+        '--average',
+        action='store_true',
+        help='validate, choose and save the average of the weights instead of the weights (classifiers)',
+    )
     parser.add_argument('--tensorboard', action='store_true', help='write TensorBoard scalars to the work folder too')
     return parser.parse_args()
 
 
 def apply_options(cfg: Config, args: argparse.Namespace) -> None:
-    if args.amp and cfg.optim_wrapper.type != 'AmpOptimWrapper':
+    if args.amp and cfg.optim_wrapper.get('type') != 'AmpOptimWrapper':
         cfg.optim_wrapper.type = 'AmpOptimWrapper'
         cfg.optim_wrapper.setdefault('loss_scale', 'dynamic')
     if args.auto_scale_lr:
         if 'base_batch_size' not in (cfg.get('auto_scale_lr') or {}):
             raise UsageError('--auto-scale-lr needs auto_scale_lr=dict(base_batch_size=...) in the config')
         cfg.auto_scale_lr.enable = True
+    if args.average:
+        use_average(cfg)
     if args.resume == 'auto':
         cfg.resume = has_checkpoint(cfg.work_dir)
         if cfg.resume:
@@ -57,14 +70,16 @@ def apply_options(cfg: Config, args: argparse.Namespace) -> None:
     elif args.resume:
         cfg.resume, cfg.load_from = True, args.resume
     if args.tensorboard:
-        cfg.visualizer.vis_backends = [*cfg.visualizer.get('vis_backends', []), dict(type='TensorboardVisBackend')]
+        visualizer = cfg.setdefault('visualizer', dict(type='Visualizer'))
+        visualizer['vis_backends'] = [*(visualizer.get('vis_backends') or []), dict(type='TensorboardVisBackend')]
 
 
 def main() -> None:
     args = parse_args()
-    with clear_errors():
+    with clear_errors(), short_screen(args.verbose):
         cfg = load_config(args)
         apply_options(cfg, args)
+        check_loops(cfg, 'train')
         check_data(cfg, ('train', 'val'))
         check_model(cfg, cfg.get('load_from'), 'resume' if cfg.get('resume') else 'train')
         check_work_dir(cfg)

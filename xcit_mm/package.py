@@ -1,11 +1,21 @@
 """Where an installed or checked-out xcit_mm keeps its configs, and what its models are called."""
 
 import difflib
+import importlib.metadata
 import importlib.util
+import sys
 from pathlib import Path
 from typing import Dict, List, Optional
 
 PACKAGE = Path(__file__).resolve().parent
+# Packages that install a module of the same name.
+SAME_MODULE = {
+    'mmengine': ('onedl-mmengine', 'mmengine', 'mmengine-lite'),
+    'mmcv': ('onedl-mmcv', 'mmcv', 'mmcv-lite', 'mmcv-full'),
+    'mmdet': ('onedl-mmdetection', 'mmdet'),
+    'mmseg': ('onedl-mmsegmentation', 'mmsegmentation'),
+    'mmpretrain': ('onedl-mmpretrain', 'mmpretrain'),
+}
 
 
 def mim_dir() -> Path:
@@ -61,6 +71,30 @@ def _mim_dir_of(package: str) -> Path:
     if spec is None or not spec.submodule_search_locations:
         raise FileNotFoundError(f'{package} is not installed, so there are no configs of it')
     return Path(spec.submodule_search_locations[0]) / '.mim'
+
+
+def warn_of_mixed_packages() -> None:
+    """Name packages that were installed over each other, on the error stream: which one's files are left is chance.
+
+    OpenMMLab's original releases and their continuation have the same modules under other package names, and so have
+    mmcv and mmcv-lite, which brings the original mmengine with it.
+    """
+    for module, names in SAME_MODULE.items():
+        found = [name for name in names if _is_installed(name)]
+        if len(found) > 1:
+            print(
+                f'{" and ".join(found)} are installed together, and each overwrites files of the other in {module}. '
+                f'Keep one: pip uninstall -y {" ".join(found)}, then install again the one of your other packages',
+                file=sys.stderr,
+                flush=True,
+            )
+
+
+def _is_installed(name: str) -> bool:
+    try:
+        return bool(importlib.metadata.version(name))
+    except importlib.metadata.PackageNotFoundError:
+        return False
 
 
 def load_config(name: str) -> dict:

@@ -11,6 +11,7 @@ from mmengine.registry import HOOKS as MMENGINE_HOOKS
 from mmengine.registry import METRICS as MMENGINE_METRICS
 from mmengine.registry import MODELS as MMENGINE_MODELS
 from mmengine.registry import OPTIM_WRAPPER_CONSTRUCTORS as MMENGINE_OPTIM_WRAPPER_CONSTRUCTORS
+from mmengine.registry import PARAM_SCHEDULERS as MMENGINE_PARAM_SCHEDULERS
 from mmengine.registry import STRATEGIES as MMENGINE_STRATEGIES
 from mmengine.registry import TRANSFORMS as MMENGINE_TRANSFORMS
 from mmengine.registry import Registry
@@ -41,6 +42,7 @@ MODELS = _OnDemand(
     locations=['xcit_mm.models'],
     modules={
         'AblatedXCiT': 'xcit_mm.models.ablation',
+        'SurgeryXCiT': 'xcit_mm.models.surgery',
         'DINO': 'xcit_mm.selfsup.dino',
         'DINOHead': 'xcit_mm.selfsup.dino',
         'DINONeck': 'xcit_mm.selfsup.dino',
@@ -55,17 +57,21 @@ DATASETS = _OnDemand(
     scope='xcit_mm',
     locations=['xcit_mm.datasets'],
     modules={
+        'INaturalist': 'xcit_mm.datasets.inaturalist',
         'CIFAR10': 'xcit_mm.datasets.cifar',
         'CIFAR100': 'xcit_mm.datasets.cifar',
         'ImageNetV2': 'xcit_mm.datasets.imagenet',
         'PlainDigits': 'xcit_mm.datasets.plain_digits',
     },
 )
-TRANSFORMS = Registry(
+TRANSFORMS = _OnDemand(
     'transform',
     parent=MMENGINE_TRANSFORMS,
     scope='xcit_mm',
     locations=['xcit_mm.datasets.loading', 'xcit_mm.datasets.plain_digits'],
+    modules=dict.fromkeys(
+        ('RandAugment', 'RandomErasing', 'Rotate', 'Shear', 'Translate'), 'xcit_mm.datasets.augmentation'
+    ),
 )
 METRICS = Registry('metric', parent=MMENGINE_METRICS, scope='xcit_mm', locations=['xcit_mm.evaluation'])
 HOOKS = Registry(
@@ -74,12 +80,16 @@ HOOKS = Registry(
     scope='xcit_mm',
     locations=[
         'xcit_mm.engine.hooks',
+        'xcit_mm.engine.averaging',
+        'xcit_mm.engine.classification',
         'xcit_mm.engine.checkpointing',
+        'xcit_mm.engine.detection',
         'xcit_mm.engine.positions',
         'xcit_mm.engine.resuming',
         'xcit_mm.engine.non_finite',
         'xcit_mm.engine.interruption',
         'xcit_mm.selfsup.hooks',
+        'xcit_mm.visualization.results',
     ],
 )
 OPTIM_WRAPPER_CONSTRUCTORS = Registry(
@@ -87,5 +97,8 @@ OPTIM_WRAPPER_CONSTRUCTORS = Registry(
     parent=MMENGINE_OPTIM_WRAPPER_CONSTRUCTORS,
     scope='xcit_mm',
     locations=['xcit_mm.engine.optim'],
+)
+PARAM_SCHEDULERS = Registry(
+    'parameter scheduler', parent=MMENGINE_PARAM_SCHEDULERS, scope='xcit_mm', locations=['xcit_mm.engine.schedule']
 )
 STRATEGIES = Registry('strategy', parent=MMENGINE_STRATEGIES, scope='xcit_mm', locations=['xcit_mm.engine.sharding'])

@@ -10,7 +10,7 @@ model = dict(
         std=[58.395, 57.12, 57.375],
         to_rgb=True,
     ),
-    backbone=dict(type='xcit_mm.XCiT', arch='s12', patch_size=16),
+    backbone=dict(type='xcit_mm.XCiT', arch='s12', patch_size=16, bn_norm_cfg=dict(type='xcit_mm.SyncBN')),
     num_last_blocks=1,
     average_patches=False,
     head=dict(
@@ -22,23 +22,24 @@ model = dict(
     ),
 )
 
-bicubic = dict(backend='pillow', interpolation='bicubic')
 train_pipeline = [
     dict(type='xcit_mm.LoadImageFromFile'),
-    dict(type='RandomResizedCrop', scale=224, **bicubic),
+    dict(type='RandomResizedCrop', scale=224, backend='pillow', interpolation='bilinear'),
     dict(type='RandomFlip', prob=0.5, direction='horizontal'),
     dict(type='PackInputs'),
 ]
 # Crop ratio 0.875: 224 of 256.
 test_pipeline = [
     dict(type='LoadImageFromFile'),
-    dict(type='ResizeEdge', scale=256, edge='short', **bicubic),
+    dict(type='ResizeEdge', scale=256, edge='short', backend='pillow', interpolation='bicubic'),
     dict(type='CenterCrop', crop_size=224),
     dict(type='PackInputs'),
 ]
 # 8 GPUs x 128 images.
 train_dataloader = dict(
-    sampler=dict(_delete_=True, type='DefaultSampler', shuffle=True), dataset=dict(pipeline=train_pipeline)
+    drop_last=True,
+    sampler=dict(_delete_=True, type='DefaultSampler', shuffle=True),
+    dataset=dict(pipeline=train_pipeline),
 )
 val_dataloader = dict(dataset=dict(pipeline=test_pipeline))
 test_dataloader = val_dataloader

@@ -1,5 +1,5 @@
-"""MMPretrain's default runtime, with averaged weights, resumed runs equal to uninterrupted ones, and checks of what
-is loaded."""
+"""MMPretrain's default runtime, with an average of the weights beside them, resumed runs equal to uninterrupted
+ones, and checks of what is loaded."""
 
 default_scope = 'mmpretrain'
 default_hooks = dict(
@@ -18,8 +18,9 @@ custom_hooks = [
     dict(type='xcit_mm.IterationSeedHook'),
     dict(type='xcit_mm.CheckpointFitHook'),
     dict(type='xcit_mm.BadImagesHook'),
-    # Of weights and batch-norm statistics. A checkpoint's state_dict, and every test, is of the average.
-    dict(type='EMAHook', momentum=4e-5, update_buffers=True, priority='ABOVE_NORMAL'),
+    # The average of weights and batch-norm statistics is kept in ema_state_dict. What is tested, chosen as the best and
+    # in state_dict are the weights themselves, as published; --average takes the average.
+    dict(type='xcit_mm.EMAHook', momentum=4e-5, update_buffers=True, priority='ABOVE_NORMAL'),
 ]
 env_cfg = dict(
     cudnn_benchmark=True,

@@ -1,4 +1,7 @@
-"""What the 14 ImageNet configs at 384 pixels share: the distilled 224-pixel model tuned on, with the same teacher."""
+"""What the 14 ImageNet configs at 384 pixels share: the distilled 224-pixel model tuned on, with the same teacher.
+
+The release does not state the settings of this fine-tuning. Those here are DeiT's, on whose code the release builds.
+"""
 
 _base_ = [
     './models/distilled_classifier.py',

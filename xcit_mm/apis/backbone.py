@@ -8,6 +8,7 @@ from ..checkpoint import CheckpointError  # noqa: F401  (also registers the load
 from ..checkpoint.sources import HUB
 from ..model_zoo import Weights, find_weights
 from ..package import list_models
+from .quiet import quiet
 
 _OUR_NAME = re.compile(r'xcit_([ntsml](?:12|24))_(4|8|16)(?:_|$)')
 _RELEASE_NAME = re.compile(r'xcit[_-](nano|tiny|small|medium|large)[_-](12|24)[_-]p(4|8|16)(?:_|$)')
@@ -53,7 +54,8 @@ def create_backbone(name: str, checkpoint: Union[str, bool, None] = None, **kwar
         kwargs['init_cfg'] = dict(type='Pretrained', checkpoint=checkpoint)
     backbone = XCiT(arch=arch, patch_size=patch_size, **kwargs)
     if kwargs.get('init_cfg'):
-        backbone.init_weights()
+        with quiet():
+            backbone.init_weights()
     return backbone.eval()
 
 

@@ -1,15 +1,17 @@
 """MMPretrain's inferencer with this package's model names."""
 
-from typing import Union
+from typing import List, Union
 
 import mmpretrain.apis
 import torch
 from mmengine.config import Config
+from mmengine.dataset import Compose, default_collate
 from mmengine.registry import init_default_scope
 from mmengine.runner.checkpoint import CheckpointLoader, _load_checkpoint_to_model
 from mmpretrain.apis.model import ModelHub
 
 from ..checkpoint.heads import fit_state_dict
+from ..datasets.reading import model_input
 from ..errors import UsageError
 from ..package import mim_dir, model_index
 from .names import dataset_meta, find_model, no_model
@@ -58,6 +60,12 @@ class ImageClassificationInferencer(mmpretrain.apis.ImageClassificationInference
         if isinstance(pretrained, str):
             load_weights(model, pretrained)
         super().__init__(model, pretrained=False, device=device, **kwargs)
+        self._reader = model_input(self.config).reader
+
+    def preprocess(self, inputs: List, batch_size: int = 1):
+        """MMPretrain's, with files read as the config says; its own reads all of them as 8-bit colours."""
+        read = Compose([self._reader.read, self._reader.rest])
+        yield from map(default_collate, self._get_chunk_data(map(read, inputs), batch_size))
 
 
 def load_weights(model, path: str) -> None:

@@ -11,18 +11,13 @@ from typing import Callable, Dict, List, NamedTuple, Optional, Sequence, Tuple
 
 import torch
 import torch.nn.functional as F
-from mmengine.config import Config
-from mmengine.model.utils import revert_sync_batchnorm
-from mmengine.registry import MODELS, init_default_scope
-from mmengine.runner.checkpoint import CheckpointLoader, _load_checkpoint_to_model
 from mmengine.utils import digit_version
 from torch import Tensor, nn
 
-from ..checkpoint import is_address
-from ..checkpoint.heads import fit_state_dict
+from ..datasets.reading import channels_of, model_input
 from ..errors import UsageError
 from ..models.attention import XCA
-from .names import dataset_meta, find_model, no_model
+from .model import build, choose
 
 FORMATS = ('onnx', 'torch')
 PARTS = ('model', 'backbone')
@@ -36,7 +31,7 @@ class Deviation(NamedTuple):
     """How far an exported model is from PyTorch's for one input.
 
     Attributes:
-        shape (tuple[int, ...]): Of the images, (B, 3, H, W).
+        shape (tuple[int, ...]): Of the images, (B, channels, H, W).
         relative (float): Largest difference over the largest value of that output, the largest of all outputs.
     """
 
@@ -54,10 +49,11 @@ def export_model(
 ) -> List[Deviation]:
     """Export a classifier, a segmentor, or the backbone of any model.
 
-    The exported model takes normalised RGB images 'images' (B, 3, H, W) in fp32, of any batch and of any size from
-    32 x 32 pixels. A classifier gives 'logits' (B, classes); a segmentor 'logits' (B, classes, H, W); a backbone its
-    features: 'stride_4', 'stride_8', 'stride_16' and 'stride_32' with a pyramid, else 'features_0' and so on. Mean,
-    deviation and class names are in an ONNX file's metadata.
+    The exported model takes normalised 'images' (B, channels, H, W) in fp32, of any batch and of any size from 32 x 32
+    pixels. A classifier gives 'logits' (B, classes); a segmentor 'logits' (B, classes, H, W); a backbone its
+    features: 'stride_4', 'stride_8' and so on for each of its ``out_strides`` with a pyramid, else 'features_0' and so
+    on. The metadata say which images it takes: 'channels'; 'channel_order': 'RGB', 'BGR', 'grey', 'BGRA' or 'as
+    loaded'; 'mean' and 'std' in that order; 'loading', the config's step that reads files; and 'classes'.
 
     Args:
         model (str): A config file, or a name of :func:`xcit_mm.list_models`.
@@ -126,7 +122,7 @@ class _Classifier(nn.Module):
 
     def __init__(self, model):
         super().__init__()
-        self.model = model
+        self.model, self.classes = model, model.dataset_meta.get('classes')
 
     def forward(self, images: Tensor) -> Tuple[Tensor]:
         return (self.model.head(self.model.extract_feat(images)),)
@@ -137,7 +133,7 @@ class _Segmentor(nn.Module):
 
     def __init__(self, model):
         super().__init__()
-        self.model = model
+        self.model, self.classes = model, model.dataset_meta.get('classes')
 
     def forward(self, images: Tensor) -> Tuple[Tensor]:
         logits = self.model.decode_head(self.model.extract_feat(images))
@@ -149,8 +145,9 @@ class _Backbone(nn.Module):
     def __init__(self, model):
         super().__init__()
         self.backbone = model.backbone
+        self.classes = model.dataset_meta.get('classes')
         self.output_names = (
-            tuple(f'stride_{stride}' for stride in (4, 8, 16, 32))
+            tuple(f'stride_{stride}' for stride in self.backbone.out_strides)
             if self.backbone.out_type == 'pyramid'
             else tuple(f'features_{i}' for i in range(len(self.backbone.out_indices)))
         )
@@ -166,11 +163,7 @@ def load_module(model: str, checkpoint: Optional[str], part: str) -> Tuple[nn.Mo
         UsageError: If there is no such model, or its kind cannot be exported.
         CheckpointError: If the checkpoint does not fit.
     """
-    found = find_model(model)
-    if not found and not os.path.isfile(model):
-        raise UsageError(no_model(model))
-    config, published = found or (model, None)
-    cfg = Config.fromfile(config)
+    cfg, checkpoint = choose(model, checkpoint)
     scope = cfg.get('default_scope')
     wrapper = _Backbone if part == 'backbone' else {'mmpretrain': _Classifier, 'mmseg': _Segmentor}.get(scope)
     if wrapper is None:
@@ -178,34 +171,25 @@ def load_module(model: str, checkpoint: Optional[str], part: str) -> Tuple[nn.Mo
             f'of models of {scope} the backbone alone can be exported (--part backbone): boxes and masks are found by '
             f'code that depends on the image. MMDeploy exports whole detectors'
         )
-    checkpoint = checkpoint or published
-    if not checkpoint:
-        raise UsageError(f'{model} needs the checkpoint of a trained model')
-    if not is_address(checkpoint) and not os.path.isfile(checkpoint):
-        raise UsageError(f'there is no checkpoint file {checkpoint}')
-    init_default_scope(scope)
-    settings = copy.deepcopy(cfg.model)
-    if cfg.get('data_preprocessor'):
-        settings.setdefault('data_preprocessor', cfg.data_preprocessor)
-    built = MODELS.build(settings)
-    loaded = CheckpointLoader.load_checkpoint(checkpoint, map_location='cpu')
-    fit_state_dict(built, loaded.get('state_dict', loaded), 'test')
-    _load_checkpoint_to_model(built, loaded)
-    built = revert_sync_batchnorm(built).eval().requires_grad_(False)
-    meta = (loaded.get('meta') or {}).get('dataset_meta') or dataset_meta(cfg)
-    preprocessor = settings.get('data_preprocessor') or {}
+    module = wrapper(build(cfg, checkpoint).requires_grad_(False)).eval()
+    channels = channels_of(module)
+    read = model_input(cfg)
     metadata = {
-        'mean': list(preprocessor.get('mean') or ()),
-        'std': list(preprocessor.get('std') or ()),
-        'channel_order': 'RGB',
-        'classes': list(meta.get('classes') or ()),
+        'channels': channels,
+        'channel_order': {1: 'grey', 3: read.order, 4: f'{read.reader.order}A'}.get(channels, 'as loaded'),
+        # Of each channel in that order: the model takes (pixels - mean) / std.
+        'mean': list(read.mean) or [0.0] * channels,
+        'std': list(read.std) or [1.0] * channels,
+        # How the files were read that it was trained on.
+        'loading': {key: value for key, value in read.reader.settings.items() if key != 'backend_args'},
+        'classes': list(module.classes or ()),
     }
-    return wrapper(built).eval(), metadata
+    return module, metadata
 
 
 @contextmanager
 def exportable(module: nn.Module, size: Tuple[int, int], format: str):
-    """A copy of the model with what graphs of any size need: one form of XCA, and pooling written as products."""
+    """A copy of the model with what graphs of any size need: one form of XCA, and pooling as matrix products."""
     twin = copy.deepcopy(module)
     for name, child in list(twin.named_modules()):
         if isinstance(child, nn.AdaptiveAvgPool2d):
@@ -281,7 +265,7 @@ def _write_onnx(module: nn.Module, names: Sequence[str], path: str, size, metada
     import onnxruntime
 
     axes = {'images': {0: 'batch', 2: 'height', 3: 'width'}}
-    images = torch.randn(2, 3, *size)
+    images = torch.randn(2, channels_of(module), *size)
     with torch.no_grad():
         outputs = module(images)
     for name, output in zip(names, outputs):
@@ -320,7 +304,7 @@ def _write_torch(module: nn.Module, names: Sequence[str], path: str, size, metad
         with shapes_config.patch(backed_size_oblivious=True) if size_free else nullcontext():
             program = torch.export.export(
                 module,
-                (torch.randn(2, 3, *size),),
+                (torch.randn(2, channels_of(module), *size),),
                 dynamic_shapes={'images': {0: free, 2: free, 3: free}},
                 strict=False,
             )
@@ -338,7 +322,9 @@ def compare(module: nn.Module, run: Run, size: Tuple[int, int]) -> List[Deviatio
     """Run the exported model and PyTorch's on random images: the recorded size and batch, and others of both."""
     height, width = size
     odd = (max(SMALLEST, height * 3 // 4 + 5), max(SMALLEST, width * 5 // 4 - 3))
-    shapes = [(2, 3, *size), (1, 3, *size), (3, 3, *odd), (1, 3, max(SMALLEST, height // 2), width * 2)]
+    half = (max(SMALLEST, height // 2), width * 2)
+    channels = channels_of(module)
+    shapes = [(batch, channels, *sides) for batch, sides in ((2, size), (1, size), (3, odd), (1, half))]
     found = []
     for seed, shape in enumerate(shapes):
         images = torch.randn(shape, generator=torch.Generator().manual_seed(seed))

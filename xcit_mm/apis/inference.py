@@ -1,28 +1,50 @@
-"""Inference on images, folders and globs with a model of any of the three libraries."""
+"""Inference on images, folders, videos and more with a model of any of the three libraries."""
 
-import glob
 import json
 import os
 import time
-from collections import Counter
+from contextlib import suppress
+from itertools import islice
 from pathlib import Path
-from typing import Iterator, List, Optional, Sequence, Tuple, Union
+from typing import Iterable, Iterator, List, NamedTuple, Optional, Sequence, Tuple, Union
 
-import mmcv
+import cv2
 import numpy as np
 import torch
 from mmengine.config import Config
-from mmengine.utils import track_iter_progress
+from PIL import Image
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
-from ..checkpoint import is_address
-from ..checks.config import apply_options
-from ..datasets.loading import BadImage, read_image, widen
-from ..errors import UsageError
-from .names import find_model, no_model
+from ..datasets.loading import BadImage, widen
+from ..datasets.reading import to_picture
+from ..datasets.sources import Images, Missing, Source, Video, fetch, find_images, is_several
+from ..errors import DISK, UsageError
+from ..visualization.predictions import write_picture
+from .model import Model, choose
 from .overview import draw_overview
 
-IMAGE_SUFFIXES = ('.jpg', '.jpeg', '.png', '.bmp', '.tif', '.tiff', '.webp', '.ppm', '.pgm')
-Images = Union[str, Path, np.ndarray, Sequence[Union[str, Path, np.ndarray]]]
+__all__ = ['Inferencer', 'find_images']
+COLUMNS = (TextColumn('{task.description}'), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
+
+
+class Shot(NamedTuple):
+    """One image to look at.
+
+    Attributes:
+        name (str): For what is written about it.
+        label (str): What its result calls it: its path or address, or the name if it has none.
+        source: What the reader reads; the reason in words if there is nothing.
+        video (Video, optional): That it is a frame of.
+        frame (int): Its number in there.
+        reason (str, optional): Why there is no image.
+    """
+
+    name: str
+    label: str
+    source: object
+    video: Optional[Video] = None
+    frame: int = 0
+    reason: Optional[str] = None
 
 
 class Inferencer:
@@ -30,51 +52,52 @@ class Inferencer:
 
     ``Inferencer('mask_rcnn_xcit_s12_8_3x_coco')('photos', out_dir='results')``
 
+    Images are read as the test pipeline of the config says: with its depth, channels and decoder.
+
     Args:
-        model (str): A config file, or a name of :func:`xcit_mm.list_models`.
-        checkpoint (str, optional): File or address of the weights; the published ones of a name if not given.
+        model (str | Path | Config): A config, a config file, or a name of :func:`xcit_mm.list_models`.
+        checkpoint (str | Path, optional): File or address of the weights; the published ones of a name if not given.
         device (str, optional): Such as 'cuda:0' or 'cpu'; a GPU if there is one.
         cfg_options (dict, optional): Settings of the config to change, such as
             ``{'test_dataloader.dataset.pipeline.1.scale': (6000, 4000)}``.
 
     Raises:
-        UsageError: If there is no such model or setting, or a config comes without weights.
+        UsageError: If there is no such model or setting, the config is wrong, or it comes without weights.
         CheckpointError: If the weights are those of another model.
     """
 
     def __init__(
         self,
-        model: str,
-        checkpoint: Optional[str] = None,
+        model: Model,
+        checkpoint: Union[str, Path, None] = None,
         device: Optional[str] = None,
         cfg_options: Optional[dict] = None,
     ):
-        found = find_model(model)
-        if not found and not os.path.isfile(model):
-            raise UsageError(no_model(model))
-        config, published = found or (model, None)
-        checkpoint = checkpoint or published
-        if not checkpoint:
-            raise UsageError(f'{model} needs the checkpoint of a trained model')
-        if not is_address(checkpoint) and not os.path.isfile(checkpoint):
-            raise UsageError(f'there is no checkpoint file {checkpoint}')
-        cfg = Config.fromfile(config)
-        apply_options(cfg, cfg_options)
+        cfg, checkpoint = choose(model, checkpoint, cfg_options)
         device = device or ('cuda:0' if torch.cuda.is_available() else 'cpu')
         self.task = _task_of(cfg)(cfg, checkpoint, device)
 
     def __call__(
-        self, images: Images, out_dir: Union[str, Path, None] = None, score_thr: float = 0.3, batch_size: int = 1
+        self,
+        images,
+        out_dir: Union[str, Path, None] = None,
+        score_thr: float = 0.3,
+        batch_size: int = 1,
+        overlays: bool = True,
+        channel_order: str = 'BGR',
     ) -> List[dict]:
-        """Predict, and write what was found.
+        """Predict, and write what was found, image by image.
 
         Args:
-            images: An image file, a folder (with its sub-folders), a glob, an array (H, W, 3) of BGR bytes, or a list
-                of these.
+            images: An image file, a video, a folder (with its sub-folders), a glob, an address (http://, https://,
+                file://), the bytes of a file, a PIL image, an array (H, W) or (H, W, channels), or several of these in
+                a list, a generator or an array (N, H, W, channels). An array is read as a file of its pixels would be.
             out_dir (str, optional): Where to write ``results.json``, ``summary.json``, ``overview.jpg`` and the
                 pictures in ``overlays``; nothing is written if it is not given.
             score_thr (float): Detections of lower scores are left out.
-            batch_size (int): Images that are computed together.
+            batch_size (int): Images that are computed together, if they are of one size.
+            overlays (bool): Whether to draw what was found.
+            channel_order (str): 'BGR' or 'RGB', of arrays.
 
         Returns:
             list[dict]: For each image 'image' (its path), 'height' and 'width' in pixels, and
@@ -85,120 +108,146 @@ class Inferencer:
               the array (H, W) itself if nothing is written;
             - of a classifier 'predictions': 'class', 'label' and 'score' of the five best.
 
-            An image that cannot be read has 'error' instead.
+            A frame of a video has its number as 'frame'. An image that cannot be read has 'error' instead; 'warning'
+            says what is odd about one.
 
         Raises:
-            UsageError: If there are no images.
+            UsageError: If there are no images, or the only one is none.
         """
-        named = find_images(images)
-        out = _make_folder(out_dir) if out_dir else None
-        results, overlays, seconds = [], [], 0.0
-        for batch in track_iter_progress(list(_batches(named, batch_size))) if out else _batches(named, batch_size):
-            read = [(name, image, *_read(image)) for name, image in batch]
-            good = [(name, pixels) for name, _, pixels, _ in read if pixels is not None]
-            begin = time.perf_counter()
-            samples = iter(self.task.predict([pixels for _, pixels in good]) if good else [])
-            seconds += time.perf_counter() - begin
-            for name, image, pixels, error in read:
-                result = {'image': name if isinstance(image, np.ndarray) else str(image)}
-                results.append(result)
-                if error:
-                    result['error'] = error
-                    continue
-                result['height'], result['width'] = pixels.shape[:2]
-                sample = next(samples)
-                result.update(self.task.describe(sample, score_thr))
-                if out:
-                    self._write(out, name, pixels, sample, result, score_thr)
-                    overlays.append(out / 'overlays' / f'{name}.jpg')
-        if out:
-            summary = summarise(results, seconds, self.task)
-            (out / 'results.json').write_text(json.dumps(results, indent=1))
-            (out / 'summary.json').write_text(json.dumps(summary, indent=1))
-            draw_overview(overlays, out / 'overview.jpg')
+        if batch_size < 1:
+            raise UsageError(f'the batch size must be at least 1, got {batch_size}')
+        if channel_order not in ('BGR', 'RGB'):
+            raise UsageError(f"channel_order must be 'BGR' or 'RGB', got {channel_order!r}")
+        named = images if isinstance(images, Images) else find_images(images)
+        if out_dir and isinstance(named, Images):
+            named = named.outside(out_dir)  # not what an earlier call wrote
+        writer = Writer(out_dir, self.task, overlays) if out_dir else None
+        results, clock = [], Clock()
+        left_out = dict(getattr(named, 'left_out', {}))
+        try:
+            for batch in _batches(self._progress(_shots(named), named, bool(writer)), batch_size):
+                for result, shot, image, sample in self._look(batch, score_thr, channel_order, clock):
+                    if writer and sample is not None:
+                        with clock.count('drawing'):
+                            writer.write(result, shot, image, sample, score_thr)
+                    if writer:
+                        writer.add(result)
+                    results.append(result)
+        finally:
+            if writer:
+                writer.close({**summarise(results, clock, self.task), 'left_out': left_out})
+        if not is_several(images) and len(results) == 1 and 'error' in results[0] and not _has_path(named):
+            raise UsageError(results[0]['error'])
         return results
 
-    def _write(self, out: Path, name: str, pixels, sample, result: dict, score_thr: float) -> None:
-        overlay = self.task.draw(pixels[..., ::-1], sample, score_thr)
-        mmcv.imwrite(np.ascontiguousarray(overlay[..., ::-1]), str(out / 'overlays' / f'{name}.jpg'))
-        if 'map' in result:
-            path = out / 'maps' / f'{name}.png'
-            mmcv.imwrite(result['map'].astype(np.uint8 if result['map'].max() < 256 else np.uint16), str(path))
-            result['map'] = str(path.relative_to(out))
+    def picture(self, image, score_thr: float = 0.3) -> np.ndarray:
+        """One image with what is found in it drawn in.
+
+        Args:
+            image: As for :meth:`__call__`, and an array is RGB.
+            score_thr (float): Detections of lower scores are left out.
+
+        Returns:
+            np.ndarray: (H, W, 3) uint8, RGB.
+
+        Raises:
+            UsageError: If there is no image.
+        """
+        ((name, source),) = find_images(image)
+        ((result, _, read, sample),) = self._look(list(islice(_shots([(name, source)]), 1)), score_thr, 'RGB', Clock())
+        if 'error' in result:
+            raise UsageError(result['error'])
+        return self.task.draw(to_picture(read['img'], self.task.reader.order), sample, score_thr)
+
+    @staticmethod
+    def _progress(shots: Iterator[Shot], named, shown: bool) -> Iterator[Shot]:
+        is_known = isinstance(named, list) and not any(isinstance(item, Video) for _, item in named)
+        with Progress(*COLUMNS, disable=not shown) as progress:
+            yield from progress.track(shots, len(named) if is_known else None, description='images')
+
+    def _look(self, batch: List[Shot], score_thr: float, channel_order: str, clock) -> Iterator[tuple]:
+        """Results of a batch, each with its shot and, if there is one, the image and the sample."""
+        read: List[Tuple[Shot, Optional[dict], Optional[str]]] = []
+        with clock.count('reading'):
+            for shot in batch:
+                try:
+                    read.append((shot, self._read(shot, channel_order), None))
+                except BadImage as error:
+                    read.append((shot, None, str(error)))
+        good = [image for _, image, _ in read if image is not None]
+        with clock.count('predicting'):
+            samples = iter(self.task.predict(good) if good else [])
+        clock.images += len(good)
+        for shot, image, error in read:
+            result = {'image': shot.label, **({'frame': shot.frame} if shot.video and not shot.reason else {})}
+            sample = None if image is None else next(samples)
+            if isinstance(sample, str):
+                sample, error = None, f'cannot be predicted: {sample}'
+            if error:
+                result['error'] = error
+            else:
+                result['height'], result['width'] = image['img'].shape[:2]
+                warning = self.task.warn(image) or _more_pages(shot.source)
+                if warning:
+                    result['warning'] = warning
+                with clock.count('predicting'):
+                    result.update(self.task.describe(sample, score_thr))
+            yield result, shot, image, sample
+
+    def _read(self, shot: Shot, channel_order: str) -> dict:
+        if shot.reason:
+            raise BadImage(shot.reason)
+        try:
+            source = fetch(shot.source) if isinstance(shot.source, str) else shot.source
+            image = self.task.reader.read(source, 'BGR' if shot.video else channel_order)
+        except BadImage as error:
+            raise BadImage(f'cannot be read: {error}') from None
+        pixels = image['img']
+        if widen(pixels) is not pixels:
+            raise BadImage(
+                f'cannot be resized: it is only {pixels.shape[0]} x {pixels.shape[1]} pixels (height x width)'
+            )
+        return image
 
 
-def find_images(images: Images) -> List[Tuple[str, Union[Path, np.ndarray]]]:
-    """Images with names for what will be written about them: unique, relative to the folder they have in common.
+def _more_pages(source) -> Optional[str]:
+    """Whether a file holds more pictures than the one that is read."""
+    if isinstance(source, Path) and source.suffix.lower() in ('.tif', '.tiff', '.webp'):
+        with suppress(Exception), Image.open(source) as image:
+            if getattr(image, 'n_frames', 1) > 1:
+                return f'it holds {image.n_frames} pictures, and the first alone is read'
+    return None
 
-    Raises:
-        UsageError: If a path matches nothing, or there are no images at all.
-    """
-    given = list(images) if isinstance(images, (list, tuple)) else [images]
-    found: List[Union[Path, np.ndarray]] = []
-    for item in given:
-        found.extend([item] if isinstance(item, np.ndarray) else _expand(str(item)))
-    if not found:
-        raise UsageError('there are no images: the list is empty')
-    files = [item for item in found if isinstance(item, Path)]
-    root = os.path.commonpath([str(path.resolve().parent) for path in files]) if files else ''
-    stems = Counter(path.resolve().with_suffix('') for path in files)
-    names: Counter = Counter()
-    result = []
-    for item in found:
-        if isinstance(item, np.ndarray):
-            name = f'array_{len(result)}'
+
+def _has_path(named) -> bool:
+    return any(isinstance(item, (Path, Video, str)) for _, item in named)
+
+
+def _shots(named: Iterable[Tuple[str, Source]]) -> Iterator[Shot]:
+    """Images as they come, videos as their frames."""
+    for name, item in named:
+        if isinstance(item, Missing):
+            yield Shot(name, item.given, None, reason=item.reason)
+        elif isinstance(item, Video):
+            try:
+                for number, frame in enumerate(item.frames()):
+                    yield Shot(name, str(item.path), frame, item, number)
+            except BadImage as error:
+                yield Shot(name, str(item.path), None, item, reason=f'cannot be read: {error}')
         else:
-            full = item.resolve()
-            short = full if stems[full.with_suffix('')] > 1 else full.with_suffix('')
-            name = os.path.relpath(str(short), root)
-        names[name] += 1
-        result.append((name if names[name] == 1 else f'{name}_{names[name]}', item))
-    return result
+            yield Shot(name, str(item) if isinstance(item, (Path, str)) else _label(item, name), item)
 
 
-def _expand(text: str) -> List[Path]:
-    path = Path(text).expanduser()
-    if path.is_dir():
-        found = sorted(p for p in path.rglob('*') if p.suffix.lower() in IMAGE_SUFFIXES and p.is_file())
-        if not found:
-            raise UsageError(f'the folder {text} holds no images ({", ".join(IMAGE_SUFFIXES)})')
-        return found
-    if path.is_file():
-        return [path]
-    found = sorted(Path(name) for name in glob.glob(str(path), recursive=True) if os.path.isfile(name))
-    if not found:
-        raise UsageError(f'{text} is no image, no folder, and as a glob matches no file')
-    return found
+def _label(item, name: str) -> str:
+    return getattr(item, 'filename', '') or name
 
 
-def _read(image: Union[Path, np.ndarray]) -> Tuple[Optional[np.ndarray], Optional[str]]:
-    """BGR pixels, or why there are none."""
-    if isinstance(image, np.ndarray):
-        if image.ndim != 3 or image.shape[2] != 3 or image.dtype != np.uint8:
-            raise UsageError(f'an image array must be (H, W, 3) of BGR bytes, got {image.shape} of {image.dtype}')
-        return image, None
-    try:
-        pixels = read_image(str(image))
-    except BadImage as error:
-        return None, f'cannot be read: {error}'
-    if widen(pixels) is not pixels:
-        return None, f'cannot be resized: it is only {pixels.shape[0]} x {pixels.shape[1]} pixels (height x width)'
-    return pixels, None
-
-
-def _batches(items: list, size: int) -> Iterator[list]:
-    if size < 1:
-        raise UsageError(f'the batch size must be at least 1, got {size}')
-    for start in range(0, len(items), size):
-        yield items[start : start + size]
-
-
-def _make_folder(path: Union[str, Path]) -> Path:
-    try:
-        Path(path).mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise UsageError(f'the folder {path} cannot be written to ({error.strerror})') from None
-    return Path(path)
+def _batches(items: Iterator[Shot], size: int) -> Iterator[List[Shot]]:
+    while True:
+        batch = list(islice(items, size))
+        if not batch:
+            return
+        yield batch
 
 
 def _task_of(cfg: Config) -> type:
@@ -215,12 +264,120 @@ def _task_of(cfg: Config) -> type:
     return Task
 
 
-def summarise(results: Sequence[dict], seconds: float, task) -> dict:
+class Clock:
+    """Seconds by what they were spent on."""
+
+    def __init__(self):
+        self.seconds = {'reading': 0.0, 'predicting': 0.0, 'drawing': 0.0}
+        self.images = 0
+
+    def count(self, what: str):
+        return _Count(self.seconds, what)
+
+
+class _Count:
+    def __init__(self, seconds: dict, what: str):
+        self.seconds, self.what = seconds, what
+
+    def __enter__(self):
+        self.begin = time.perf_counter()
+
+    def __exit__(self, *_):
+        self.seconds[self.what] += time.perf_counter() - self.begin
+
+
+class Writer:
+    """Writes results as they come. ``results.json`` is complete JSON after every image.
+
+    Args:
+        folder (str): It is made.
+        task (Task): Draws what it found.
+        overlays (bool): Whether to draw.
+
+    Raises:
+        UsageError: If the folder cannot be written to.
+    """
+
+    def __init__(self, folder: Union[str, Path], task, overlays: bool):
+        self.folder, self.task, self.overlays = Path(folder), task, overlays
+        self.path = self.folder / 'results.json'
+        self.drawn: List[Path] = []
+        self.video: Tuple[Optional[Video], Optional[cv2.VideoWriter]] = (None, None)
+        try:
+            self.folder.mkdir(parents=True, exist_ok=True)
+            self.path.write_text('[]\n')
+        except OSError as error:
+            raise UsageError(f'the folder {folder} cannot be written to ({error.strerror})') from None
+        self.end = 1  # where the list is closed
+
+    def add(self, result: dict) -> None:
+        """One result more; a label map must be a file's name by now."""
+        text = json.dumps(result, indent=1).replace('\n', '\n ')
+        text = ('\n ' if self.end == 1 else ',\n ') + text
+        with open(self.path, 'r+', encoding='ascii') as file:
+            file.seek(self.end)
+            file.write(text + '\n]\n')
+        self.end += len(text)
+
+    def write(self, result: dict, shot: Shot, image: dict, sample, score_thr: float) -> None:
+        """The overlay, and the map of a segmentor, whose name takes its place in the result."""
+        name = shot.name if shot.video is None else f'{shot.name}/{shot.frame:06d}'
+        try:
+            if 'map' in result:
+                labels = result.pop('map')
+                path = self.folder / 'maps' / f'{name}.png'
+                path.parent.mkdir(parents=True, exist_ok=True)
+                kind = np.uint8 if labels.max() < 256 else np.uint16
+                path.write_bytes(cv2.imencode('.png', labels.astype(kind))[1].tobytes())
+                result['map'] = str(path.relative_to(self.folder))
+            if self.overlays:
+                picture = self.task.draw(to_picture(image['img'], self.task.reader.order), sample, score_thr)
+                self._show(shot, picture)
+        except OSError as error:
+            if error.errno in DISK:
+                raise
+            result['error'] = f'cannot be written: {error.strerror or error}'
+
+    def _show(self, shot: Shot, picture: np.ndarray) -> None:
+        if shot.video is None:
+            path = self.folder / 'overlays' / f'{shot.name}.jpg'
+            write_picture(str(path), picture)
+            self.drawn.append(path)
+            return
+        height, width = (side - side % 2 for side in picture.shape[:2])  # most players need even sides
+        if self.video[0] is not shot.video and height and width:
+            self._end_video()
+            path = self.folder / 'overlays' / f'{shot.name}.mp4'
+            path.parent.mkdir(parents=True, exist_ok=True)
+            code = cv2.VideoWriter_fourcc(*'mp4v')
+            self.video = shot.video, cv2.VideoWriter(str(path), code, shot.video.rate, (width, height))
+        if self.video[1] is not None:
+            self.video[1].write(np.ascontiguousarray(picture[:height, :width, ::-1]))
+
+    def _end_video(self) -> None:
+        if self.video[1] is not None:
+            self.video[1].release()
+        self.video = None, None
+
+    def close(self, summary: dict) -> None:
+        """Write what is over all images."""
+        self._end_video()
+        (self.folder / 'summary.json').write_text(json.dumps(summary, indent=1))
+        overview = self.folder / 'overview.jpg'
+        with suppress(FileNotFoundError):  # of an earlier call
+            os.remove(overview)
+        draw_overview(self.drawn, overview)
+
+
+def summarise(results: Sequence[dict], clock: Clock, task) -> dict:
     """Numbers over all images: how many, how long, and how often each class was found."""
     good = [result for result in results if 'error' not in result]
+    each = max(clock.images, 1)
     return {
         'images': len(results),
         'unreadable': [result['image'] for result in results if 'error' in result],
-        'seconds_per_image': seconds / max(len(good), 1),
+        'seconds_per_image': clock.seconds['predicting'] / each,
+        'seconds_reading_each': clock.seconds['reading'] / each,
+        'seconds_drawing_each': clock.seconds['drawing'] / each,
         **task.summarise(good),
     }

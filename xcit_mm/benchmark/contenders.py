@@ -1,7 +1,6 @@
 """The models that are compared: this backbone, the same one by timm and MMPretrain, and well-known others."""
 
 from contextlib import contextmanager, nullcontext
-from functools import partial
 from importlib import import_module
 from typing import Callable, Dict, List, Sequence, Tuple
 from unittest.mock import patch
@@ -17,6 +16,8 @@ from .settings import DTYPES, Setting
 
 OURS = 'xcit_mm'
 PEERS = ('timm', 'mmpretrain')
+# What the peers call their XCA blocks.
+BLOCKS = {'timm': 'blocks', 'mmpretrain': 'xca_layers'}
 PACKAGES = {
     'timm': 'timm.models.xcit',
     'mmpretrain': 'mmpretrain.models',
@@ -24,6 +25,7 @@ PACKAGES = {
     'ResNet-50': 'torchvision.models',
     'ConvNeXt-T': 'torchvision.models',
     'DeiT-S': 'timm.models',
+    'ViT-S/8': 'timm.models',
 }
 CONTEXT = tuple(name for name in PACKAGES if name not in PEERS)
 NAMES = (OURS, *PACKAGES)
@@ -59,13 +61,13 @@ def build(name: str, setting: Setting, weights: Dict[str, Tensor]) -> Contender:
     """A contender in fp32 on the CPU; an XCiT with the given weights, others with their start values."""
     if name in PEERS:
         with torch.device('meta'):
-            contender = _make(name, setting)
+            contender = make(name, setting)
         contender.to_empty(device='cpu')
         layout = next(layout for layout in LAYOUTS if layout.name.lower() == name)
         renamed = layout.from_native({f'backbone.{key}': value for key, value in weights.items()})
         contender.model.load_state_dict({_without_prefix(key): value for key, value in renamed.items()})
     else:
-        contender = _make(name, setting)
+        contender = make(name, setting)
     if name == OURS:
         # A backbone that returns maps has no class attention.
         contender.model.load_state_dict({key: weights[key] for key in contender.model.state_dict()})
@@ -109,7 +111,7 @@ def plain(model: nn.Module):
 def multiply_adds(name: str, setting: Setting) -> int:
     """Multiply-adds of an XCiT for the whole batch, by the convention of the model zoo."""
     with without_memory():
-        contender = _make(name, setting)
+        contender = make(name, setting)
     return setting.batch * sum(count_multiply_adds(contender, setting.height, setting.width).values())
 
 
@@ -127,7 +129,7 @@ class Step:
         self.contender.train(setting.training)
         if not setting.autocast:
             self.contender.to(DTYPES[setting.dtype])
-        self._run = torch.compile(self.contender) if setting.compiled else self.contender
+        self._run = torch.compile(self.contender, mode=setting.compile_mode) if setting.compiled else self.contender
 
     def __call__(self, image: Tensor) -> Tensor:
         """Inference or a training step on an image (B, 3, H, W); the output, detached."""
@@ -163,16 +165,17 @@ def as_input(image: Tensor, setting: Setting) -> Tensor:
     return image if setting.autocast else image.to(DTYPES[setting.dtype])
 
 
-def _make(name: str, setting: Setting) -> Contender:
+def make(name: str, setting: Setting, drop_path_rate: float = 0.0) -> Contender:
     """A contender on the default device, with start values."""
     if name == OURS:
         out_type = 'featmap' if setting.features == 'map' else 'cls_token'
         return Contender(XCiT(setting.arch, setting.patch_size, out_type), lambda model, image: model(image)[0])
     if name in PEERS:
-        return _make_peer(name, setting)
+        return _make_peer(name, setting, drop_path_rate)
     models = import_module(PACKAGES[name])
-    if name == 'DeiT-S':
-        model = models.create_model('deit_small_patch16_224', num_classes=0, dynamic_img_size=True)
+    if name in ('DeiT-S', 'ViT-S/8'):
+        of_timm = {'DeiT-S': 'deit_small_patch16_224', 'ViT-S/8': 'vit_small_patch8_224'}[name]
+        model = models.create_model(of_timm, num_classes=0, dynamic_img_size=True)
         return Contender(model, lambda model, image: model.forward_features(image))
     if name == 'ResNet-50':
         return Contender(nn.Sequential(*list(models.resnet50().children())[:-2]), nn.Sequential.__call__)
@@ -183,30 +186,43 @@ def _make(name: str, setting: Setting) -> Contender:
     return Contender(model, nn.Sequential.__call__)
 
 
-def _make_peer(name: str, setting: Setting) -> Contender:
+def _make_peer(name: str, setting: Setting, drop_path_rate: float) -> Contender:
     arch = ARCHS[setting.arch]
     options = {key: arch[key] for key in ('depth', 'num_heads')}
     options.update(patch_size=setting.patch_size, tokens_norm=arch.get('tokens_norm', True))
+    options.update(drop_path_rate=drop_path_rate)
     if name == 'timm':
         model = import_module(PACKAGES[name]).Xcit(num_classes=0, embed_dim=arch['embed_dims'], **options)
-        blocks = 'blocks'
     else:
         model = import_module(PACKAGES[name]).backbones.XCiT(embed_dims=arch['embed_dims'], **options)
-        blocks = 'xca_layers'
         # As it is, it does not run in half precision: the position features stay fp32 in front of this layer.
         model.pos_embed.token_projection.register_forward_pre_hook(
             lambda module, args: (args[0].to(module.conv.weight.dtype),)
         )
     if setting.features == 'map':
-        return Contender(model, partial(_map_of, blocks=blocks))
+        last = (arch['depth'] - 1,)
+        return Contender(model, lambda model, image: maps_of(model, image, BLOCKS[name], last)[0])
     return Contender(model, (lambda m, image: m(image)) if name == 'timm' else (lambda m, image: m(image)[0]))
 
 
-def _map_of(model: nn.Module, image: Tensor, blocks: str) -> Tensor:
-    """timm's and MMPretrain's forward pass up to class attention, which MMPretrain runs even if asked for a map."""
+def maps_of(model: nn.Module, image: Tensor, blocks: str, indices: Sequence[int]) -> Tuple[Tensor, ...]:
+    """The maps after some blocks of a peer's XCiT, without class attention, which MMPretrain runs even for a map.
+
+    Args:
+        model (nn.Module): Of timm or MMPretrain.
+        image (Tensor): (B, 3, H, W).
+        blocks (str): The model's name of its blocks, see :data:`BLOCKS`.
+        indices (Sequence[int]): Of the blocks, rising.
+
+    Returns:
+        tuple[Tensor]: (B, C, h, w) for each index.
+    """
     x, grid = model.patch_embed(image)
     position = model.pos_embed(len(x), *grid)
     x = model.pos_drop(x + position.reshape(len(x), -1, x.shape[1]).permute(0, 2, 1))
-    for block in getattr(model, blocks):
+    maps = []
+    for i, block in enumerate(getattr(model, blocks)):
         x = block(x, *grid)
-    return x.reshape(len(x), *grid, -1).permute(0, 3, 1, 2).contiguous()
+        for _ in range(list(indices).count(i)):
+            maps.append(x.reshape(len(x), *grid, -1).permute(0, 3, 1, 2).contiguous())
+    return tuple(maps)

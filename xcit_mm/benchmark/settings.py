@@ -34,7 +34,8 @@ class Setting:
         dtype (str): 'fp32', 'bf16' or 'fp16'; weights and input are of this type, or with ``autocast`` the operators.
         mode (str): 'inference', or 'training': forward and backward pass in train mode, from a random
             gradient of the output.
-        compiled (bool): By torch.compile with its defaults.
+        compiled (bool): By torch.compile.
+        compile_mode (str): Its mode: 'default', 'reduce-overhead' (CUDA graphs) or 'max-autotune'.
         features (str): 'map': the last block's map, without class attention; 'cls': the class token.
         device (str): 'cpu' or 'cuda'.
     """
@@ -50,6 +51,7 @@ class Setting:
     features: str = 'map'
     device: str = 'cpu'
     autocast: bool = False
+    compile_mode: str = 'default'
 
     @property
     def training(self) -> bool:
@@ -61,10 +63,17 @@ class Setting:
         return -(-self.height // self.patch_size) * -(-self.width // self.patch_size)
 
     @property
+    def execution(self) -> str:
+        """'eager', 'compiled', or 'compiled' with the mode of torch.compile."""
+        if not self.compiled:
+            return 'eager'
+        return 'compiled' if self.compile_mode == 'default' else f'compiled ({self.compile_mode})'
+
+    @property
     def family(self) -> str:
         """The setting without the size of the image."""
         words = [f'XCiT-{self.arch.upper()}/{self.patch_size}', f'batch {self.batch}', self.dtype]
-        words += ['autocast'] * self.autocast + [self.mode, 'compiled' if self.compiled else 'eager', self.device]
+        words += ['autocast'] * self.autocast + [self.mode, self.execution, self.device]
         return ', '.join(words)
 
     def __str__(self) -> str:

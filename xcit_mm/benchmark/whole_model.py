@@ -16,14 +16,16 @@ import numpy as np
 import torch
 from mmengine.config import Config
 from mmengine.logging import MMLogger
+from mmengine.model import BaseModule
 from mmengine.optim import build_optim_wrapper
 from mmengine.registry import MODELS, init_default_scope
 from mmengine.structures import InstanceData, PixelData
 from torch import Tensor, nn
 
 from ..engine.setup import adapt_to_device
+from .contenders import BLOCKS, OURS, make, maps_of
 from .memory import answer, ask_process, rise
-from .settings import DTYPES
+from .settings import DTYPES, Setting
 
 # Part -> (module, its method); '*' stands for every child. A call inside another counts for the inner part.
 PARTS: Dict[str, Tuple[Tuple[str, str], ...]] = {
@@ -54,6 +56,7 @@ class Work:
         training (bool): Training iteration or inference.
         dtype (str): 'fp32', or the type of autocast.
         device (str): 'cpu' or 'cuda'.
+        backbone (str): The contender that computes the maps of the pyramid: 'xcit_mm', 'timm' or 'mmpretrain'.
     """
 
     config: str
@@ -63,6 +66,7 @@ class Work:
     training: bool = False
     dtype: str = 'fp32'
     device: str = 'cpu'
+    backbone: str = OURS
 
 
 class Clock:
@@ -159,10 +163,36 @@ def watch(model: nn.Module, clock: Clock) -> None:
                     setattr(module, name, watched(getattr(module, name), part))
 
 
-class Runs:
-    """A model with start values that does the work, with a clock on its parts."""
+class PeerPyramid(BaseModule):
+    """A peer's XCiT with this project's pyramid: what a detector had to make do with before.
 
-    def __init__(self, work: Work):
+    Args:
+        name (str): The peer.
+        cfg (dict): Config of the :class:`~xcit_mm.models.XCiT` that it stands in for.
+    """
+
+    def __init__(self, name: str, cfg: dict):
+        super().__init__()
+        setting = Setting(cfg['arch'], cfg['patch_size'], 0, 0)
+        contender = make(name, setting, drop_path_rate=cfg.get('drop_path_rate', 0.0))
+        self.model, self.blocks = contender.model, BLOCKS[name]
+        ours = MODELS.build(dict(cfg, init_cfg=None))
+        self.pyramid, self.out_indices = ours.pyramid, ours.out_indices
+
+    def forward(self, image: Tensor) -> Tuple[Tensor, ...]:
+        """(B, 3, H, W) -> maps of strides 4, 8, 16 and 32."""
+        return self.pyramid(maps_of(self.model, image, self.blocks, self.out_indices))
+
+
+class Runs:
+    """A model with start values that does the work.
+
+    Args:
+        work (Work): What is done.
+        watched (bool): Put a clock on its parts, which waits for a GPU after every one of them.
+    """
+
+    def __init__(self, work: Work, watched: bool = True):
         self.work = work
         cfg = Config.fromfile(work.config)
         cfg.launcher = 'none'
@@ -170,6 +200,8 @@ class Runs:
         init_default_scope(cfg.get('default_scope', 'mmengine'))
         self.detects = 'roi_head' in cfg.model
         cfg.model.backbone.init_cfg = None
+        if work.backbone != OURS:
+            cfg.model.backbone = dict(type=PeerPyramid, name=work.backbone, cfg=cfg.model.backbone)
         torch.manual_seed(0)
         self.model = MODELS.build(cfg.model).to(work.device).train(work.training)
         if self.detects and not work.training:
@@ -177,7 +209,8 @@ class Runs:
             self.model.roi_head.bbox_head.fc_cls.bias.data[0] += 10.0
         self.optimizer = build_optim_wrapper(self.model, cfg.optim_wrapper) if work.training else None
         self.clock = Clock(work.device)
-        watch(self.model, self.clock)
+        if watched:
+            watch(self.model, self.clock)
 
     def data(self, height: int, width: int) -> dict:
         """A batch as a data loader gives it: random images of (height, width), and for training random objects."""

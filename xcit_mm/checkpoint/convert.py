@@ -23,11 +23,22 @@ from safetensors.torch import save as safetensors_bytes
 from torch import Tensor, nn
 
 from ..errors import UsageError
+from ..models.adapter import MultiScaleAdapter
 from ..models.xcit import ARCHS, XCiT
 from . import hub_folder
 from .contents import checked
 from .errors import CheckpointError, printable
-from .layouts import LAYOUTS, Layout, StateDict, arch_numbers, find_layout, locate, tensors_of
+from .layouts import (
+    LAYOUTS,
+    Found,
+    Layout,
+    StateDict,
+    arch_numbers,
+    content_of,
+    find_layout,
+    locate,
+    tensors_of,
+)
 from .loading import _safe_torch_load, read_checkpoint
 
 TARGETS = ('xcit_mm', 'official', 'mmpretrain', 'timm')
@@ -303,6 +314,13 @@ class _Checkpoint:
             return 'pyramid'
         return 'raw' if 'backbone.cls_token' in self.state else 'featmap'
 
+    @property
+    def out_strides(self) -> Tuple[int, ...]:
+        """Those of the pyramid: the file has the layers of all maps that are finer than the patches."""
+        levels = {key.split('.')[2] for key in self.state if key.startswith('backbone.pyramid.')}
+        strides = zip(('fpn1', 'fpn2', 'fpn3', 'fpn4'), MultiScaleAdapter.STRIDES)
+        return tuple(stride for level, stride in strides if level in levels or stride >= self.arch.patch_size)
+
     def beyond_a_classifier(self) -> Dict[str, int]:
         """The parts besides a backbone and one linear head, and how many tensors each has."""
         parts = Counter()
@@ -335,7 +353,8 @@ def _read(source: str) -> _Checkpoint:
     origin = loaded.get('state_dict', loaded)._metadata.source
     path = origin['path']
     raw = _read_untranslated(path)
-    layout, place, tensors = locate(raw)
+    found = locate(raw)
+    layout, tensors = found.layout, found.tensors
     dropped = layout.left_out(tensors)
     taken = {key: value for key, value in tensors.items() if key not in dropped}
     if _num_bytes(taken) != _num_bytes(state):
@@ -358,7 +377,7 @@ def _read(source: str) -> _Checkpoint:
         state=state,
         meta=meta if isinstance(meta, dict) else {},
         num_tensors=len(taken),
-        left_out=_beside(raw, place, dropped),
+        left_out=_beside(raw, found, dropped),
     )
 
 
@@ -372,12 +391,13 @@ def _num_bytes(state: StateDict) -> int:
     return sum(tensor.numel() * tensor.element_size() for tensor in state.values())
 
 
-def _beside(raw: dict, place: Optional[str], dropped: List[str]) -> List[str]:
-    """What a file holds besides the tensors that are taken from ``place`` (None: from the file itself), in words."""
-    inside = raw if place is None else raw[place]
+def _beside(raw: dict, found: Found, dropped: List[str]) -> List[str]:
+    """What a file holds besides the tensors that are taken from it, in words."""
+    inside = content_of(raw, found.place)
     items = {key: value for key, value in inside.items() if not isinstance(value, Tensor)}
-    if place is not None:
-        items.update({key: value for key, value in raw.items() if key != place})
+    dropped = [*dropped, *(key for key in tensors_of(inside) if not key.startswith(found.prefix))]
+    if found.place is not None:
+        items.update({key: value for key, value in raw.items() if key != found.place})
     if isinstance(items.get('meta'), dict):
         del items['meta']  # carried over, or named by the caller
     words = []
@@ -389,7 +409,7 @@ def _beside(raw: dict, place: Optional[str], dropped: List[str]) -> List[str]:
         else:
             words.append(printable(key))
     for part, number in Counter(key.split('.')[0] for key in dropped).items():
-        words.append(f'{part} of the {place} ({number} tensors)')
+        words.append(printable(f'{part} of the {found.place or "file"}') + f' ({number} tensors)')
     return words
 
 
@@ -444,7 +464,7 @@ def _write(tensors: StateDict, meta: Optional[dict], layout: Layout, arch: Arch,
 
 def _check_written(tensors: StateDict, old: _Checkpoint, layout: Layout, path: str, target: str) -> None:
     """Read the file back: every bit must be what was to be written, and lead back to what was read."""
-    written = locate(_read_untranslated(path))[2]
+    written = locate(_read_untranslated(path)).tensors
     if not (_same_bits(written, tensors) and _same_bits(layout.to_native(written), old.state)):
         raise CheckpointError(
             f'{target} read back differs from what was written, so it was removed; check the disk and try again'
@@ -496,6 +516,8 @@ class _Ours(nn.Module):
         super().__init__()
         arch = asdict(old.arch)
         options = {name: arch.pop(name) for name in ('patch_size', 'in_channels')}
+        if old.out_type == 'pyramid':
+            options['out_strides'] = old.out_strides
         self.backbone = XCiT(arch, out_type=old.out_type, **options)
         self.head = nn.ModuleDict()
         if old.num_classes and old.out_type == 'raw':

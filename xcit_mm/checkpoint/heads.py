@@ -9,6 +9,7 @@ import re
 import warnings
 from contextlib import contextmanager
 from dataclasses import dataclass
+from types import SimpleNamespace
 from typing import Dict, List, Optional, Tuple
 
 from mmengine.model import BaseTTAModel, is_model_wrapper
@@ -187,6 +188,8 @@ def compare(model: nn.Module, state: Dict[str, Tensor]) -> Fit:
             if child is not None:
                 inside = f'{prefix}{name}.'
                 visit(child, {key: value for key, value in state.items() if key.startswith(inside)}, inside)
+        for hook in module._load_state_dict_post_hooks.values():  # LoRA's: only its adapters are ever saved
+            hook(module, SimpleNamespace(missing_keys=missing, unexpected_keys=unused))
 
     _collect(model, own)
     with _nothing_changed(model):

@@ -6,10 +6,12 @@ holds (``neck.…``, ``head.fc.…``, ``decode_head.…``) beside it.
 
 import re
 from dataclasses import dataclass
-from typing import Callable, Dict, List, Optional, Tuple, Union
+from typing import Callable, Dict, Iterator, List, NamedTuple, Optional, Tuple, Union
 
 import torch
 from torch import Tensor
+
+from .errors import printable
 
 StateDict = Dict[str, Tensor]
 Renames = Tuple[Tuple[str, Union[str, Callable[[re.Match], str]]], ...]
@@ -145,31 +147,116 @@ LAYOUTS = (
 )
 
 
-def find_layout(checkpoint: dict) -> Tuple[Optional[Layout], StateDict]:
-    """The layout of a loaded file, and its tensors by their own names.
+# A tensor of an XCiT by any names, and what comes before the name of its backbone or of the whole model around it.
+_XCIT = re.compile(r'((?:[^.]+\.)*?)(?:backbone\.)?(?:blocks\.\d+\.(?:lpi|local_mp)|pos_embeder|xca_layers)\.')
+# What DistributedDataParallel and torch.compile put before every name, in either order.
+_WRAPPERS = re.compile(r'^(?:(?:module|_orig_mod)\.)+')
 
-    The places in which the layouts keep their tensors are looked into in turn. Names decide, not the place, since files
-    get re-saved; the place only tells apart layouts with the same names.
 
-    Returns:
-        tuple: The layout, or None for a file that holds no XCiT; and the tensors, ``{}`` if there are none.
+class Found(NamedTuple):
+    """What a file holds.
+
+    Attributes:
+        layout (Layout, optional): None for a file that holds no XCiT, or several that cannot be told apart.
+        place (str, optional): Key of the file under which the tensors lie, with dots between keys; None: they are the
+            file.
+        tensors (dict): The tensors by their own names, without what wrappers put before them; ``{}`` if there are none.
+        prefix (str): What else came before their names, such as Lightning's 'model.'.
+        beside (list[str]): Other XCiT models among these tensors, by their prefix.
+        elsewhere (list[str]): Other XCiT models of the file, by place and prefix.
     """
-    layout, _, tensors = locate(checkpoint)
-    return layout, tensors
+
+    layout: Optional[Layout]
+    place: Optional[str]
+    tensors: StateDict
+    prefix: str
+    beside: List[str]
+    elsewhere: List[str]
+
+    @property
+    def title(self) -> str:
+        return _title(self.place, self.prefix)
 
 
-def locate(checkpoint: dict) -> Tuple[Optional[Layout], Optional[str], StateDict]:
-    """As :func:`find_layout`, with the key of the file under which the tensors lie between the two; None: no key."""
-    found: StateDict = {}
-    found_in = None
-    for place in dict.fromkeys(layout.container for layout in LAYOUTS):
-        tensors = tensors_of(checkpoint if place is None else checkpoint.get(place))
-        matching = [layout for layout in LAYOUTS if tensors and layout.recognises(tensors)]
-        if matching:
-            return min(matching, key=lambda layout: layout.container != place), place, tensors
-        if not found:
-            found, found_in = tensors, place
-    return None, found_in, found
+def find_layout(checkpoint: dict) -> Tuple[Optional[Layout], StateDict]:
+    """Layout and tensors of :func:`locate`."""
+    found = locate(checkpoint)
+    return found.layout, found.tensors
+
+
+def locate(checkpoint: dict) -> Found:
+    """Find the XCiT in a loaded file.
+
+    Tensor names decide which dicts of the file, or of its dicts, are models, whatever these dicts are called, since
+    files get re-saved. The place only tells apart layouts with the same names, and which of several models is meant.
+    """
+    models: Dict[Optional[str], Dict[str, StateDict]] = {}
+    tensors, place = {}, None
+    for here, content in _places(checkpoint):
+        inside = tensors_of(content)
+        prefixes = {match[1] for match in map(_XCIT.match, inside) if match}
+        if prefixes:
+            models[here] = {prefix: _below(prefix, inside) for prefix in sorted(prefixes)}
+        elif not tensors:
+            tensors, place = inside, here
+    titles = [_title(here, prefix) for here, inside in models.items() for prefix in inside]
+    chosen = _choose(models)
+    if chosen is None:
+        return Found(None, place, tensors, '', [], titles)
+    place, prefix = chosen
+    tensors = models[place][prefix]
+    matching = [layout for layout in LAYOUTS if layout.recognises(tensors)]
+    layout = min(matching, key=lambda layout: layout.container != place, default=None)
+    beside = [] if prefix else [_title(None, other) for other in models[place] if other]
+    elsewhere = [
+        _title(here, other)
+        for here, inside in models.items()
+        for other in inside
+        if (here, other) != (place, prefix) and (here != place or prefix)
+    ]
+    return Found(layout, place, tensors, prefix, beside, elsewhere)
+
+
+def _places(checkpoint: dict) -> Iterator[Tuple[Optional[str], dict]]:
+    """The dicts in which a model can lie: those of the file, the file itself, and those one step further down."""
+    inner = {key: value for key, value in checkpoint.items() if isinstance(key, str) and isinstance(value, dict)}
+    yield from inner.items()
+    yield None, checkpoint
+    for key, value in inner.items():
+        yield from ((f'{key}.{name}', item) for name, item in value.items() if isinstance(item, dict))
+
+
+def content_of(checkpoint: dict, place: Optional[str]) -> dict:
+    """The dict at the place of a :class:`Found`."""
+    return next(content for here, content in _places(checkpoint) if here == place)
+
+
+def _below(prefix: str, tensors: StateDict) -> StateDict:
+    return {key[len(prefix) :]: value for key, value in tensors.items() if key.startswith(prefix)}
+
+
+def _title(place: Optional[str], prefix: str) -> str:
+    """A model's place and prefix in words, for example "'state_dict' model.…"."""
+    words = [place and repr(printable(place)), prefix and f'{printable(prefix)}…']
+    return ' '.join(filter(None, words)) or 'the file itself'
+
+
+def _choose(models: Dict[Optional[str], Dict[str, StateDict]]) -> Optional[Tuple[Optional[str], str]]:
+    """Place and prefix of the model that the loader of whoever wrote the file takes; None: nothing tells."""
+    preferred = [
+        'state_dict_ema',  # timm's load_checkpoint: the average, unless told otherwise
+        *(['model_ema'] if 'model' not in models else []),  # timm's again; but DeiT's, and the release's, take 'model'
+        'state_dict',  # MMEngine's
+        *(['teacher'] if 'student' in models else []),  # DINO's
+        'model',
+        None,
+    ]
+    place = next((place for place in preferred if place in models), next(iter(models)) if len(models) == 1 else '')
+    prefixes = models.get(place, {})
+    for prefix in ('', 'teacher.' if 'student.' in prefixes else ''):
+        if prefix in prefixes:
+            return place, prefix
+    return (place, next(iter(prefixes))) if len(prefixes) == 1 else None
 
 
 def _join_qkv(state: StateDict) -> StateDict:
@@ -201,14 +288,15 @@ def _split_qkv(state: StateDict) -> StateDict:
 
 
 def tensors_of(state) -> StateDict:
-    """The tensors of a dict, without the ``module.`` that a parallel wrapper adds; {} if it is none."""
+    """The tensors of a dict, without what parallel and compiling wrappers put before their names; {} if it is none."""
     if not isinstance(state, dict):
         return {}
-    return {
-        re.sub(r'^module\.', '', key): value
-        for key, value in state.items()
-        if isinstance(key, str) and isinstance(value, Tensor)
-    }
+    return {unwrapped(key): value for key, value in state.items() if isinstance(key, str) and isinstance(value, Tensor)}
+
+
+def unwrapped(name: str) -> str:
+    """A tensor's name without ``module.`` and ``_orig_mod.`` before it."""
+    return _WRAPPERS.sub('', name)
 
 
 def arch_numbers(state: StateDict) -> Dict[str, int]:

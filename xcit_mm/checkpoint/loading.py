@@ -10,12 +10,13 @@ import os
 import pickle
 import re
 from collections import OrderedDict
+from functools import lru_cache
 from typing import Callable, Dict, Optional
 
 import numpy as np
 import torch
 from mmengine.dist import barrier
-from mmengine.logging import HistoryBuffer
+from mmengine.logging import HistoryBuffer, print_log
 from mmengine.runner import CheckpointLoader
 from mmengine.utils import digit_version
 from safetensors import safe_open
@@ -25,7 +26,7 @@ from . import sources
 from .contents import check_tensors, check_values, checked
 from .errors import CheckpointError, printable
 from .inspection import NotAllowed, inspect_pth
-from .layouts import locate
+from .layouts import locate, unwrapped
 from .stem import stated_patch_size
 
 
@@ -168,22 +169,37 @@ def _translate(checkpoint: dict, path: str) -> dict:
     backbone translates them itself.
     """
     checkpoint = checked(checkpoint)
-    layout, place, tensors = locate(checkpoint)
+    found = locate(checkpoint)
+    layout, tensors = found.layout, found.tensors
     metadata = getattr(checkpoint.get('state_dict', checkpoint), '_metadata', {})
-    whole_model = place == 'state_dict' and any(key.startswith('backbone.') for key in tensors)
+    whole_model = found.place == 'state_dict' and (
+        # In a file of MMEngine names have a meaning: 'teacher.backbone.…' is a part of a model that has a teacher.
+        isinstance(checkpoint.get('meta'), dict)
+        if found.prefix
+        else any(key.startswith('backbone.') for key in tensors)
+    )
     if layout is not None:
         if whole_model:
             check_values(checkpoint['state_dict'])
         check_tensors(tensors)
+        if found.elsewhere:
+            left = ', '.join(found.elsewhere)
+            _say(f'{path} holds several models: {found.title} is taken, {left} not. To load another, save it alone')
     if layout is not None and not whole_model:
         checkpoint = {'state_dict': OrderedDict(layout.to_native(tensors)), 'meta': checkpoint.get('meta', {})}
     state = checkpoint.get('state_dict')
     if isinstance(state, dict):
-        state = checkpoint['state_dict'] = OrderedDict(state)
+        names = unwrapped if whole_model and layout is not None else str
+        state = checkpoint['state_dict'] = OrderedDict((names(key), value) for key, value in state.items())
     else:
         state = checkpoint = OrderedDict(checkpoint)
     state._metadata = SourceMetadata(metadata, path, layout.name if layout else None)
     return checkpoint
+
+
+@lru_cache(maxsize=None)  # a tool reads a file more than once
+def _say(message: str) -> None:
+    print_log(message, 'current')
 
 
 class SourceMetadata(OrderedDict):

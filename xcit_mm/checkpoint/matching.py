@@ -6,7 +6,7 @@ from mmengine.logging import print_log
 from torch import Tensor, nn
 
 from .errors import CheckpointError, printable
-from .layouts import describe, find_layout
+from .layouts import describe, locate
 
 # Parts that a backbone may lack, depending on what it is asked to return, while the file has them.
 _OPTIONAL = ('cls_token', 'cls_attn_blocks.', 'norm.', 'pyramid.')
@@ -30,8 +30,24 @@ def match_state_dict(module: nn.Module, state_dict: Dict[str, Tensor], prefix: s
     given = {key[len(prefix) :]: value for key, value in state_dict.items() if key.startswith(prefix)}
     if not given and not source:
         return  # an empty or unrelated dict: PyTorch reports missing names itself
-    layout, tensors = find_layout({'state_dict': given})
+    own = _own_tensors(module)
+    found = locate({'state_dict': given})
+    layout, tensors = found.layout, found.tensors
     who = f'{source["path"]}: ' if source.get('path') else ''
+    if _is_a_part(given, own) and (layout is None or not source):
+        # Such as LoRA's adapters alone, under the model's own names.
+        if source:
+            print_log(f'{who}holds {len(given)} of the {len(own)} tensors of the backbone; the others stay', 'current')
+        return
+    several = (found.elsewhere or locate(given).elsewhere) if layout is None else []
+    if several:
+        names = ', '.join(title.replace("'state_dict.", "'").replace("'state_dict' ", '') for title in several)
+        raise CheckpointError(
+            f'{who}it holds several models ({names}), and which of them is meant cannot be told. Save the one '
+            f"you mean alone: torch.save({{'state_dict': ...}}, path)"
+        )
+    if found.beside:
+        print_log(f'{who}it holds several models; {", ".join(found.beside)} not taken', 'current')
     if layout is None:
         names = ', '.join(map(printable, list(given)[:3])) or 'none'
         raise CheckpointError(
@@ -39,10 +55,10 @@ def match_state_dict(module: nn.Module, state_dict: Dict[str, Tensor], prefix: s
             f'layouts. Its first tensors there: {names}. Expected: a checkpoint of XCiT, by any of its implementations'
         )
     native = {key[len('backbone.') :]: v for key, v in layout.to_native(tensors).items() if key.startswith('backbone.')}
-    own = _own_tensors(module)
     wanted = {key: value.shape for key, value in own.items()}
-    ignored = sorted({key.split('.')[0] for key in native if key not in wanted and key.startswith(_OPTIONAL)})
-    problems = _problems(native, wanted) + _wrong_types(native, own)
+    ignored = sorted({_optional_part(key) for key in native if key not in wanted and key.startswith(_OPTIONAL)})
+    # What somebody's own code gives in part is given on purpose, and PyTorch reports the rest.
+    problems = _problems(native, wanted, whole=bool(source)) + _wrong_types(native, own)
     if problems:
         raise CheckpointError(
             f'{who}the checkpoint (layout: {source.get("layout") or layout.name}) does not fit the model, and '
@@ -58,6 +74,17 @@ def match_state_dict(module: nn.Module, state_dict: Dict[str, Tensor], prefix: s
     state_dict.update({prefix + key: value for key, value in native.items() if key in wanted})
 
 
+def _optional_part(key: str) -> str:
+    """The part of the backbone that a file may have for nothing: of the pyramid one level, else the whole."""
+    return '.'.join(key.split('.')[: 2 if key.startswith('pyramid.') else 1])
+
+
+def _is_a_part(given: Dict[str, Tensor], own: Dict[str, Tensor]) -> bool:
+    """Whether some of the model's tensors, by its own names, and nothing else are given."""
+    missing = [key for key in own if key not in given and not key.endswith('num_batches_tracked')]
+    return bool(given and missing) and given.keys() <= own.keys()
+
+
 def _own_tensors(module: nn.Module) -> Dict[str, Tensor]:
     """All tensors of the backbone; of one that FSDP divides, in every process, not in the first alone."""
     if not any(name.endswith('_fsdp_wrapped_module') for name, _ in module.named_modules()):
@@ -68,12 +95,13 @@ def _own_tensors(module: nn.Module) -> Dict[str, Tensor]:
         return module.state_dict()
 
 
-def _problems(native: Dict[str, Tensor], wanted: Dict[str, tuple]) -> list:
+def _problems(native: Dict[str, Tensor], wanted: Dict[str, tuple], whole: bool) -> list:
     has_adapter = any(key.startswith('pyramid.') for key in native)
     missing = [
         key
         for key in wanted
-        if key not in native
+        if whole
+        and key not in native
         and not key.endswith('num_batches_tracked')
         and (has_adapter or not key.startswith('pyramid.'))
     ]

@@ -11,22 +11,15 @@ from typing import Callable, Iterator, List, Optional, Sequence, Tuple
 
 from mmengine import registry as registries
 from mmengine.config import Config
-from mmengine.runner import Runner
 
 from ..errors import UsageError
+from .built import BUILT
+from .classes import check_classes
 from .datasets import find_loaders, find_type, innermost_datasets
+from .settings import check_settings
+from .variables import check_options as check_variables
+from .variables import find_variables
 
-RUNNER_KEYS = (set(inspect.signature(Runner.__init__).parameters) - {'self'}) | {
-    'auto_scale_lr',
-    'custom_imports',
-    'find_unused_parameters',
-    'model_wrapper_cfg',
-    'runner_type',
-    'strategy',
-    'sync_buffers',
-    'tta_model',
-    'tta_pipeline',
-}
 # Where the type of an object is looked up, by the key that it is the value of.
 KINDS = {
     'model': 'MODELS',
@@ -59,11 +52,14 @@ def apply_options(cfg: Config, options: Optional[dict]) -> None:
     """
     if not options:
         return
-    check_options(cfg, options)
+    variables = find_variables(cfg, options)
+    check_options(cfg, {key: value for key, value in options.items() if key.partition('.')[0] not in variables})
     try:
         cfg.merge_from_dict(options)
     except (KeyError, TypeError, AttributeError, IndexError) as error:
+        check_variables(cfg, options, variables)
         raise UsageError(f'--cfg-options do not fit the config {cfg.filename}: {error}') from error
+    check_variables(cfg, options, variables)
 
 
 def check_options(cfg: Config, options: dict) -> None:
@@ -100,6 +96,8 @@ def check_options(cfg: Config, options: dict) -> None:
             if part in place:
                 place = place[part]
                 continue
+            if f'{before}.type' in options:  # the arguments are those of the type that is set beside them
+                place = {**place, 'type': options[f'{before}.type']}
             known, complete = _known_keys(place, depth, kind, scope)
             near = difflib.get_close_matches(part, known - {part}, n=1, cutoff=CLOSE if complete else VERY_CLOSE)
             if part not in known and (complete or near):
@@ -120,7 +118,7 @@ def check_options(cfg: Config, options: dict) -> None:
 def _known_keys(place, depth: int, kind: Optional[str], scope: str) -> Tuple[set, bool]:
     """The keys that a place of the config has or takes, and whether there can be no others."""
     if depth == 0:
-        return set(place) | RUNNER_KEYS, True
+        return set(place) | BUILT, True
     known = set(place)
     if 'type' not in place:
         return known, False
@@ -157,20 +155,26 @@ def _is_dict(value) -> bool:
     return hasattr(value, 'keys')
 
 
-def check_config(cfg: Config) -> None:
-    """Whether every type of a config exists and takes the arguments it is given, and heads have the data's classes.
+def check_config(cfg: Config) -> List[str]:
+    """Whether every type of a config exists and takes the arguments it is given, and its settings agree.
+
+    Args:
+        cfg (Config): The config; what only one meaning is possible for is changed in it.
+
+    Returns:
+        list[str]: What was changed, and what a user should know of.
 
     Raises:
         UsageError: Naming the key and the nearest right one.
     """
     for key in cfg:
-        near = difflib.get_close_matches(key, RUNNER_KEYS, n=1, cutoff=0.92)  # 'test_pipeline' is no mistake
-        if near and key not in RUNNER_KEYS and isinstance(cfg[key], (dict, list)):
+        near = difflib.get_close_matches(key, BUILT, n=1, cutoff=0.92)  # 'test_pipeline' is no mistake
+        if near and key not in BUILT and isinstance(cfg[key], (dict, list)):
             raise UsageError(f'the config has {key!r}, which nothing reads; did you mean {near[0]!r}?')
     scope = cfg.get('default_scope')
     if not scope:
-        return  # its types are those of whoever imports what
-    for key in RUNNER_KEYS & set(cfg):
+        return []  # its types are those of whoever imports what
+    for key in BUILT & set(cfg):
         for path, settings, kinds in _typed(cfg[key], key, []):
             _check_type(path, settings, kinds, scope)
     for split, loader in find_loaders(cfg).items():
@@ -181,7 +185,7 @@ def check_config(cfg: Config) -> None:
                     f'{split}_dataloader.dataset (of type {outer!r}) has a data set without a type, with '
                     f'{", ".join(dataset) or "nothing"}; only a wrapper such as RepeatDataset has one inside'
                 )
-    _check_classes(cfg, scope)
+    return check_classes(cfg, scope) + check_settings(cfg)
 
 
 def _typed(value, path: str, kinds: List[str]) -> Iterator[Tuple[str, dict, List[str]]]:
@@ -196,6 +200,8 @@ def _typed(value, path: str, kinds: List[str]) -> Iterator[Tuple[str, dict, List
     if _is_dict(value):
         if 'type' in value and kinds:
             yield path, value, kinds
+        if str(value.get('type')).split('.')[-1] == 'Albu':
+            return  # its transforms are Albumentations'
         inner = value.items()
         if value.get('type') and not inside_model:
             kinds = []
@@ -221,7 +227,8 @@ def _check_type(path: str, settings: dict, places: List[str], scope: str) -> Non
     if found is None:
         names = {name for place in places for name in _names(getattr(registries, place), scope)}
         prefix, _, name = str(kind).rpartition('.')
-        # In models a type can also be the name of something that the class around it makes.
+        if 'MODELS' in places and path.count('.') > 1 and name.islower():
+            return  # the name of something that the class around it makes
         lower = {name.lower(): name for name in names}
         cutoff = VERY_CLOSE if 'MODELS' in places else CLOSE
         near = difflib.get_close_matches(name.lower(), lower, n=1, cutoff=cutoff)
@@ -236,6 +243,9 @@ def _check_type(path: str, settings: dict, places: List[str], scope: str) -> Non
         cutoff = CLOSE if complete else 0.9 if 'MODELS' in places else VERY_CLOSE
         near = difflib.get_close_matches(key, arguments, n=1, cutoff=cutoff)
         if complete or near:
+            explained = getattr(found, 'explain_arguments', lambda given: None)(settings)
+            if explained:
+                raise UsageError(f'{path}: {explained}')
             hint = f'did you mean {near[0]!r}?' if near else f'it takes {", ".join(sorted(arguments))}'
             raise UsageError(
                 f'{path}.{key}: {kind if isinstance(kind, str) else kind.__name__} takes no {key!r}; {hint}'
@@ -271,29 +281,3 @@ def _arguments(kind: Callable) -> Tuple[set, bool]:
             return names - {'self'}, not any(c is not one for c in classes[:number] if '__init__' in c.__dict__)
         complete = False
     return names - {'self'}, complete
-
-
-def _check_classes(cfg: Config, scope: str) -> None:
-    """Whether the heads of a detector or segmentor have as many classes as the data."""
-    loader = find_loaders(cfg).get('train') or find_loaders(cfg).get('test')
-    if scope not in ('mmdet', 'mmseg') or not loader or 'backbone' not in cfg.get('model', {}):
-        return
-    dataset = next(innermost_datasets(loader['dataset']))
-    classes = (dataset.get('metainfo') or {}).get('classes')
-    if classes is None:
-        found = find_type(registries.DATASETS, dataset['type'], scope)
-        classes = getattr(found, 'METAINFO', {}).get('classes')
-    if not isinstance(classes, (list, tuple)):
-        return
-    names = ('bbox_head', 'mask_head') if scope == 'mmdet' else ('decode_head', 'auxiliary_head')
-    heads = [(f'model.{part}', cfg.model.get(part)) for part in names]
-    if cfg.model.get('roi_head'):
-        heads += [(f'model.roi_head.{part}', cfg.model.roi_head.get(part)) for part in names]
-    for path, head in heads:
-        number = head.get('num_classes') if _is_dict(head) else None
-        if number is not None and number != len(classes) and (scope == 'mmdet' or number != 2):
-            raise UsageError(
-                f'{path}.num_classes is {number}, and the data ({dataset["type"]}) has {len(classes)} classes '
-                f'({", ".join(map(str, classes[:3]))}, ...); set it to {len(classes)}, or list the classes of your own '
-                f'data in metainfo=dict(classes=...) of the data sets'
-            )

@@ -9,10 +9,14 @@ from typing import Sequence
 from mmengine.config import Config
 from mmengine.registry import DATASETS
 
-from .classification import check_folders
-from .datasets import Data, check_exist, find_loaders, find_type, innermost_datasets
+from ..errors import UsageError
+from .classification import check_classification, check_folders
+from .datasets import IMAGE_SUFFIXES, Data, check_exist, find_loaders, find_type, innermost_datasets
 from .detection import check_coco
-from .segmentation import check_maps
+from .label_maps import check_labels
+from .segmentation import check_maps, check_segmentation
+
+BASES = ('mmpretrain.BaseDataset', 'mmseg.BaseSegDataset')
 
 # Data sets of MMPretrain that download themselves.
 DOWNLOADED = ('CIFAR10', 'CIFAR100', 'MNIST', 'FashionMNIST')
@@ -34,16 +38,25 @@ def check_data(cfg: Config, splits: Sequence[str]) -> None:
         _check_paths(data)
     scope = cfg.get('default_scope') or 'mmengine'
     datasets = [data._replace(kind=find_type(DATASETS, data.cfg['type'], scope)) for data in datasets]
+    of_library = {library: [data for data in datasets if library in _names(data)] for library in BASES}
+    check_classification(of_library['mmpretrain.BaseDataset'], cfg)
+    check_segmentation(of_library['mmseg.BaseSegDataset'], cfg)
     for data in datasets:
         if '://' in data.root:
             continue
-        names = {f'{kind.__module__.split(".")[0]}.{kind.__name__}' for kind in getattr(data.kind, '__mro__', ())}
+        names = _names(data)
         if 'mmdet.CocoDataset' in names:
             check_coco(data)
         elif 'mmseg.BaseSegDataset' in names:
             check_maps(data)
         elif 'mmpretrain.CustomDataset' in names:
             check_folders(data, datasets, cfg)
+    check_labels([data for data in of_library['mmseg.BaseSegDataset'] if '://' not in data.root])
+
+
+def _names(data: Data) -> set:
+    """Library and name of the class that reads the data, and of its parents."""
+    return {f'{kind.__module__.split(".")[0]}.{kind.__name__}' for kind in getattr(data.kind, '__mro__', ())}
 
 
 def _check_paths(data: Data) -> None:
@@ -55,4 +68,12 @@ def _check_paths(data: Data) -> None:
         return
     if data.name.startswith('ImageNet') and data.cfg.get('split') and not any(parts):
         parts = [data.cfg['split']]  # the folder
+        if os.path.isdir(data.root) and not os.path.isdir(data.path(parts[0])):
+            images = [name for name in os.listdir(data.root) if name.lower().endswith(IMAGE_SUFFIXES)]
+            if images:
+                raise UsageError(
+                    f'{data}: {data.root} has no folder {parts[0]!r}, and holds {len(images)} images itself. To read '
+                    f"these, split='' in the data set (--cfg-options {data.split}_dataloader.dataset.split=), and "
+                    f'with_label=False where the model learns without labels'
+                )
     check_exist(data, [data.path(part) for part in parts if isinstance(part, str) and part] or [data.root])

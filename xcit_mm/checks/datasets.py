@@ -2,7 +2,8 @@
 
 import inspect
 import os
-from typing import Iterator, List, NamedTuple, Optional
+from collections import Counter
+from typing import Iterator, List, NamedTuple, Optional, Sequence
 
 from mmengine.config import Config
 
@@ -66,8 +67,48 @@ class Data(NamedTuple):
                 return parameter.default
         return None
 
+    @property
+    def classes(self) -> Optional[List[str]]:
+        """The names of the classes, of the config or else of the type; None if neither lists them.
+
+        Raises:
+            UsageError: If they are a text, or if a name is there twice.
+        """
+        metainfo = self.cfg.get('metainfo') or {}
+        own = metainfo.get('classes') if metainfo.get('classes') is not None else self.cfg.get('classes')
+        classes = own if own is not None else getattr(self.kind, 'METAINFO', {}).get('classes')
+        if isinstance(classes, str):
+            check_names(f'{self}: classes', classes)
+            if '://' in classes:
+                return None
+            with open(os.path.expanduser(classes), encoding='utf-8') as file:
+                classes = [line.rstrip('\r\n') for line in file]
+        if classes is None:
+            return None
+        twice = [str(name) for name, number in Counter(classes).items() if number > 1]
+        if twice and own is not None:  # a published list is as it is: ImageNet has two kinds of crane
+            raise UsageError(f'{self}: classes names {some(twice)} more than once; every class needs a name of its own')
+        return list(classes)
+
+    @property
+    def is_own(self) -> bool:
+        """Whether it is a user's own data, by its type or its classes, and not one of the published data sets."""
+        classes = (self.cfg.get('metainfo') or {}).get('classes') or self.cfg.get('classes')
+        return bool(classes) or self.name not in SOURCES
+
     def how_to_get(self) -> str:
         return DIGITS if 'digits' in self.root else SOURCES.get(self.name, 'the data set')
+
+    def advice(self) -> str:
+        """What to do where files are not as expected: get the data set, or correct settings for data of one's own."""
+        own = (self.cfg.get('metainfo') or {}).get('classes') and 'digits' not in self.root
+        if not own and self.name in SOURCES:
+            return f'To get it: {self.how_to_get()}. {self.where_else()}'
+        if 'digits' in self.root:
+            return f'To get it: {self.how_to_get()}'
+        settings = {key: self.cfg.get(key) for key in ('data_root', 'ann_file', 'data_prefix') if self.cfg.get(key)}
+        shown = ', '.join(f'{key}={value!r}' for key, value in settings.items())
+        return f'Files are looked for by the settings {shown}; correct them. {self.where_else()}'
 
     def where_else(self) -> str:
         root = self.root.rstrip('/') or '.'
@@ -102,7 +143,7 @@ def check_exist(data: Data, paths: List[str]) -> None:
     if missing:
         raise UsageError(
             f'{data} is not where the config expects it. Missing: {", ".join(missing)} (from {os.getcwd()}). '
-            f'To get it: {data.how_to_get()}. {data.where_else()}'
+            f'{data.advice()}'
         )
 
 
@@ -122,6 +163,36 @@ def list_files(folder: str) -> Iterator[str]:
                     pending.append(os.path.join(inside, entry.name))
                 elif not entry.name.startswith('.'):
                     yield os.path.join(inside, entry.name)
+
+
+def suffixes(names: Sequence[str]) -> str:
+    """The suffixes of files with their numbers, the most frequent first."""
+    counts = Counter(os.path.splitext(name)[1] or 'no suffix' for name in names)
+    return ', '.join(f'{suffix} ({number})' for suffix, number in counts.most_common(4)) or 'no files'
+
+
+def check_names(key: str, text: str) -> None:
+    """Whether a text in place of a list of names is the path of a file with one name in each line."""
+    if '://' in text or os.path.isfile(os.path.expanduser(text)):
+        return
+    parts = tuple(part.strip() for part in text.split(',') if part.strip())
+    if len(parts) > 1:
+        raise UsageError(f'{key} is the text {text!r}; write the names apart: {parts!r}')
+    if '/' in text or text.endswith('.txt'):
+        raise UsageError(f'{key} is the text {text!r}, and there is no such file (from {os.getcwd()})')
+    raise UsageError(f'{key} is the text {text!r}; a tuple of one name needs a comma: ({text!r},)')
+
+
+def side_by_side(first: Sequence, second: Sequence, titles: Sequence[str], limit: int = 12) -> str:
+    """The places at which two lists differ, as the rows of a table that begins on a new line."""
+    longest = max(len(first), len(second))
+    pairs = [(at, *(str(names[at]) if at < len(names) else '-' for names in (first, second))) for at in range(longest)]
+    pairs = [pair for pair in pairs if pair[1] != pair[2]]
+    rows = [('', *titles), *((str(at), one, other) for at, one, other in pairs[:limit])]
+    widths = [max(len(row[column]) for row in rows) for column in range(2)]
+    lines = [f'  {at:>{widths[0]}}  {one:<{widths[1]}}  {other}' for at, one, other in rows]
+    more = [f'  and {len(pairs) - limit} more'] if len(pairs) > limit else []
+    return '\n'.join(['', *lines, *more])
 
 
 def stems(folder: str, suffix: str) -> set:

@@ -1,53 +1,177 @@
 """COCO annotations of which some are wrong: what cannot be trained on is left out and counted, or refused for testing.
 
 MMDetection leaves out boxes without area and unknown categories without a word, fails on many other mistakes in the
-middle of an epoch, and gives the wrong labels where a class of the config is not in the file.
+middle of an epoch, and gives the wrong labels where the file lists its categories in another order than the config.
 """
 
-import difflib
+import io
 import json
 import logging
-import math
-from collections import Counter, defaultdict
-from functools import partial
-from typing import Dict, List, Optional, Sequence
+from collections import Counter
+from contextlib import redirect_stdout
+from functools import lru_cache
+from typing import List, Optional, Sequence
 
 from mmdet.datasets import CocoDataset as MMDetCocoDataset
 from mmdet.datasets.api_wrappers import COCO
 from mmengine.logging import print_log
 
+from ..checks.annotations import (
+    HARMLESS,
+    NO_MASK,
+    Reasons,
+    advice,
+    check_boxes,
+    check_categories,
+    check_tables,
+    counted,
+    mend_backslashes,
+    some,
+    sort_out,
+    unify_ids,
+)
 from ..errors import UsageError
 
-NAMED = 3
-# Mistakes that a test would not notice, or that make an annotation one that nothing can match.
-HARMLESS = ('box outside the image', 'box without area', 'unknown category', 'unknown image')
+NAMED_CLASSES = 10
+BOXES_ALONE = (
+    'the config asks for masks ("segmentation"). With boxes alone, train a Faster R-CNN, such as '
+    'configs/faster_rcnn_xcit_s12_16_3x_coco.py, or set model.roi_head.mask_head=None in a config of Mask R-CNN'
+)
 
 
-class CocoDataset(MMDetCocoDataset):
-    """MMDetection's, with a check of every annotation.
+class CheckedLoading:
+    """Mixin for MMDetection's :class:`mmdet.datasets.CocoDataset` and what inherits its way to read a file.
 
+    Labels follow the classes of the config by name, whatever the order and the ids of the categories in the file.
     Training goes on without annotations that are wrong, and one warning counts them by what is wrong. In testing they
     would change what is measured, so that those which the metric cannot take are refused.
 
+    Attributes:
+        annotations (CheckedAnnotations, optional): In test mode the file's, for the metric.
+        img_ids (list): Ids of the images, after all filters and ``indices``.
+        objects (Counter): Objects by label in these images, without crowd and what is left out.
+        why_nothing (str): What was left out, for the message if nothing is left.
+
     Raises:
         UsageError: If the file has no annotations in COCO's format, identifiers are used twice, a class of the config
-            is none of its categories; or, in testing, if annotations are wrong.
+            is none of its categories or several; if nothing is left to train on; or, in testing, if annotations are
+            wrong.
     """
+
+    annotations: Optional['CheckedAnnotations'] = None
 
     def load_data_list(self) -> List[dict]:
         """As MMDetection's."""
-        self.COCOAPI = partial(
-            CheckedAnnotations,
+        self.COCOAPI = self._read
+        try:
+            return super().load_data_list()
+        finally:
+            del self.COCOAPI
+
+    def _read(self, path: str) -> 'CheckedAnnotations':
+        classes = self.metainfo['classes']
+        self.annotations = CheckedAnnotations(
+            path,
             name=self.ann_file,
-            classes=self.metainfo['classes'],
+            classes=classes,
             with_masks=any(getattr(transform, 'with_mask', False) for transform in self.pipeline.transforms),
             test_mode=self.test_mode,
+            images_in=self.data_prefix.get('img') or '',
+            by_type='COCO' if tuple(classes) == MMDetCocoDataset.METAINFO['classes'] else '',
         )
-        return super().load_data_list()
+        return self.annotations
+
+    def filter_data(self) -> List[dict]:
+        """As MMDetection's, and count what is left."""
+        kept = super().filter_data()
+        annotations, self.annotations = self.annotations, self.annotations if self.test_mode else None
+        shown = _subset(kept, self._indices)
+        self.img_ids = [info['img_id'] for info in shown]
+        instances = (instance for info in shown for instance in info['instances'])
+        self.objects = Counter(instance['bbox_label'] for instance in instances if not instance.get('ignore_flag'))
+        images = self._left_out(kept)
+        parts = [f'{len(self.data_list)} images, left out: {counted(images)}'] if images else []
+        parts.append(f'{len(annotations.content["annotations"])} annotations')
+        if annotations.left_out:
+            parts.append(f'left out: {counted(annotations.left_out)}')
+        if annotations.aside:
+            parts.append(f'no objects to train on: {counted(annotations.aside)}')
+        why = advice({**annotations.left_out, **annotations.aside}, annotations.content)
+        self.why_nothing = f'{self.ann_file} ({"; ".join(parts)}){why}'
+        if not shown:
+            taken = f'indices={self._indices} takes none of the {len(kept)} images' if kept else 'no image is left'
+            raise UsageError(f'{taken} of {self.why_nothing}')
+        log_objects(self, len(shown), images)
+        return kept
+
+    def _left_out(self, kept: List[dict]) -> Reasons:
+        if len(kept) == len(self.data_list):
+            return {}
+        least = (self.filter_cfg or {}).get('min_size', 0)
+        there, reasons = {id(info) for info in kept}, {}
+        for info in self.data_list:
+            if id(info) not in there:
+                small = min(info['width'], info['height']) < least
+                reason = f'a side of less than {least} pixels (filter_cfg.min_size)' if small else 'no object'
+                reasons.setdefault(reason, []).append(info['img_id'])
+        return reasons
+
+
+def log_objects(dataset: MMDetCocoDataset, images: int, left_out: Reasons) -> None:
+    """One line of how many objects of each class a data set has."""
+    classes = dataset.metainfo['classes']
+    counts = [f'{name} {dataset.objects[label]}' for label, name in enumerate(classes)]
+    print_log(
+        f'{dataset.ann_file}: {images} images with {sum(dataset.objects.values())} objects '
+        f'({some(counts, NAMED_CLASSES)}){f"; images that are left out: {counted(left_out)}" if left_out else ""}',
+        'current',
+    )
+
+
+def _subset(items: list, indices) -> list:
+    """What BaseDataset takes of its data for ``indices``."""
+    if indices is None:
+        return items
+    if isinstance(indices, int):
+        return items[:indices] if indices >= 0 else items[indices:]
+    return [items[i] for i in indices]
+
+
+class CocoDataset(CheckedLoading, MMDetCocoDataset):
+    """MMDetection's, with a check of every annotation; see :class:`CheckedLoading`."""
+
+
+def checked(kind: type) -> type:
+    """The class that checks what ``kind`` reads; ``kind`` itself if it reads files in a way of its own."""
+    if kind is MMDetCocoDataset:
+        return CocoDataset
+    own_way = (
+        not issubclass(kind, MMDetCocoDataset)
+        or issubclass(kind, CheckedLoading)
+        or any(
+            getattr(kind, name) is not getattr(MMDetCocoDataset, name)
+            for name in ('load_data_list', 'full_init', 'COCOAPI')
+        )
+    )
+    return kind if own_way else _checked_subclass(kind)
+
+
+@lru_cache(maxsize=None)
+def _checked_subclass(kind: type) -> type:
+    # Processes that are not forked get the data set by pickling, and find no class that was made here.
+    return type(kind.__name__, (CheckedLoading, kind), {'__reduce__': lambda self: (_rebuild, (kind, self.__dict__))})
+
+
+def _rebuild(kind: type, attributes: dict):
+    dataset = object.__new__(_checked_subclass(kind))
+    dataset.__dict__.update(attributes)
+    return dataset
 
 
 class CheckedAnnotations(COCO):
     """COCO's annotations from a file, without those that are wrong.
+
+    Categories are in the order of the config's classes, so that their places are the labels; the ids are the file's.
 
     Args:
         path (str): The file, on this machine.
@@ -55,183 +179,90 @@ class CheckedAnnotations(COCO):
         classes (Sequence[str]): The classes of the config.
         with_masks (bool): Masks are asked for.
         test_mode (bool): Refuse what would change the result of a test.
+        images_in (str): Folder of the images; paths of Windows are written as they lie there.
+        by_type (str): Whose classes they are, if the config names none, such as 'COCO'.
+
+    Attributes:
+        content (dict): The file as it was read; its annotations are all.
+        left_out (dict): Ids of annotations by what is wrong with them.
+        aside (dict): Ids of those that are right and still no objects to train on, by the reason.
 
     Raises:
-        UsageError: See :class:`CocoDataset`.
+        UsageError: See :class:`CheckedLoading`.
     """
 
-    def __init__(self, path: str, name: str, classes: Sequence[str], with_masks: bool, test_mode: bool):
+    def __init__(
+        self,
+        path: str,
+        name: str,
+        classes: Sequence[str],
+        with_masks: bool,
+        test_mode: bool,
+        images_in: str = '',
+        by_type: str = '',
+    ):
         super().__init__()
         try:
             with open(path, 'rb') as file:
                 content = json.load(file)
         except (ValueError, RecursionError) as error:
             raise UsageError(f'{name} cannot be read as JSON: {error or "it nests too deep"}') from None
-        _check_tables(content, name)
-        _check_classes(content['categories'], classes, name)
-        self.dataset = {**content, 'annotations': _without_mistakes(content, name, with_masks, test_mode)}
-        self.createIndex()
+        check_tables(content, name)
+        notes = unify_ids(content, name)
+        missing = check_categories(content, classes, name, by_type)
+        check_boxes(content, name)
+        backslashes = mend_backslashes(content['images'], images_in)
+        if backslashes:
+            notes.append(
+                f'{name}: {backslashes} images have paths of Windows, and are read from where they lie in the folder'
+            )
+        found = sort_out(content, classes, with_masks, test_mode)
+        self.name, self.content, self.with_masks = name, content, with_masks
+        self.left_out, self.aside = found.wrong, found.aside
+        total = len(content['annotations'])
+        if total and len(found.wrong.get(NO_MASK, ())) == total:
+            raise UsageError(f'{name}: none of its {total} annotations has a mask, but {BOXES_ALONE}')
+        serious = {mistake: ids for mistake, ids in found.wrong.items() if mistake not in HARMLESS}
+        if test_mode and serious:
+            raise UsageError(
+                f'{name} is not fit for testing, since the result would not be of all its objects: {counted(serious)}. '
+                f'Correct these annotations or take them out'
+            )
+        if found.wrong:
+            left_out = sum(map(len, found.wrong.values()))
+            warn(f'{name}: {left_out} of {total} annotations are left out: {counted(found.wrong)}')
+        if found.outside:
+            warn(
+                f'{name}: {len(found.outside)} of {total} boxes reach far outside of their image '
+                f'(id {some(map(str, found.outside))})'
+            )
+        if found.aside:
+            notes.append(f'{name}: of {total} annotations no objects to train on: {counted(found.aside)}')
+        if missing:
+            notes.append(f'{name}: classes of the config that are no category of the file: {some(missing, 5)}')
+        for note in notes:
+            print_log(note, 'current')
+        self.dataset = {
+            **content,
+            'annotations': found.good,
+            'categories': _in_order(content['categories'], classes, missing),
+        }
+        with redirect_stdout(io.StringIO()):
+            self.createIndex()
         # MMDetection's names for them, made before the index was.
         self.img_ann_map, self.cat_img_map = self.imgToAnns, self.catToImgs
 
 
-def _check_tables(content, name: str) -> None:
-    for table, keys in (('images', ('id', 'file_name', 'height', 'width')), ('categories', ('id', 'name'))):
-        rows = content.get(table) if isinstance(content, dict) else None
-        if not isinstance(rows, list) or not rows:
-            raise UsageError(f'{name} lists no {table}, expected COCO\'s "images", "annotations" and "categories"')
-        for row in rows:
-            missing = [key for key in keys if not isinstance(row, dict) or key not in row]
-            if missing:
-                raise UsageError(f'{name}: {str(row)[:100]} of its {table} has no {", ".join(missing)}')
-        _check_unique(rows, table, name)
-    for row in content['images']:
-        if not all(_is_number(row[key]) and row[key] > 0 for key in ('height', 'width')):
-            raise UsageError(
-                f'{name}: the image {row["id"]!r} ({row["file_name"]}) is {row["height"]!r} x {row["width"]!r} pixels '
-                f'(height x width)'
-            )
-    rows = content.setdefault('annotations', [])
-    if not isinstance(rows, list) or not all(isinstance(row, dict) for row in rows):
-        raise UsageError(f'{name}: its annotations are no list of objects {{...}}')
-    for number, row in enumerate(rows):
-        row.setdefault('id', -1 - number)
-    _check_unique(rows, 'annotations', name)
+def _in_order(categories: List[dict], classes: Sequence[str], missing: Sequence[str]) -> List[dict]:
+    """Categories in the order of the classes, the others behind; with one for each class that the file has not."""
+    ids = {category['id'] for category in categories}
+    free = (number for number in range(len(categories) + len(missing) + 1) if not {number, str(number)} & ids)
+    as_text = any(isinstance(number, str) for number in ids)
+    new = [{'id': str(next(free)) if as_text else next(free), 'name': name} for name in missing]
+    label = {name: i for i, name in enumerate(classes)}
+    return sorted([*categories, *new], key=lambda category: label.get(category['name'], len(label)))
 
 
-def _check_unique(rows: List[dict], table: str, name: str) -> None:
-    try:
-        twice = [str(number) for number, count in Counter(row['id'] for row in rows).items() if count > 1]
-    except TypeError:
-        raise UsageError(f'{name}: the id of one of its {table} is a list or an object, expected a number') from None
-    if twice:
-        raise UsageError(
-            f'{name} has {len(twice)} ids that several of its {table} share ({_some(twice)}); only the last of each '
-            f'would be seen. Number them anew'
-        )
-
-
-def _check_classes(categories: List[dict], classes: Sequence[str], name: str) -> None:
-    names = [category['name'] for category in categories]
-    unknown = [one for one in classes if one not in names]
-    if not unknown:
-        return
-    near = difflib.get_close_matches(str(unknown[0]), map(str, names), n=1, cutoff=0.5)
-    raise UsageError(
-        f'{name} has no category {unknown[0]!r}{f", but {near[0]!r}" if near else ""}: {len(unknown)} of the '
-        f'{len(classes)} classes of the config (metainfo.classes) are not among its {len(names)} categories '
-        f'({_some(map(str, names), 5)}), and all labels behind them would be wrong'
-    )
-
-
-def _without_mistakes(content: dict, name: str, with_masks: bool, test_mode: bool) -> List[dict]:
-    images = {image['id']: image for image in content['images']}
-    categories = {category['id'] for category in content['categories']}
-    good, wrong = [], defaultdict(list)
-    for annotation in content['annotations']:
-        mistake = _mistake(annotation, images, categories)
-        if mistake is None and with_masks:
-            mistake = _mistake_of_mask(annotation, images[annotation['image_id']], test_mode)
-        if mistake is None:
-            good.append(annotation)
-        else:
-            wrong[mistake].append(annotation['id'])
-    serious = {mistake: ids for mistake, ids in wrong.items() if mistake not in HARMLESS}
-    if test_mode and serious:
-        raise UsageError(
-            f'{name} is not fit for testing, since the result would not be of all its objects: {_counted(serious)}. '
-            f'Correct these annotations or take them out'
-        )
-    if wrong:
-        print_log(
-            f'{name}: {sum(map(len, wrong.values()))} of {len(content["annotations"])} annotations are left out: '
-            f'{_counted(wrong)}',
-            'current',
-            logging.WARNING,
-        )
-    return good
-
-
-def _counted(wrong: Dict[str, list]) -> str:
-    return ', '.join(f'{mistake}: {len(ids)} (id {_some(map(str, ids))})' for mistake, ids in wrong.items())
-
-
-def _some(texts, limit: int = NAMED) -> str:
-    texts = list(texts)
-    return ', '.join(texts[:limit]) + (', ...' if len(texts) > limit else '')
-
-
-def _mistake(annotation: dict, images: dict, categories: set) -> Optional[str]:
-    """What is wrong with an annotation, in a few words; None if nothing is."""
-    try:
-        image = images.get(annotation.get('image_id'))
-        known = annotation.get('category_id') in categories
-    except TypeError:
-        return 'id that is no number'
-    if image is None:
-        return 'unknown image'
-    if not known:
-        return 'unknown category'
-    box = annotation.get('bbox')
-    if not isinstance(box, list) or len(box) != 4 or not all(map(_is_number, box)):
-        return 'box that is not four numbers'
-    x, y, width, height = box
-    if width <= 0 or height <= 0:
-        return 'box without area'
-    if x >= image['width'] or y >= image['height'] or x + width <= 0 or y + height <= 0:
-        return 'box outside the image'
-    # Many tools do not write it; MMDetection and the metric ask for it.
-    return None if _is_number(annotation.setdefault('area', width * height)) else 'area that is no number'
-
-
-def _mistake_of_mask(annotation: dict, image: dict, test_mode: bool) -> Optional[str]:
-    mask = annotation.get('segmentation')
-    if not mask:
-        return 'no mask'
-    if isinstance(mask, list):
-        try:
-            # As a sum, which is quick: there are millions of numbers.
-            finite = all(math.isfinite(sum(polygon)) for polygon in mask)
-        except TypeError:
-            finite = False
-        if not finite:
-            return 'polygon that is no list of numbers'
-        good = [polygon for polygon in mask if len(polygon) >= 6 and len(polygon) % 2 == 0]
-        if not good or (test_mode and len(good) < len(mask)):
-            return 'polygon of fewer than three points'
-        side = max(image['height'], image['width'])
-        if any(min(polygon) < -side or max(polygon) > 2 * side for polygon in good):
-            return 'polygon far outside the image'  # pycocotools would hold every place on its border
-        annotation['segmentation'] = good
-        return None
-    if not isinstance(mask, dict) or mask.get('size') != [image['height'], image['width']]:
-        return 'RLE of another size than the image'
-    runs = mask.get('counts')
-    if isinstance(runs, str):
-        runs = _decode_runs(runs)
-    whole = isinstance(runs, list) and all(isinstance(run, int) and run >= 0 for run in runs)
-    if not whole or sum(runs) != image['height'] * image['width']:
-        return 'RLE that does not fill the image'
-    return None
-
-
-def _decode_runs(text: str) -> Optional[List[int]]:
-    """The runs of a compressed RLE, as pycocotools writes them: 5 bits in each character, as differences."""
-    runs: List[int] = []
-    value = shift = 0
-    for character in text:
-        bits = ord(character) - 48
-        if not 0 <= bits < 64 or shift > 60:
-            return None
-        value |= (bits & 0x1F) << shift
-        shift += 5
-        if not bits & 0x20:
-            if bits & 0x10:
-                value -= 1 << shift
-            runs.append(value + (runs[-2] if len(runs) > 2 else 0))
-            value = shift = 0
-    return None if shift else runs
-
-
-def _is_number(value) -> bool:
-    return isinstance(value, (int, float)) and not isinstance(value, bool) and math.isfinite(value)
+def warn(message: str) -> None:
+    """Into the log of the run."""
+    print_log(message, 'current', logging.WARNING)

@@ -21,7 +21,7 @@ try:
 except ImportError:  # Windows
     fcntl = None
 
-VERSION = 2  # raise it with any change that alters the files: it decides 'already there'
+VERSION = 3  # raise it with any change that alters the files: it decides 'already there'
 CLASSES = ('zero', 'one', 'two', 'three', 'four', 'five', 'six', 'seven', 'eight', 'nine')
 FOLDERS = tuple(f'{label}_{name}' for label, name in enumerate(CLASSES))
 SPLITS = ('train', 'val')
@@ -257,7 +257,7 @@ def _write_scenes(root, sources, split, count, size, seed):
                 }
             )
         Image.fromarray(semantic).save(maps / f'{stem}.png')
-    categories = [{'id': label + 1, 'name': name} for label, name in enumerate(CLASSES)]
+    categories = [{'id': label + 1, 'name': name, 'supercategory': 'digit'} for label, name in enumerate(CLASSES)]
     (annotations / f'instances_{split}2017.json').write_text(
         json.dumps({'images': images, 'annotations': objects, 'categories': categories})
     )

@@ -25,6 +25,8 @@ TREATMENTS = ('resample', 'blank')
 # So many files in a row that cannot be read are not damaged files; MMEngine would give up after 1000.
 TOO_MANY_IN_A_ROW = 200
 GREY, IGNORED = 128, 255
+BLANK = 'a grey image takes its place and counts as wrong'
+PIXELS_IGNORED = 'these pixels are ignored'
 # Sides of a longer strip would become less than a patch, or less than a pixel, where its other side is resized.
 LONGEST_STRIP = 16
 EXIF_ORIENTATION = 0x0112
@@ -96,6 +98,14 @@ def is_turned(data: bytes) -> bool:
     try:
         return Image.open(io.BytesIO(data)).getexif().get(EXIF_ORIENTATION) in (5, 6, 7, 8)
     except Exception:  # a note that cannot be read is followed by nobody
+        return False
+
+
+def _is_deep(data: bytes) -> bool:
+    """Whether a picture has more than 8 bits a channel in Pillow's eyes."""
+    try:
+        return Image.open(io.BytesIO(data)).mode.startswith(('I', 'F'))
+    except Exception:  # whoever decodes it says what is wrong
         return False
 
 
@@ -230,6 +240,7 @@ class LoadImageFromFile(MMCVLoadImageFromFile):
             of the same size takes its place, so that it counts as wrong.
         report (str, optional): A file in which all processes of a run list the bad images, for
             :class:`xcit_mm.engine.hooks.BadImagesHook`. Without one they are named in the log, each time.
+        as_stored (bool): Neither turn nor widen a picture, as torchvision's data sets read it.
         to_float32, color_type, imdecode_backend, backend_args: As for :class:`mmcv.transforms.LoadImageFromFile`.
 
     Raises:
@@ -240,6 +251,7 @@ class LoadImageFromFile(MMCVLoadImageFromFile):
         self,
         bad_image: str = 'resample',
         report: Optional[str] = None,
+        as_stored: bool = False,
         to_float32: bool = False,
         color_type: str = 'color',
         imdecode_backend: str = 'cv2',
@@ -248,6 +260,7 @@ class LoadImageFromFile(MMCVLoadImageFromFile):
         super().__init__(to_float32, color_type, imdecode_backend, backend_args=backend_args)
         self.bad_image = _checked(bad_image)
         self.watch = _Watch(report)
+        self.as_stored = as_stored
 
     def transform(self, results: dict) -> Optional[dict]:
         path = results['img_path']
@@ -258,9 +271,9 @@ class LoadImageFromFile(MMCVLoadImageFromFile):
             if self.bad_image == 'resample':
                 self.watch.bad(path, str(error), 'another image is drawn')
                 return None
-            self.watch.bad(path, str(error), 'a grey image takes its place and counts as wrong')
+            self.watch.bad(path, str(error), BLANK)
             image = np.full(self._shape(results), GREY, np.uint8)
-        widened = widen(image)
+        widened = image if self.as_stored else widen(image)
         if widened is not image:
             rows, columns = image.shape[:2]
             self.watch.note(
@@ -273,6 +286,15 @@ class LoadImageFromFile(MMCVLoadImageFromFile):
 
     def _read(self, path: str, results: dict) -> np.ndarray:
         data = read_bytes(path, self.backend_args)
+        if self.as_stored:
+            # Pillow would cut more than 8 bits to 255 instead of scaling them.
+            backend = 'cv2' if _is_deep(data) else self.imdecode_backend
+            flag = (
+                f'{self.color_type}_ignore_orientation'
+                if self.color_type in ('color', 'grayscale')
+                else self.color_type
+            )
+            return decode(data, flag, backend)
         image = decode(data, self.color_type, self.imdecode_backend)
         if is_turned(data):
             stored = image.shape[1::-1]
@@ -306,6 +328,7 @@ class LoadSegMap(BaseTransform):
             are ignored.
         num_classes (int, optional): How many classes the data set has; pixels of others are ignored, and the map is
             named. They are not looked for if it is not given.
+        ignore_index (int): The number, in the files, of pixels that are to be ignored without a word, besides 255.
         report (str, optional): As for :class:`LoadImageFromFile`.
         **kwargs: As for :class:`mmseg.datasets.transforms.LoadAnnotations`.
 
@@ -317,9 +340,11 @@ class LoadSegMap(BaseTransform):
         self,
         bad_image: str = 'resample',
         num_classes: Optional[int] = None,
+        ignore_index: int = IGNORED,
         report: Optional[str] = None,
         **kwargs,
     ):
+        self.ignore_index = ignore_index
         self.load = MMENGINE_TRANSFORMS.build(dict(type='mmseg.LoadAnnotations', **kwargs))
         self.num_classes = num_classes
         self.bad_image = _checked(bad_image)
@@ -327,6 +352,10 @@ class LoadSegMap(BaseTransform):
 
     def transform(self, results: dict) -> Optional[dict]:
         reason = None
+        if self.ignore_index != IGNORED:
+            # MMSegmentation renames labels after it has subtracted 1 where zero means "no label".
+            number = self.ignore_index - int(bool(results.get('reduce_zero_label')))
+            results['label_map'] = {**(results.get('label_map') or {}), number: IGNORED}
         try:
             results = self.load(results)
             reason = self._misfit(results)
@@ -374,6 +403,6 @@ class LoadSegMap(BaseTransform):
             if unknown.any():
                 values = ', '.join(map(str, np.unique(labels[unknown])[:5]))
                 reason = f'it has classes that the data set has not ({values}; there are {self.num_classes}, from 0)'
-                self.watch.note(BadFile(results['seg_map_path'], reason, 'these pixels are ignored'))
+                self.watch.note(BadFile(results['seg_map_path'], reason, PIXELS_IGNORED))
                 results['gt_seg_map'] = np.where(unknown, IGNORED, labels).astype(labels.dtype)
         return results

@@ -6,12 +6,14 @@ from importlib import import_module
 from multiprocessing.pool import ThreadPool
 from typing import Iterator, List, Optional, Sequence, Tuple
 
+import mmcv
 from mmengine.config import Config
-from mmengine.registry import DATASETS, TRANSFORMS, DefaultScope
+from mmengine.registry import DATASETS, METRICS, TRANSFORMS, DefaultScope
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
+from ..checks.classification import BY_NAME
 from ..checks.datasets import find_loaders, find_type, innermost_datasets
-from ..datasets.loading import BadImage, read_image
+from ..datasets.loading import IGNORED, BadImage, LoadImageFromFile, read_image
 from ..errors import UsageError
 
 # Transforms of the libraries, and the ones that stand in for them.
@@ -30,7 +32,7 @@ PLACES = {
 
 
 def guard_loading(runner, report: Optional[str] = None) -> None:
-    """Let every pipeline of a runner pass over images that cannot be read, and check annotations of COCO.
+    """Let every pipeline of a runner pass over images that cannot be read, and COCO's annotations be checked.
 
     The config keeps the libraries' own types, which their inferencers look for by name; only what the runner is about
     to build is changed.
@@ -45,9 +47,7 @@ def guard_loading(runner, report: Optional[str] = None) -> None:
         if not isinstance(loader, dict) or not isinstance(loader['dataset'], dict):
             continue
         for dataset in innermost_datasets(loader['dataset']):
-            kind = find_type(DATASETS, dataset['type'], scope)
-            if kind is not None and (kind.__module__.split('.')[0], kind.__name__) == ('mmdet', 'CocoDataset'):
-                dataset['type'] = import_module('xcit_mm.datasets.coco').CocoDataset
+            use_checked_dataset(dataset, scope)
             for transform in _transforms(dataset.get('pipeline') or ()):
                 kind = _full_name(transform, scope)
                 if kind in GUARDED and 'file_client_args' not in transform:
@@ -57,11 +57,68 @@ def guard_loading(runner, report: Optional[str] = None) -> None:
                     classes = _classes(dataset, scope)
                     if len(classes) > 1:
                         transform.setdefault('num_classes', len(classes))
+                    transform.setdefault('ignore_index', dataset.get('ignore_index', IGNORED))
                 if kind in GUARDED.values():
                     # Testing draws no other image in place of one: that would change what is measured.
                     transform.setdefault('bad_image', 'resample' if split == 'train' else 'blank')
                     transform.setdefault('report', report)
         setattr(runner, f'_{split}_dataloader', loader)
+        evaluator = copy.deepcopy(getattr(runner, f'_{split}_evaluator', None))
+        if isinstance(evaluator, (dict, list, tuple)):
+            _use_checked_metrics(evaluator, scope)
+            setattr(runner, f'_{split}_evaluator', evaluator)
+
+
+def use_checked_dataset(dataset: dict, scope: str) -> None:
+    """Let one of the libraries' data sets be read by the class of this project whose labels follow the config.
+
+    Args:
+        dataset (dict): Config of a data set without wrappers; its type is changed in place.
+        scope (str): Where types without a scope are looked up.
+    """
+    kind = find_type(DATASETS, dataset['type'], scope)
+    if kind is None:
+        return
+    if kind.__module__.startswith('mmpretrain.') and kind.__name__ in BY_NAME:
+        dataset['type'] = getattr(import_module('xcit_mm.datasets.folders'), kind.__name__)
+    elif _is_of(kind, 'mmdet'):
+        dataset['type'] = import_module('xcit_mm.datasets.coco').checked(kind)
+
+
+def _use_checked_metrics(evaluator, scope: str) -> None:
+    """Let COCO's metrics score what the data set gives, and the IoU say which classes it is of."""
+    if isinstance(evaluator, (list, tuple)):
+        for one in evaluator:
+            _use_checked_metrics(one, scope)
+    elif isinstance(evaluator, dict):
+        _use_checked_metrics(evaluator.get('metrics'), scope)
+        kind = find_type(METRICS, evaluator['type'], scope) if 'type' in evaluator else None
+        if kind is not None and _is_of(kind, 'mmdet'):
+            evaluator['type'] = import_module('xcit_mm.evaluation.coco').checked(kind)
+        elif kind is not None and kind.__module__.startswith('mmseg.') and kind.__name__ == 'IoUMetric':
+            evaluator['type'] = import_module('xcit_mm.evaluation.segmentation').IoUMetric
+
+
+def _is_of(kind: type, library: str) -> bool:
+    return any(base.__module__.split('.')[0] == library for base in getattr(kind, '__mro__', ()))
+
+
+def guard_built(dataset, report: str) -> None:
+    """As :func:`guard_loading`, for the images of a data set to train on that a library's own tool has built.
+
+    Args:
+        dataset: Of any library, also a wrapper of others.
+        report (str): As above.
+    """
+    parts = vars(dataset)  # tools that only look at a schedule have a mock in its place, with any attribute
+    for inner in [parts.get('dataset'), *parts.get('datasets', ())]:
+        if inner is not None:
+            guard_built(inner, report)
+    transforms = getattr(parts.get('pipeline'), 'transforms', [])
+    for i, old in enumerate(transforms):
+        if type(old) is mmcv.transforms.LoadImageFromFile and old.file_client_args is None:
+            options = old.to_float32, old.color_type, old.imdecode_backend, old.backend_args
+            transforms[i] = LoadImageFromFile('resample', report, *options)
 
 
 def _transforms(pipeline: Sequence) -> Iterator[dict]:
@@ -133,8 +190,10 @@ def _files(cfg: Config, splits: Sequence[str]) -> List[Tuple[str, str, str, Opti
             pipeline = list(_transforms(dataset.get('pipeline') or ()))
             load = next((t for t in pipeline if str(_full_name(t, scope)).endswith('.LoadImageFromFile')), {})
             decode = load.get('color_type', 'color'), load.get('imdecode_backend', 'cv2'), load.get('backend_args')
+            dataset = dict(dataset, pipeline=[])
+            use_checked_dataset(dataset, scope)
             with DefaultScope.overwrite_default_scope(scope):
-                built = DATASETS.build(dict(dataset, pipeline=[]))
+                built = DATASETS.build(dataset)
             for i in range(len(built)):
                 info = built.get_data_info(i)
                 if info.get('img_path'):

@@ -1,7 +1,9 @@
 """Going on with a training run that has ended before its end."""
 
 import os
+from collections import Counter
 from contextlib import suppress
+from typing import Iterator
 
 from mmengine.dist import broadcast_object_list, is_main_process
 from mmengine.hooks import Hook
@@ -22,6 +24,8 @@ VALIDATED = 'last_validation'  # in MMEngine's message hub: its iteration (a nam
 @HOOKS.register_module()
 class ResumeHook(Hook):
     """Choose the checkpoint to go on from, and catch up on a validation that the interruption has cost.
+
+    Settings of the optimizer and the schedule come from the checkpoint; those that the config has otherwise are named.
 
     With ``resume=True`` and no ``load_from``, the newest intact checkpoint of the work folder is taken, and newer ones
     that are cut off or damaged are named; MMEngine would take the newest unread. A run that torchrun
@@ -85,7 +89,22 @@ class ResumeHook(Hook):
             runner.logger.warning(f'there is no checkpoint in {runner.work_dir} to go on from: the run begins anew')
         return path
 
+    def after_load_checkpoint(self, runner, checkpoint: dict) -> None:
+        if not runner._resume or not isinstance(runner._train_loop, BaseLoop):
+            return
+        found = list(overridden_settings(runner, checkpoint))
+        if found:
+            runner.logger.warning(
+                f'The run goes on with settings of the checkpoint, not with those of the config: {"; ".join(found)}. '
+                f'To train on with those of the config: --cfg-options load_from=CHECKPOINT, without --resume'
+            )
+
     def before_train(self, runner) -> None:
+        if runner._resume and runner.iter >= runner.max_iters:
+            runner.logger.warning(
+                f'Nothing is left to train: the checkpoint is at iteration {runner.iter}, and the run ends at '
+                f'{runner.max_iters}. train_cfg sets its length'
+            )
         if not runner._resume or runner.val_loop is None or not self._validation_is_due(runner):
             return
         if runner.message_hub.runtime_info.get(VALIDATED) == runner.iter:
@@ -114,3 +133,47 @@ class ResumeHook(Hook):
     def before_val_epoch(self, runner) -> None:
         if isinstance(runner._train_loop, BaseLoop):
             runner.message_hub.update_info(VALIDATED, runner.iter)
+
+
+def overridden_settings(runner, checkpoint: dict) -> Iterator[str]:
+    """The settings of optimizer and schedules that a checkpoint has otherwise than the config, with both values.
+
+    Args:
+        runner (Runner): With optimizer and schedules as the config says.
+        checkpoint (dict): The checkpoint that replaces them.
+    """
+    optimizer = getattr(runner.optim_wrapper, 'optimizer', None)
+    groups = (checkpoint.get('optimizer') or {}).get('param_groups') or []
+    if optimizer is not None and len(groups) == len(optimizer.param_groups):
+        pairs = {}  # the same for most groups
+        for ours, theirs in zip(optimizer.param_groups, groups):
+            for key, (old, new) in _differences(ours, theirs).items():
+                pairs.setdefault(key, set()).add((str(old), str(new)))
+        for key, values in sorted(pairs.items()):
+            shown = ', '.join(f'{old} (config: {new})' for new, old in sorted(values)[:3])
+            yield f'{key.replace("initial_", "")} {shown}{", ..." if len(values) > 3 else ""}'
+    ours, theirs = runner.param_schedulers, checkpoint.get('param_schedulers')
+    if not isinstance(ours, list) or not isinstance(theirs, list):
+        return
+    if len(ours) != len(theirs):
+        yield f'{len(theirs)} schedules (config: {len(ours)})'
+    for number, (one, state) in enumerate(zip(ours, theirs)):
+        changes = _differences(one.state_dict(), state)
+        if changes:
+            shown = ', '.join(f'{key} {old} (config: {new})' for key, (new, old) in sorted(changes.items()))
+            yield f'param_scheduler.{number} ({type(one).__name__}): {shown}'
+
+
+def _differences(ours: dict, theirs: dict) -> dict:
+    """What two states of a group or a schedule have differently, by key; not what changes while they go on."""
+    keys = (set(ours) & set(theirs)) - {'params', 'param_names', 'base_values', 'last_step', 'verbose'}
+    moving = {key[len('initial_') :] for key in keys if key.startswith('initial_')}
+    return {
+        key: (_plain(ours[key]), _plain(theirs[key]))
+        for key in keys - moving
+        if not key.startswith('_') and _plain(ours[key]) != _plain(theirs[key])
+    }
+
+
+def _plain(value):
+    return sorted(value) if isinstance(value, Counter) else list(value) if isinstance(value, tuple) else value

@@ -26,30 +26,49 @@ from ..checkpoint.heads import fit_state_dict
 from ..checkpoint.stem import fit_stem
 from ..checks.config import apply_options, check_config
 from ..checks.datasets import find_loaders, innermost_datasets
+from ..checks.detection import leave_out_masks
+from ..checks.pyramid import check_pyramid
+from ..checks.settings import agree_workers
+from ..checks.variables import check_files
 from ..errors import UsageError
+from ..package import mim_dir, model_index, warn_of_mixed_packages
 from .bad_images import guard_loading
-from .hooks import BadImagesHook, CheckpointFitHook, IterationSeedHook
+from .classification import FolderLabelsHook
+from .detection import DetectionDataHook
+from .hooks import BadImagesHook, CheckpointFitHook, IterationSeedHook, RunLengthHook
 from .interruption import InterruptionHook
 from .non_finite import NonFiniteHook
 from .positions import DataPositionHook
 from .resuming import ResumeHook
+from .running import ToolRunner, by_update
+from .screen import SummaryHook, shorten
 
 # What every run of the tools has, whether its config names it or not.
 HOOKS_OF_ALL = (
+    DetectionDataHook,
     CheckpointFitHook,
+    FolderLabelsHook,
     BadImagesHook,
     IterationSeedHook,
     DataPositionHook,
     ResumeHook,
     NonFiniteHook,
     InterruptionHook,
+    RunLengthHook,
+    SummaryHook,
 )
 
 
 def add_common_arguments(parser: argparse.ArgumentParser) -> None:
     """The options that training and testing share, under the names OpenMMLab users know."""
-    parser.add_argument('config', help='config file')
-    parser.add_argument('--work-dir', help='folder for logs and checkpoints (default: work_dirs/<config name>)')
+    parser.add_argument('config', help='config file, or name of a published model')
+    parser.add_argument(
+        '--out-dir',
+        '--work-dir',
+        dest='work_dir',
+        metavar='FOLDER',
+        help='folder for logs, checkpoints and results (default: work_dirs/<config name>)',
+    )
     parser.add_argument('--data-root', help='where the data set lies, if not where the config expects it')
     parser.add_argument(
         '--cfg-options',
@@ -65,6 +84,9 @@ def add_common_arguments(parser: argparse.ArgumentParser) -> None:
         help='what to do about images that cannot be read: pass over them, naming and counting them (skip), or read '
         'them all before anything begins, and stop if there are any (refuse)',
     )
+    parser.add_argument(
+        '--verbose', action='store_true', help='show on the screen all that goes to the log file, from the start on'
+    )
     parser.add_argument('--launcher', choices=['none', 'pytorch', 'slurm', 'mpi'], default='none', help='job launcher')
     # torch.distributed.launch passes it; torchrun sets the environment variable.
     parser.add_argument('--local_rank', '--local-rank', type=int, default=0, help=argparse.SUPPRESS)
@@ -73,8 +95,10 @@ def add_common_arguments(parser: argparse.ArgumentParser) -> None:
 def load_config(args: argparse.Namespace) -> Config:
     """Read the config and apply the shared options to it."""
     os.environ.setdefault('LOCAL_RANK', str(args.local_rank))
-    path = Path(args.config)
+    warn_of_mixed_packages()
+    path = find_config(args.config)
     cfg = read_config(path)
+    check_files(str(path))
     apply_options(cfg, args.cfg_options)
     if args.data_root:
         _move_data_root(cfg, args.data_root)
@@ -83,8 +107,30 @@ def load_config(args: argparse.Namespace) -> Config:
         cfg.work_dir = args.work_dir
     elif not cfg.get('work_dir'):
         cfg.work_dir = os.path.join('work_dirs', path.stem)
-    check_config(cfg)
+    for note in check_config(cfg):
+        print(f'Note: {note}', flush=True)
+    leave_out_masks(cfg)
     return cfg
+
+
+def find_config(name: str) -> Path:
+    """The config file of that path, or this package's of that name."""
+    path = Path(name)
+    if path.is_file() or len(path.parts) > 1:
+        return path
+    entry = model_index().get(name.lower())
+    ours = mim_dir() / (entry['Config'] if entry else Path('configs', name).with_suffix('.py'))
+    return ours if ours.is_file() else path
+
+
+def find_weights(config: str, checkpoint: str) -> str:
+    """The checkpoint; of the word 'published', the address of the weights of the model of that name."""
+    if checkpoint != 'published' or os.path.isfile(checkpoint):
+        return checkpoint
+    entry = model_index().get(config.lower())
+    if entry is None:
+        raise UsageError(f"'published' are the weights of a published model, and {config!r} is not the name of one")
+    return entry['Weights']
 
 
 def read_config(path: Path) -> Config:
@@ -101,7 +147,8 @@ def _no_config(path: Path) -> str:
     folder = path.parent if path.parent.is_dir() else Path('configs')
     names = {p.name: p for p in sorted(folder.glob('*.py'))}
     close = difflib.get_close_matches(path.with_suffix('.py').name, names, n=3, cutoff=0.4)
-    hint = 'did you mean ' + ' or '.join(str(names[n]) for n in close) if close else f'see the files in {folder}/'
+    close = [str(names[name]) for name in close] or difflib.get_close_matches(path.name.lower(), model_index(), n=3)
+    hint = f'did you mean {" or ".join(close)}?' if close else f'see the files in {folder}/, or xcit_mm.list_models()'
     return f'there is no config file {path}; {hint}'
 
 
@@ -115,6 +162,22 @@ def _move_data_root(cfg: Config, root: str) -> None:
         for evaluator in [evaluators] if isinstance(evaluators, dict) else evaluators:
             if old and str(evaluator.get('ann_file', '')).startswith(old):
                 evaluator['ann_file'] = root + evaluator['ann_file'][len(old) :]
+
+
+def use_average(cfg: Config) -> None:
+    """Let the average of the weights be validated, tested and saved as the result.
+
+    Raises:
+        UsageError: If the config keeps none.
+    """
+    hooks = [hook for hook in cfg.get('custom_hooks') or () if hook['type'] == 'xcit_mm.EMAHook']
+    if not hooks:
+        raise UsageError(
+            '--average: the config keeps no average of the weights; '
+            "add dict(type='xcit_mm.EMAHook', momentum=..., update_buffers=True) to custom_hooks"
+        )
+    for hook in hooks:
+        hook['evaluate'] = True
 
 
 def check_model(cfg: Config, checkpoint: Optional[str] = None, purpose: str = 'train') -> None:
@@ -131,6 +194,7 @@ def check_model(cfg: Config, checkpoint: Optional[str] = None, purpose: str = 't
     """
     if checkpoint and not is_address(checkpoint) and not os.path.isfile(checkpoint):
         raise UsageError(f'there is no checkpoint file {checkpoint}')
+    check_pyramid(cfg, training=purpose != 'test')
     backbone_cfg = cfg.model.get('backbone') or {}
     if backbone_cfg.get('type') != 'xcit_mm.XCiT':
         return
@@ -176,7 +240,8 @@ def check_work_dir(cfg: Config) -> None:
             pass
     except OSError as error:
         raise UsageError(
-            f'the work folder {cfg.work_dir} cannot be written to ({error.strerror}); choose another with --work-dir'
+            f'the work folder {cfg.work_dir} cannot be written to ({error.strerror}); choose another with '
+            f'--out-dir (--work-dir)'
         ) from error
 
 
@@ -249,16 +314,20 @@ def build_runner(cfg: Config) -> Runner:
     if cfg.get('default_scope') == 'mmpretrain':
         for loader in find_loaders(cfg).values():
             loader.setdefault('collate_fn', dict(type='default_collate'))
+    agree_workers(cfg)
     checkpoint = (cfg.get('default_hooks') or {}).get('checkpoint')
     if checkpoint and checkpoint['type'] == 'CheckpointHook':
         checkpoint['type'] = 'xcit_mm.CheckpointHook'
     _prepare_deepspeed(cfg)
-    runner = RUNNERS.build(cfg) if 'runner_type' in cfg else Runner.from_cfg(cfg)
+    runner = RUNNERS.build(cfg) if 'runner_type' in cfg else ToolRunner.from_cfg(cfg)
     for kind in HOOKS_OF_ALL:
         if not any(isinstance(hook, kind) for hook in runner.hooks):
             runner.register_hook(kind())
-    if not isinstance(runner, Runner) and runner._resume:
-        # The runner for divided models resumes before it calls any hook.
-        next(hook for hook in runner.hooks if isinstance(hook, ResumeHook)).choose(runner)
+    if not isinstance(runner, Runner):
+        shorten(runner.logger)
+        runner.strategy._auto_scale_lr = by_update(runner, runner.strategy._auto_scale_lr)
+        if runner._resume:
+            # The runner for divided models resumes before it calls any hook.
+            next(hook for hook in runner.hooks if isinstance(hook, ResumeHook)).choose(runner)
     guard_loading(runner, BadImagesHook.path(runner))
     return runner

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Dict, List, NamedTuple, Optional, Sequence, Tuple
 
 from ..checks.data import check_data
-from ..engine.classification import PROTOCOLS, find_imagenet_v2
+from ..engine.classification import PUBLISHED_PROTOCOLS, find_imagenet_v2
 from ..engine.setup import add_common_arguments, load_config
 from ..errors import UsageError
 from .published import TOP1, TOP1_MMPRETRAIN, TOP1_V2, TOP5_MMPRETRAIN, Model
@@ -65,7 +65,7 @@ def plan(
     root: Path,
     data: Path,
     weights_dir: Optional[Path] = None,
-    protocols: Sequence[str] = PROTOCOLS,
+    protocols: Sequence[str] = PUBLISHED_PROTOCOLS,
     cfg_options: Sequence[str] = (),
 ) -> List[Run]:
     """What has to be run, checked as far as that needs no run.
@@ -160,7 +160,7 @@ class Results:
             if lines and not self.path.read_text(encoding='utf-8').endswith('\n'):
                 self._append('\n')
         except OSError as error:
-            raise UsageError(f'{self.path} cannot be used ({error.strerror}); choose another --work-dir') from error
+            raise UsageError(f'{self.path} cannot be used ({error.strerror}); choose another --out-dir') from error
         for line in lines:
             try:
                 record = json.loads(line)

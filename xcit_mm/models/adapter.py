@@ -1,4 +1,4 @@
-"""From one stride to four: the adapter that lets a plain transformer feed a feature pyramid."""
+"""From one stride to several: the adapter that lets a plain transformer feed a feature pyramid."""
 
 from functools import partial
 from typing import Sequence, Tuple
@@ -14,7 +14,7 @@ from .in_place import Deconv2x2
 
 @MODELS.register_module()
 class MultiScaleAdapter(BaseModule):
-    """Turn four maps of one stride into maps of strides 4, 8, 16 and 32 (paper, section 4.3 and appendix).
+    """Turn maps of one stride into maps of strides 4, 8, 16 and 32, or some of these (paper, section 4.3 and appendix).
 
     ======  ===================================  ===================
     output  input stride 16                      input stride 8
@@ -33,13 +33,14 @@ class MultiScaleAdapter(BaseModule):
         stride (int): Stride of the input maps, 8 or 16 pixels.
         norm_cfg (dict): The batch norm between the two deconvolutions (stride 16 only).
         act_cfg (dict): The activation after it.
+        out_strides (Sequence[int]): Which of the maps to make; the layers of the others are not built.
         init_cfg (dict, optional): As in :class:`mmengine.model.BaseModule`.
 
     Raises:
-        ValueError: If ``stride`` is neither 8 nor 16.
+        ValueError: If ``stride`` is neither 8 nor 16, or ``out_strides`` are none of 4, 8, 16, 32 in this order.
     """
 
-    out_strides = (4, 8, 16, 32)
+    STRIDES = (4, 8, 16, 32)
 
     def __init__(
         self,
@@ -47,44 +48,61 @@ class MultiScaleAdapter(BaseModule):
         stride: int = 16,
         norm_cfg: dict = dict(type='BN'),
         act_cfg: dict = dict(type='GELU'),
+        out_strides: Sequence[int] = STRIDES,
         init_cfg=None,
     ):
         super().__init__(init_cfg=init_cfg)
+        self.out_strides = check_strides(out_strides)
 
         deconv = partial(Deconv2x2, in_channels, in_channels)
 
-        # The names fpn1 ... fpn4 and their numbering are those of the published detectors.
-        if stride == 16:
-            self.fpn1 = nn.Sequential(
-                deconv(), build_norm_layer(norm_cfg, in_channels)[1], build_activation_layer(act_cfg), deconv()
-            )
-            self.fpn2 = nn.Sequential(deconv())
-            self.fpn3 = nn.Identity()
-            self.fpn4 = nn.MaxPool2d(2)
-        elif stride == 8:
-            self.fpn1 = nn.Sequential(deconv())
-            self.fpn2 = nn.Identity()
-            self.fpn3 = nn.MaxPool2d(2)
-            self.fpn4 = nn.MaxPool2d(4)
-        else:
+        if stride not in (8, 16):
             raise ValueError(f'the multi-scale adapter takes maps of stride 8 or 16, got stride={stride!r}')
         self.stride = stride
+        for number, out_stride in enumerate(self.STRIDES, start=1):
+            if out_stride not in self.out_strides:
+                continue
+            if out_stride == stride:
+                op = nn.Identity()
+            elif out_stride > stride:
+                op = nn.MaxPool2d(out_stride // stride)
+            elif out_stride == stride // 2:
+                op = nn.Sequential(deconv())
+            else:
+                norm = build_norm_layer(norm_cfg, in_channels)[1]
+                op = nn.Sequential(deconv(), norm, build_activation_layer(act_cfg), deconv())
+            # The names fpn1 ... fpn4 and their numbering are those of the published detectors.
+            setattr(self, f'fpn{number}', op)
 
     def forward(self, maps: Sequence[Tensor]) -> Tuple[Tensor, ...]:
-        """Four maps (B, C, H, W) -> (B, C, H s/4, W s/4), (… s/8), (… s/16), (… s/32), rounded down, at least 1 x 1.
+        """Maps (B, C, H, W), one for each of ``out_strides`` o -> (B, C, H s/o, W s/o), rounded down, at least 1 x 1.
 
         Raises:
-            ValueError: If there are not exactly four maps.
+            ValueError: If there are more or fewer maps.
         """
-        if len(maps) != 4:
-            raise ValueError(f'the multi-scale adapter takes four maps, one per output stride; got {len(maps)}')
+        if len(maps) != len(self.out_strides):
+            raise ValueError(
+                f'the multi-scale adapter takes one map for each of out_strides={self.out_strides}; got {len(maps)}'
+            )
         return tuple(self.level(i, x) for i, x in enumerate(maps))
 
     def level(self, index: int, x: Tensor) -> Tensor:
-        """One of the four maps, so that a backbone need not keep those it has passed: 0 gives stride 4, 3 stride 32."""
-        op = (self.fpn1, self.fpn2, self.fpn3, self.fpn4)[index]
+        """Map number ``index`` of ``out_strides`` alone, so that a backbone need not keep those it has passed."""
+        op = getattr(self, f'fpn{self.STRIDES.index(self.out_strides[index]) + 1}')
         # Contiguous, since mmcv's operators read channels-last maps wrongly.
         return op(_at_least(x, op)).contiguous()
+
+
+def check_strides(out_strides: Sequence[int]) -> Tuple[int, ...]:
+    """Strides of a pyramid as a tuple.
+
+    Raises:
+        ValueError: If they are not some of 4, 8, 16, 32, in this order.
+    """
+    strides = (out_strides,) if isinstance(out_strides, int) else tuple(out_strides)
+    if not strides or strides != tuple(stride for stride in MultiScaleAdapter.STRIDES if stride in strides):
+        raise ValueError(f'out_strides must be some of {MultiScaleAdapter.STRIDES}, in this order; got {strides}')
+    return strides
 
 
 def _at_least(x: Tensor, op: nn.Module) -> Tensor:

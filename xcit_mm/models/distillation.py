@@ -37,8 +37,9 @@ class DistilledClassifier(ImageClassifier):
     .. math::
         \text{hard:}\quad & (1 - \alpha) L(z, y) + \alpha\, \mathrm{CE}(z, \arg\max t) \\
         \text{soft:}\quad & (1 - \alpha) L(z, y)
-            + \alpha\, \tau^2\, \mathrm{KL}(\mathrm{softmax}(t / \tau) \,\|\, \mathrm{softmax}(z / \tau))
+            + \alpha\, \frac{\tau^2}{K}\, \mathrm{KL}(\mathrm{softmax}(t / \tau) \,\|\, \mathrm{softmax}(z / \tau))
 
+    over K classes: as in the release, whose KL sum is divided by the number of logits and not by that of the images.
     The teacher is frozen, always in eval mode, built only for training, and in no checkpoint.
 
     Args:
@@ -155,4 +156,4 @@ class DistilledClassifier(ImageClassifier):
             return F.cross_entropy(student, teacher.argmax(dim=1))
         log_student = F.log_softmax(student / self.tau, dim=1)
         log_teacher = F.log_softmax(teacher / self.tau, dim=1)
-        return self.tau**2 * F.kl_div(log_student, log_teacher, reduction='batchmean', log_target=True)
+        return self.tau**2 * F.kl_div(log_student, log_teacher, reduction='mean', log_target=True)

@@ -17,7 +17,7 @@ from torch.utils.checkpoint import checkpoint as activation_checkpoint
 from ..checkpoint import CheckpointError, match_state_dict
 from ..checkpoint.stem import fit_stem
 from ..registry import MODELS
-from .adapter import MultiScaleAdapter
+from .adapter import MultiScaleAdapter, check_strides
 from .attention import XCA, ClassAttention, is_watched
 from .in_place import add_normed_lpi, compiles_in_place, embed_patches, folded, lpi_arguments, works_in_place
 from .products import Conv2d, Linear, compute_dtype, is_traced, prefers_channels_first
@@ -384,7 +384,8 @@ class ClassAttentionBlock(nn.Module):
 
     def forward(self, cls_token: Tensor, tokens: Tensor) -> Tuple[Tensor, Tensor]:
         """(B, 1, C), (B, N, C) -> the same."""
-        cls_normed, tokens_normed = self.norm1(cls_token), self.norm1(tokens)
+        # The tokens first: MMPretrain's class activation maps take what the last such norm returned first.
+        tokens_normed, cls_normed = self.norm1(tokens), self.norm1(cls_token)
         cls_token = cls_token + self.gamma1 * self.attn(cls_normed, tokens_normed)
         tokens = tokens + self.gamma1 * tokens_normed
         cls_token = self.norm2(cls_token)
@@ -400,23 +401,27 @@ class XCiT(BaseModule):
     For small images ``patch_size`` may be 4 too, without a pyramid; see :class:`PatchEmbed`.
 
     Args:
-        arch (str | dict): 'n12', 't12', 't24', 's12', 's24', 'm24', 'l24', or a dict with ``embed_dims``, ``depth``,
-            ``num_heads`` and optionally ``mlp_ratio``, ``tokens_norm``, ``layer_scale_init_value``.
+        arch (str | dict): 'n12', 't12', 't24', 's12', 's24', 'm12', 'm24', 'l12', 'l24', or a dict with
+            ``embed_dims``, ``depth``, ``num_heads`` and optionally ``mlp_ratio``, ``tokens_norm``,
+            ``layer_scale_init_value``.
         patch_size (int): 8 or 16.
-        out_type (str): What the forward pass returns, always as a tuple with one entry per index (four for
-            'pyramid'):
+        out_type (str): What the forward pass returns, always as a tuple with one entry per index:
 
             - 'cls_token': the class token, (B, C).
             - 'featmap': patch tokens as a map, (B, C, ceil(H / p), ceil(W / p)).
             - 'avg_featmap': mean of the patch tokens, (B, C).
             - 'raw': all tokens, (B, N, C), with the class token first after class attention, (B, 1 + N, C).
-            - 'pyramid': maps of strides 4, 8, 16 and 32 made by :class:`MultiScaleAdapter`.
+            - 'pyramid': maps of ``out_strides`` made by :class:`MultiScaleAdapter`.
 
-            With 'featmap' and 'pyramid' the model has no class token, class attention or final norm.
-        out_indices (Sequence[int] | int, optional): Blocks to return, negative ones counted from the end. For
-            'featmap' and 'pyramid' the blocks are the XCA blocks; for the other types the two class-attention blocks
-            follow them, and the final norm is applied to the last. Defaults to the published choice for 'pyramid'
-            (3, 5, 7, 11 of 12 or 7, 11, 15, 23 of 24 blocks), else to the last block.
+            With 'pyramid', and with 'featmap' unless ``out_indices`` asks for them, the model has no class token,
+            class attention or final norm.
+        out_indices (Sequence[int] | int, optional): Blocks to return: the XCA blocks 0 ... depth - 1, and for all types
+            but 'pyramid' the two class-attention blocks depth and depth + 1, the last with the final norm, as
+            MMPretrain counts them. Negative ones are counted from the end, for 'featmap' and 'pyramid' from the last
+            XCA block. Defaults to the published choice for 'pyramid' (blocks 3, 5, 7, 11 of 12 or 7, 11, 15, 23 of 24
+            for strides 4, 8, 16, 32), else to -1. Blocks after the last one returned are not run.
+        out_strides (Sequence[int]): For 'pyramid': the strides of the maps, some or all of 4, 8, 16 and 32. Name those
+            alone that the neck or head uses: the layers of the others are not built.
         in_channels (int): Channels of the image.
         drop_rate, attn_drop_rate (float): Dropout of tokens and projections; of attention weights.
         drop_path_rate (float): Stochastic depth, the same for every block as published.
@@ -438,12 +443,40 @@ class XCiT(BaseModule):
     num_class_attention_blocks = 2
     num_extra_tokens = 0  # among the tokens of a block; MMPretrain's class activation maps ask for it
 
+    def __new__(cls, *args, **kwargs):
+        """Arguments of MMPretrain's and timm's XCiT get the way to write them here, and not Python's error."""
+        hint = cls.explain_arguments(kwargs)
+        if hint:
+            raise TypeError(f'XCiT: {hint}')
+        return super().__new__(cls)
+
+    @staticmethod
+    def explain_arguments(given: dict) -> Optional[str]:
+        """What to write instead of arguments that other implementations of XCiT have; None if there are none."""
+        if 'num_stages' in given:
+            return 'num_stages is left of the base config; begin your backbone with backbone=dict(_delete_=True, ...)'
+        sizes = {'embed_dims': given.get('embed_dim')} if 'embed_dim' in given else {}
+        sizes.update((name, given[name]) for name in ('embed_dims', 'depth', 'num_heads', 'mlp_ratio') if name in given)
+        if sizes:
+            named = next((name for name, arch in ARCHS.items() if sizes == {k: arch.get(k, 4.0) for k in sizes}), None)
+            whole = named and len({'embed_dims', 'depth', 'num_heads'} & set(sizes)) == 3
+            shown = repr(named) if whole else f'dict({", ".join(f"{k}={v!r}" for k, v in sizes.items())}, ...)'
+            return (
+                f'the arch is one argument here, with {", ".join(sizes)} in it. Write arch={shown}; it takes a name '
+                f'({", ".join(ARCHS)}) or dict(embed_dims=..., depth=..., num_heads=...)'
+            )
+        fixed = dict(cls_attn_layers=2, qkv_bias=True, use_pos_embed=True, final_norm=True)
+        for name in fixed.keys() & given.keys():
+            return f'{name} is always {fixed[name]!r} here, as published; leave {name}={given[name]!r} out'
+        return None
+
     def __init__(
         self,
         arch: Union[str, dict] = 's12',
         patch_size: int = 16,
         out_type: str = 'cls_token',
         out_indices: Union[Sequence[int], int, None] = None,
+        out_strides: Sequence[int] = MultiScaleAdapter.STRIDES,
         in_channels: int = 3,
         drop_rate: float = 0.0,
         attn_drop_rate: float = 0.0,
@@ -480,9 +513,12 @@ class XCiT(BaseModule):
                 raise ValueError(f'XCiT: {name} must be at least 0 and below 1, got {rate!r}')
         self.patch_size = patch_size
         self.out_type = out_type
-        self.with_class_token = out_type not in ('featmap', 'pyramid')
+        out_strides = check_strides(out_strides)
+        if out_type != 'pyramid' and out_strides != MultiScaleAdapter.STRIDES:
+            raise ValueError(f"XCiT: out_strides are those of out_type='pyramid', got {out_strides} for {out_type!r}")
+        self.out_indices = _out_indices(out_indices, out_type, depth, self.num_class_attention_blocks, out_strides)
+        self.with_class_token = out_type not in ('featmap', 'pyramid') or self.out_indices[-1] >= depth
         self.num_layers = depth + self.num_class_attention_blocks * self.with_class_token
-        self.out_indices = _out_indices(out_indices, out_type, depth, self.num_layers)
         if not -1 <= frozen_stages <= self.num_layers:
             raise ValueError(f'XCiT: frozen_stages must be -1 (none) to {self.num_layers}, got {frozen_stages!r}')
         self.frozen_stages = frozen_stages
@@ -506,9 +542,12 @@ class XCiT(BaseModule):
             self.cls_attn_blocks = nn.ModuleList(block(**norms) for _ in range(self.num_class_attention_blocks))
             self.norm = build_norm_layer(norm_cfg, C)[1]
         if out_type == 'pyramid':
-            self.pyramid = MultiScaleAdapter(C, patch_size, bn_norm_cfg, act_cfg)
+            self.out_strides = out_strides
+            self.pyramid = MultiScaleAdapter(C, patch_size, bn_norm_cfg, act_cfg, out_strides)
 
         self._reset_parameters()
+        for part in self._unused_parts():
+            part.requires_grad_(False)
         self._freeze_stages()
 
     def _reset_parameters(self):
@@ -553,15 +592,19 @@ class XCiT(BaseModule):
         overwrite = not torch.is_grad_enabled() and not self.patch_embed._forward_hooks
         x = self.pos_drop(x.add_(position) if overwrite else x + position)
         dtype = torch.promote_types(x.dtype, self.blocks[0].gamma2.dtype)
-        outs = []
+        outs, last = [], self.out_indices[-1]
         for i, block in enumerate(self.blocks):
+            if i > last:
+                return tuple(outs)
             x = self._run(block, x, grid, self._may_overwrite(i))
             for _ in range(self.out_indices.count(i)):
                 outs.append(self._format(None, x.to(dtype), grid, len(outs)))
         x = x.to(dtype)
-        if self.with_class_token:
+        if last >= self.depth:
             cls_token = self.cls_token.expand(x.shape[0], -1, -1)
             for i, block in enumerate(self.cls_attn_blocks, start=self.depth):
+                if i > last:
+                    break
                 cls_token, x = self._run(block, cls_token, x)
                 if i == self.num_layers - 1:
                     cls_token, x = self.norm(cls_token), self.norm(x)
@@ -593,6 +636,21 @@ class XCiT(BaseModule):
             return self.pyramid.level(index, channels_last)
         # mmcv's operators (RoIAlign, deformable convolution, ...) read memory as if it were contiguous, without a word.
         return channels_last.contiguous()
+
+    def _unused_parts(self):
+        """What no output depends on; no gradient would reach it, and data-parallel training waits for all gradients."""
+        last = self.out_indices[-1]
+        yield from self.blocks[last + 1 :]
+        if not self.with_class_token:
+            return
+        if last < self.num_layers - 1:
+            yield from (*self.cls_attn_blocks[max(last + 1 - self.depth, 0) :], self.norm)
+        if last < self.depth or self.out_type in ('featmap', 'avg_featmap'):
+            yield self.cls_token
+            for block in self.cls_attn_blocks:
+                yield from (block.attn, block.mlp, block.gamma2)
+                if not block.tokens_norm:
+                    yield block.norm2
 
     def _stages(self):
         """The parts in the order of the data; ``frozen_stages=k`` freezes the first k + 1."""
@@ -671,22 +729,30 @@ def _arch_settings(arch: Union[str, dict]) -> dict:
     return arch
 
 
-def _out_indices(indices, out_type: str, depth: int, num_layers: int) -> Tuple[int, ...]:
+def _out_indices(
+    indices, out_type: str, depth: int, num_class_attention_blocks: int, out_strides: Tuple[int, ...]
+) -> Tuple[int, ...]:
     """Checked, non-negative block indices in the order of the data."""
     if indices is None:
         # Published: (3, 5, 7, 11) of 12 blocks and (7, 11, 15, 23) of 24.
-        indices = tuple(max(depth * k // 6 - 1, 0) for k in (2, 3, 4, 6)) if out_type == 'pyramid' else (-1,)
+        sixths = dict(zip(MultiScaleAdapter.STRIDES, (2, 3, 4, 6)))
+        pyramid = tuple(max(depth * sixths[stride] // 6 - 1, 0) for stride in out_strides)
+        indices = pyramid if out_type == 'pyramid' else (-1,)
     given = (indices,) if isinstance(indices, int) else tuple(indices)
-    if not given or any(not isinstance(i, int) or not -num_layers <= i < num_layers for i in given):
+    num_layers = depth if out_type == 'pyramid' else depth + num_class_attention_blocks
+    counted_from = depth if out_type in ('pyramid', 'featmap') else num_layers
+    if not given or any(not isinstance(i, int) or not -counted_from <= i < num_layers for i in given):
         raise ValueError(
-            f'XCiT: out_indices must be block indices from {-num_layers} to {num_layers - 1} for '
+            f'XCiT: out_indices must be block indices from {-counted_from} to {num_layers - 1} for '
             f'out_type={out_type!r} at depth {depth}, got {given}'
         )
-    resolved = tuple(i % num_layers for i in given)
+    resolved = tuple(i + counted_from if i < 0 else i for i in given)
     if any(a > b for a, b in zip(resolved, resolved[1:])):
         raise ValueError(f'XCiT: out_indices must not descend, got {given}')
-    if out_type == 'pyramid' and len(resolved) != 4:
-        raise ValueError(f"XCiT: out_type='pyramid' needs four out_indices, one for each stride, got {given}")
+    if out_type == 'pyramid' and len(resolved) != len(out_strides):
+        raise ValueError(
+            f"XCiT: out_type='pyramid' needs one out_index for each of out_strides={out_strides}, got {given}"
+        )
     if out_type == 'cls_token' and resolved[0] < depth:
         raise ValueError(
             f"XCiT: there is no class token before block {depth}; out_type='cls_token' takes the indices "

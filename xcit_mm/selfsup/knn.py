@@ -58,7 +58,7 @@ def knn_accuracy(
     temperature: float = 0.07,
     chunk_size: int = 500,
     num_classes: Optional[int] = None,
-) -> Dict[int, Tuple[float, float]]:
+) -> Dict[int, Tuple[float, ...]]:
     r"""Accuracy of the vote of the k nearest training images, each weighted by exp(similarity / temperature).
 
     Args:
@@ -72,14 +72,16 @@ def knn_accuracy(
         num_classes (int, optional): By default one more than the largest label.
 
     Returns:
-        dict[int, tuple[float, float]]: Top-1 and top-5 accuracy in per cent for each k, ties being broken by the
-        label. A k above the number of training images counts all of them.
+        dict[int, tuple[float, ...]]: For each k the top-1 accuracy in per cent and, with more than five classes, the
+        top-5 accuracy. Only classes that a neighbour voted for are counted; ties are broken by the label. A k above
+        the number of training images counts all of them.
     """
     most = max(ks)
     num_classes = num_classes or int(max(all_gather(train_labels.max())).item()) + 1
     kept = train_labels >= 0
     train, train_labels = train_features[kept].t(), train_labels[kept]
-    hits = {k: torch.zeros(2, dtype=torch.long, device=test_features.device) for k in ks}
+    tops = (1, 5) if num_classes > 5 else (1,)
+    hits = {k: torch.zeros(len(tops), dtype=torch.long, device=test_features.device) for k in ks}
     chunks = list(zip(test_features.split(chunk_size), test_labels.split(chunk_size)))
     for queries, labels in progress_bar(chunks, len(chunks), 'neighbours'):
         similarity, index = (queries @ train).topk(min(most, train.shape[1]), dim=1)
@@ -91,11 +93,14 @@ def knn_accuracy(
             similarity, neighbours = (torch.cat(all_gather(t), dim=1) for t in (similarity, neighbours))
             similarity, best = similarity.topk(most, dim=1)
             neighbours = neighbours.gather(1, best)
-        weights = (similarity / temperature).exp()
+        # The same share for every class, and no overflow at low temperatures.
+        weights = ((similarity - similarity[:, :1]) / temperature).exp()
+        is_vote = similarity > float('-inf')
         for k in ks:
             votes = weights.new_zeros(len(queries), num_classes)
             votes.scatter_add_(1, neighbours[:, :k], weights[:, :k])
-            order = votes.argsort(dim=1, descending=True, stable=True)[:, :5]
-            found = order == labels[:, None]
-            hits[k] += torch.stack([found[:, 0].sum(), found.any(dim=1).sum()])
+            voters = votes.new_zeros(votes.shape).scatter_add_(1, neighbours[:, :k], is_vote[:, :k].to(votes.dtype))
+            order = votes.argsort(dim=1, descending=True, stable=True)
+            found = (order == labels[:, None]) & (voters.gather(1, order) > 0)
+            hits[k] += torch.stack([found[:, :top].any(dim=1).sum() for top in tops])
     return {k: tuple((100.0 * hit / len(test_features)).tolist()) for k, hit in hits.items()}

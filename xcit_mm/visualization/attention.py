@@ -6,13 +6,16 @@ and hold at any size of image: class attention has one query, and XCA's matrix h
 
 from contextlib import contextmanager
 from dataclasses import asdict
-from typing import Callable, List
+from typing import Callable, List, Optional
 
 import torch
+from mmengine.config import Config
 from torch import Tensor, nn
 
 from ..checkpoint import CheckpointError, find_layout, read_checkpoint
 from ..checkpoint.convert import infer_arch
+from ..datasets.reading import ModelInput, channels_of, config_in_checkpoint, model_input
+from ..errors import UsageError
 from ..models import XCiT
 
 TOKENS_AT_A_TIME = 8192
@@ -31,10 +34,7 @@ def load_backbone(checkpoint: str, device: str = 'cpu') -> XCiT:
     Raises:
         CheckpointError: If it cannot be read, holds no XCiT, or one without a class token.
     """
-    try:
-        loaded = read_checkpoint(checkpoint)
-    except FileNotFoundError as error:
-        raise CheckpointError(str(error)) from None
+    loaded = _load(checkpoint)
     layout, tensors = find_layout(loaded)
     if layout is None:
         raise CheckpointError(f'{checkpoint} holds no XCiT; expected a classifier or a self-supervised backbone')
@@ -53,6 +53,35 @@ def load_backbone(checkpoint: str, device: str = 'cpu') -> XCiT:
     backbone = XCiT(arch=arch, patch_size=patch_size, in_channels=in_channels, out_type='cls_token')
     backbone.load_state_dict({key: value for key, value in state.items() if not key.startswith('pyramid.')})
     return backbone.eval().to(device)
+
+
+def _load(checkpoint: str) -> dict:
+    try:
+        return read_checkpoint(checkpoint)
+    except FileNotFoundError as error:
+        raise CheckpointError(str(error)) from None
+
+
+def load_input(checkpoint: str, backbone: XCiT, cfg: Optional[Config] = None) -> ModelInput:
+    """How the images of a backbone are read and normalised.
+
+    Args:
+        checkpoint (str): As for :func:`load_backbone`. Those of training runs hold their config.
+        backbone (XCiT): From there.
+        cfg (Config, optional): Of the model, in place of the one in the checkpoint. Without any, images are read in
+            colour and normalised as for ImageNet.
+
+    Raises:
+        UsageError: If the backbone takes other images than these, or the loading of the config is not known here.
+    """
+    cfg = cfg or config_in_checkpoint(_load(checkpoint))
+    channels = channels_of(backbone)
+    if cfg is None and channels != 3:
+        raise UsageError(
+            f'the model of {checkpoint} takes images of {channels} channel{"s" * (channels > 1)}, expected 3, and the '
+            f'checkpoint does not say how they are read and normalised; give its config (--config)'
+        )
+    return model_input(cfg)
 
 
 @contextmanager

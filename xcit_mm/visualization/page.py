@@ -1,44 +1,55 @@
 """One page, served locally, to drop an image on: what the class token attends to, and what a model predicts."""
 
-import tempfile
 from pathlib import Path
-from typing import Callable, List, Optional, Tuple
+from typing import Callable, List, Optional, Tuple, Union
 
-import cv2
 import numpy as np
 
+from ..datasets.loading import BadImage
+from ..datasets.reading import ModelInput, model_input, to_picture
+from ..errors import UsageError
 from ..models import XCiT
 from .attention import class_attention
-from .pictures import contact_sheet, draw, resize_short_side, to_input
+from .pictures import contact_sheet, draw, resize_short_side
 
 TITLE = 'XCiT: attention and predictions'
 LARGEST = 2048  # px, short side that the page offers
+Image = Union[str, Path, np.ndarray]
 
 
-def attention_pictures(backbone: XCiT, image: np.ndarray, size: int, mass: float) -> Tuple[np.ndarray, List[tuple]]:
+def attention_pictures(
+    backbone: XCiT, image: Image, size: int, mass: float, read: Optional[ModelInput] = None
+) -> Tuple[np.ndarray, List[tuple]]:
     """What the page shows of an image.
 
     Args:
         backbone (XCiT): In eval mode.
-        image (np.ndarray): (H, W, 3) uint8, RGB.
+        image (str | np.ndarray): A file, or (H, W, 3) uint8, RGB.
         size (int): Its short side is resized to so many pixels.
         mass (float): Share of the attention that masks keep.
+        read (ModelInput, optional): How it is read and normalised; in colour and as for ImageNet if not given.
 
     Returns:
         tuple: The overlay of the average; and all other pictures with their captions. RGB.
+
+    Raises:
+        BadImage: If there is no image in the file.
     """
-    image = resize_short_side(np.ascontiguousarray(image[..., ::-1]), max(size, backbone.patch_size))
-    inputs = to_input(image, next(backbone.parameters()).device)
-    pictures = draw(image, class_attention(backbone, inputs)[0], backbone.patch_size, mass)
-    shown = [(pictures['mask_mean'], f'patches with {mass:.0%} of the attention')]
+    read = read or model_input()
+    pixels = read.reader.read(image, 'RGB')['img']
+    pixels = resize_short_side(pixels, max(size, backbone.patch_size))
+    inputs = read.tensor(pixels, next(backbone.parameters()).device)
+    shown = np.ascontiguousarray(to_picture(pixels, read.reader.order)[..., ::-1])
+    pictures = draw(shown, class_attention(backbone, inputs)[0], backbone.patch_size, mass)
+    found = [(pictures['mask_mean'], f'patches with {mass:.0%} of the attention')]
     heads = [name for name in pictures if name.startswith('overlay_head')]
-    shown += [(pictures[name], name.replace('overlay_', '').replace('_', ' ')) for name in heads]
-    shown.append((contact_sheet(image, pictures), 'contact sheet'))
-    return _rgb(pictures['overlay_mean']), [(_rgb(picture), caption) for picture, caption in shown]
+    found += [(pictures[name], name.replace('overlay_', '').replace('_', ' ')) for name in heads]
+    found.append((contact_sheet(shown, pictures), 'contact sheet'))
+    return _rgb(pictures['overlay_mean']), [(_rgb(picture), caption) for picture, caption in found]
 
 
-def predictor(model: str, checkpoint: Optional[str], device: str) -> Callable[[np.ndarray], np.ndarray]:
-    """From an image (H, W, 3), RGB, to the picture of what a detector, segmentor or classifier finds in it.
+def predictor(model: str, checkpoint: Optional[str], device: str) -> Callable[[Image], np.ndarray]:
+    """From an image, a file or (H, W, 3) RGB, to the picture of what a model finds in it.
 
     Args:
         model (str): Config file, or a name of :func:`xcit_mm.list_models`.
@@ -51,48 +62,52 @@ def predictor(model: str, checkpoint: Optional[str], device: str) -> Callable[[n
     """
     from ..apis import Inferencer
 
-    inferencer = Inferencer(model, checkpoint, device)
-
-    def predict(image: np.ndarray) -> np.ndarray:
-        with tempfile.TemporaryDirectory() as folder:
-            path = Path(folder) / 'image.png'
-            cv2.imwrite(str(path), image[..., ::-1])
-            inferencer(str(path), out_dir=f'{folder}/out')
-            (picture,) = Path(folder, 'out', 'overlays').iterdir()
-            return _rgb(cv2.imread(str(picture)))
-
-    return predict
+    return Inferencer(model, checkpoint, device).picture
 
 
-def build_page(backbone: Optional[XCiT], predict: Optional[Callable] = None, size: int = 480):
+def build_page(
+    backbone: Optional[XCiT], predict: Optional[Callable] = None, size: int = 480, read: Optional[ModelInput] = None
+):
     """The page, to be launched.
 
     Args:
         backbone (XCiT, optional): Whose attention is shown.
         predict (callable, optional): From :func:`predictor`.
         size (int): Short side in pixels that the page begins with.
+        read (ModelInput, optional): How the backbone's images are read.
 
     Returns:
         gradio.Blocks: The page.
     """
     import gradio as gr
 
-    def show(image, size, mass):
-        if image is None:
+    default = read or model_input()
+
+    def show(file, size, mass):
+        if file is None:
             raise gr.Error('Drop an image on the left first.')
-        found = list(attention_pictures(backbone, image, int(size), mass)) if backbone else []
-        return [*found, predict(image)] if predict else found
+        try:
+            picture = to_picture(default.reader.read(file)['img'], default.reader.order)
+            found = list(attention_pictures(backbone, file, int(size), mass, read)) if backbone else []
+            found += [predict(file)] if predict else []
+        except (BadImage, UsageError) as error:
+            said = gr.Error(f'{Path(file).name}: {error}')
+            said.print_exception = False  # it is shown on the page
+            raise said from None
+        return [picture, *found]
 
     with gr.Blocks(title=TITLE) as page:
         gr.Markdown(f'# {TITLE}')
         with gr.Row():
             with gr.Column(scale=1):
-                image = gr.Image(label='image', type='numpy')
+                # Files as they are: an image component would make 8 bits of them.
+                file = gr.File(label='image: drop a file here', type='filepath')
+                image = gr.Image(label='image', interactive=False)
                 sizes = gr.Slider(64, LARGEST, value=size, step=16, label='short side (pixels)', visible=bool(backbone))
                 mass = gr.Slider(0.05, 1, value=0.6, step=0.05, label='share of attention kept', visible=bool(backbone))
                 button = gr.Button('Show', variant='primary')
             with gr.Column(scale=2):
-                outputs = []
+                outputs = [image]
                 with gr.Row():
                     if backbone:
                         outputs.append(gr.Image(label='attention, mean of the heads'))
@@ -101,7 +116,7 @@ def build_page(backbone: Optional[XCiT], predict: Optional[Callable] = None, siz
                     outputs.append(gr.Gallery(label='heads', columns=5, height='auto'))
                 if predict:
                     outputs.append(prediction)
-        gr.on([button.click, image.upload], show, [image, sizes, mass], outputs, api_name='show')
+        gr.on([button.click, file.upload], show, [file, sizes, mass], outputs, api_name='show')
     return page
 
 

@@ -1,6 +1,7 @@
 """ImageNet-1k at 224x224: DeiT's augmentation with three repeats, and tests on the full crop.
 
-The published command also names a colour jitter of 0.4; beside RandAugment timm leaves it out, and so does this.
+The published command also names a colour jitter of 0.4; beside RandAugment timm leaves it out, and so does this. Erased
+pixels are standard normal noise once the images are normalised.
 """
 
 data_root = 'data/imagenet'
@@ -9,11 +10,11 @@ bgr_std = [57.375, 57.12, 58.395]
 bicubic = dict(backend='pillow', interpolation='bicubic')
 
 train_pipeline = [
-    dict(type='xcit_mm.LoadImageFromFile'),
+    dict(type='LoadImageFromFile'),
     dict(type='RandomResizedCrop', scale=224, **bicubic),
     dict(type='RandomFlip', prob=0.5, direction='horizontal'),
     dict(
-        type='RandAugment',
+        type='xcit_mm.RandAugment',
         policies='timm_increasing',
         num_policies=2,
         total_level=10,
@@ -22,7 +23,7 @@ train_pipeline = [
         hparams=dict(pad_val=[104, 116, 124], interpolation='bicubic'),
     ),
     dict(
-        type='RandomErasing',
+        type='xcit_mm.RandomErasing',
         erase_prob=0.25,
         mode='rand',
         min_area_ratio=0.02,

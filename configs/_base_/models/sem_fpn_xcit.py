@@ -1,17 +1,18 @@
 """Semantic FPN of MMSegmentation with an XCiT backbone and its pyramid. To set: arch, patch_size, and the width C."""
 
 norm_cfg = dict(type='xcit_mm.SyncBN', requires_grad=True)
+data_preprocessor = dict(  # at the top too, where MMSegmentation's tools look for it
+    type='SegDataPreProcessor',
+    mean=[123.675, 116.28, 103.53],
+    std=[58.395, 57.12, 57.375],
+    bgr_to_rgb=True,
+    pad_val=0,
+    seg_pad_val=255,
+    size=(512, 512),
+)
 model = dict(
     type='xcit_mm.EncoderDecoder',
-    data_preprocessor=dict(
-        type='SegDataPreProcessor',
-        mean=[123.675, 116.28, 103.53],
-        std=[58.395, 57.12, 57.375],
-        bgr_to_rgb=True,
-        pad_val=0,
-        seg_pad_val=255,
-        size=(512, 512),
-    ),
+    data_preprocessor=data_preprocessor,
     backbone=dict(
         type='xcit_mm.XCiT',
         arch='s12',

@@ -8,7 +8,13 @@ model = dict(
         std=[58.395, 57.12, 57.375],
         to_rgb=True,
     ),
-    backbone=dict(type='xcit_mm.XCiT', arch='s12', patch_size=16, out_type='cls_token'),
+    backbone=dict(
+        type='xcit_mm.XCiT',
+        arch='s12',
+        patch_size=16,
+        out_type='cls_token',
+        bn_norm_cfg=dict(type='xcit_mm.SyncBN'),
+    ),
     head=dict(
         type='LinearClsHead',
         num_classes=1000,
@@ -16,6 +22,11 @@ model = dict(
         init_cfg=dict(type='TruncNormal', layer='Linear', std=0.02),
         loss=dict(type='LabelSmoothLoss', label_smooth_val=0.1, mode='original'),
     ),
-    # One of the two for each batch, half and half.
-    train_cfg=dict(augments=[dict(type='Mixup', alpha=0.8), dict(type='CutMix', alpha=1.0)]),
+    # One of the two for each batch, half and half; the partner of an image is its mirror image in the batch's order.
+    train_cfg=dict(
+        augments=[
+            dict(type='xcit_mm.models.mixing.Mixup', alpha=0.8),
+            dict(type='xcit_mm.models.mixing.CutMix', alpha=1.0),
+        ]
+    ),
 )

@@ -1,4 +1,4 @@
-"""160k iterations of AdamW at 6e-5, linearly down to 0."""
+"""160k iterations of AdamW at 6e-5, linearly down to 0, with a test every 16k."""
 
 _base_ = './adamw_80k.py'
 
@@ -7,4 +7,4 @@ param_scheduler = [
     dict(type='LinearLR', start_factor=1e-6, by_epoch=False, begin=0, end=1500),
     dict(type='PolyLR', power=1.0, eta_min=0.0, by_epoch=False, begin=0, end=max_iters),
 ]
-train_cfg = dict(max_iters=max_iters)
+train_cfg = dict(max_iters=max_iters, val_interval=16000)

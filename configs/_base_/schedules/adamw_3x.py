@@ -3,7 +3,8 @@
 optim_wrapper = dict(
     type='AmpOptimWrapper',
     optimizer=dict(type='AdamW', lr=1e-4, betas=(0.9, 0.999), weight_decay=0.05),
-    paramwise_cfg=dict(norm_decay_mult=0.0),
+    # None where the name contains 'norm': the layer norms. Batch norms are decayed, as published.
+    paramwise_cfg=dict(custom_keys=dict(norm=dict(decay_mult=0.0))),
 )
 param_scheduler = [
     dict(type='LinearLR', start_factor=0.001, by_epoch=False, begin=0, end=500),

@@ -4,7 +4,8 @@ max_iters = 80000
 optim_wrapper = dict(
     type='OptimWrapper',
     optimizer=dict(type='AdamW', lr=6e-5, betas=(0.9, 0.999), weight_decay=0.01),
-    paramwise_cfg=dict(norm_decay_mult=0.0),
+    # None where the name contains 'norm': the layer norms. Batch norms are decayed, as published.
+    paramwise_cfg=dict(custom_keys=dict(norm=dict(decay_mult=0.0))),
 )
 # As published, the linear decay runs from the start and the warm-up multiplies it.
 param_scheduler = [

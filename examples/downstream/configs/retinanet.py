@@ -14,10 +14,10 @@ model = dict(
         arch='n12',
         patch_size=16,
         out_type='pyramid',
+        out_strides=(8, 16, 32),  # where RetinaNet's own neck begins; a map that nobody uses is not made
         init_cfg=dict(type='Pretrained', checkpoint=xcit),
     ),
-    # It begins at stride 8, so the neck leaves out the first of the four maps, as for the ResNet.
-    neck=dict(in_channels=[128] * 4),
+    neck=dict(in_channels=[128] * 3, start_level=0),
     bbox_head=dict(num_classes=10),
 )
 

@@ -6,19 +6,12 @@ from typing import List, Sequence
 import numpy as np
 from mmdet.structures.mask import encode_mask_results
 
-from ..detection import DetInferencer
+from ...visualization.predictions import draw_detections
+from .task import Task
 
 
-class Detector:
+class Detector(Task):
     """A detector with its weights."""
-
-    def __init__(self, cfg, checkpoint: str, device: str):
-        self.inferencer = DetInferencer(cfg, checkpoint, device=device, palette='random', show_progress=False)
-        self.classes = self.inferencer.model.dataset_meta['classes']
-
-    def predict(self, images: Sequence[np.ndarray]) -> list:
-        """BGR images -> data samples."""
-        return self.inferencer(list(images), return_datasamples=True, batch_size=len(images))['predictions']
 
     def describe(self, sample, score_thr: float) -> dict:
         """The detections of one image."""
@@ -26,7 +19,7 @@ class Detector:
         found = found[found.scores >= score_thr].cpu()
         detections: List[dict] = []
         for box, label, score in zip(found.bboxes.tolist(), found.labels.tolist(), found.scores.tolist()):
-            detections.append({'class': self.classes[label], 'label': label, 'score': score, 'box': box})
+            detections.append({'class': self.name(label), 'label': label, 'score': score, 'box': box})
         if 'masks' in found:
             for detection, mask in zip(detections, encode_mask_results(np.asarray(found.masks, dtype=bool))):
                 detection['mask'] = {'size': list(mask['size']), 'counts': mask['counts'].decode()}
@@ -34,9 +27,11 @@ class Detector:
 
     def draw(self, image: np.ndarray, sample, score_thr: float) -> np.ndarray:
         """The RGB image with boxes, masks and class names."""
-        visualizer = self.inferencer.visualizer
-        visualizer.add_datasample('', image, sample.cpu(), draw_gt=False, pred_score_thr=score_thr)
-        return visualizer.get_image()
+        found = sample.pred_instances
+        found = found[found.scores >= score_thr].cpu()
+        masks = np.asarray(found.masks, dtype=bool) if 'masks' in found else None
+        labels, scores = found.labels.tolist(), found.scores.tolist()
+        return draw_detections(image, found.bboxes.numpy(), labels, self.classes, self.colours, scores, masks)
 
     def summarise(self, results: Sequence[dict]) -> dict:
         """How many objects of each class, and how sure the model is of them."""

@@ -5,42 +5,25 @@ from typing import Sequence
 
 import numpy as np
 
-from ..segmentation import MMSegInferencer
+from ...visualization.predictions import draw_map
+from .task import Task
 
 
-class Segmentor:
+class Segmentor(Task):
     """A segmentor with its weights."""
-
-    def __init__(self, cfg, checkpoint: str, device: str):
-        self.inferencer = MMSegInferencer(cfg, checkpoint, device=device)
-        self.inferencer.visualizer.set_dataset_meta(**self.inferencer.model.dataset_meta)
-        self.inferencer.visualizer.alpha = 0.6
-        self.classes = self.inferencer.model.dataset_meta['classes']
-
-    def predict(self, images: Sequence[np.ndarray]) -> list:
-        """BGR images -> data samples."""
-        # MMSegmentation takes images of one size at a time; its inferencer's own call unpacks a list of one.
-        batch_size = len(images) if len({image.shape for image in images}) == 1 else 1
-        samples = []
-        for data in self.inferencer.preprocess(list(images), batch_size=batch_size):
-            samples.extend(self.inferencer.forward(data))
-        return samples
 
     def describe(self, sample, score_thr: float) -> dict:
         """The classes of one image by the area they take."""
         labels = sample.pred_sem_seg.data[0].cpu().numpy()
         numbers, counts = np.unique(labels, return_counts=True)
         found = sorted(zip((counts / labels.size).tolist(), numbers.tolist()), reverse=True)
-        classes = [{'class': self.classes[label], 'label': label, 'fraction': part} for part, label in found]
+        classes = [{'class': self.name(label), 'label': label, 'fraction': part} for part, label in found]
         return {'classes': classes, 'map': labels}
 
     def draw(self, image: np.ndarray, sample, score_thr: float) -> np.ndarray:
         """The RGB image under the classes' colours."""
-        if image.shape[:2] == (1, 1):
-            return image  # MMSegmentation takes the mask of a single pixel for an index
-        visualizer = self.inferencer.visualizer
-        visualizer.add_datasample('', np.ascontiguousarray(image), sample.cpu(), draw_gt=False)
-        return visualizer.get_image()
+        labels = sample.pred_sem_seg.data[0].cpu().numpy()
+        return draw_map(image, labels, [self.name(i) for i in range(len(self.colours))], self.colours)
 
     def summarise(self, results: Sequence[dict]) -> dict:
         """Mean part of the image that each class takes, and in how many images it is."""

@@ -1,0 +1,44 @@
+"""MMPretrain's data sets of folders, with labels that follow the classes of the config."""
+
+from typing import List, Tuple
+
+import mmpretrain.datasets
+
+from ..checks.folders import folder_labels
+
+
+class _LabelsByName:
+    """Gives a folder with the name of a class the label of that class, see :func:`folder_labels`."""
+
+    def _find_samples(self) -> List[Tuple[str, int]]:
+        """-> path and label of each image."""
+        classes = self.CLASSES
+        samples = super()._find_samples()
+        if not self.with_label:
+            return samples
+        labels = folder_labels(
+            list(self.folder_to_idx),
+            classes,
+            self._metainfo.get('folders'),
+            classes == self.METAINFO.get('classes'),
+            self.img_prefix,
+        )
+        renamed = {number: labels[name] for name, number in self.folder_to_idx.items()}
+        self.folder_to_idx = labels
+        # Checkpoints keep it, and FolderLabelsHook compares.
+        self._metainfo['folders'] = tuple(sorted(labels, key=labels.get))
+        if classes is None:
+            self._metainfo['classes'] = self._metainfo['folders']
+        return [(path, renamed[number]) for path, number in samples]
+
+
+class CustomDataset(_LabelsByName, mmpretrain.datasets.CustomDataset):
+    """Labels of folders follow ``classes``; else as :class:`mmpretrain.datasets.CustomDataset`."""
+
+
+class ImageNet(_LabelsByName, mmpretrain.datasets.ImageNet):
+    """Labels of folders follow ``classes``; else as :class:`mmpretrain.datasets.ImageNet`."""
+
+
+class ImageNet21k(_LabelsByName, mmpretrain.datasets.ImageNet21k):
+    """Labels of folders follow ``classes``; else as :class:`mmpretrain.datasets.ImageNet21k`."""

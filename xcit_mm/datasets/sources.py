@@ -1,0 +1,281 @@
+"""What people hand over as images: files, folders, globs, addresses, videos, arrays, and what gives them one by one."""
+
+import glob
+import os
+import urllib.request
+from collections import Counter
+from collections.abc import Iterator as Iterates
+from pathlib import Path
+from typing import Iterable, Iterator, List, NamedTuple, Optional, Set, Tuple, Union
+from urllib.parse import unquote, urlparse
+
+import cv2
+import numpy as np
+from mmengine import fileio
+from PIL import Image
+
+from ..errors import UsageError
+from .loading import BadImage
+
+IMAGE_SUFFIXES = ('.jpg', '.jpeg', '.png', '.bmp', '.tif', '.tiff', '.webp', '.ppm', '.pgm')
+VIDEO_SUFFIXES = ('.mp4', '.avi', '.mov', '.mkv', '.webm', '.m4v', '.mpg', '.mpeg', '.wmv', '.flv')
+ACCEPTED = (
+    'a file, a folder, a glob, an address (http://, https://, file://), the bytes of a file, a PIL image, an array '
+    '(H, W) or (H, W, channels), or several of these in a list, a generator or an array (N, H, W, channels)'
+)
+LISTS = ('.txt', '.lst', '.csv')
+TIMEOUT = 60  # s, for an address to answer
+
+
+class Video(NamedTuple):
+    """A video file, or an animated picture."""
+
+    path: Path
+
+    def frames(self) -> Iterator[np.ndarray]:
+        """Its frames (H, W, 3), BGR.
+
+        Raises:
+            BadImage: If it has none.
+        """
+        video = cv2.VideoCapture(str(self.path))
+        found = False
+        try:
+            while True:
+                read, frame = video.read()
+                if not read:
+                    break
+                found = True
+                yield frame
+        finally:
+            video.release()
+        if not found:
+            raise BadImage('it is no video that OpenCV can read')
+
+    @property
+    def rate(self) -> float:
+        """Frames for each second."""
+        video = cv2.VideoCapture(str(self.path))
+        rate = video.get(cv2.CAP_PROP_FPS)
+        video.release()
+        return rate if 0 < rate < 1000 else 25
+
+
+class Missing(NamedTuple):
+    """Something that was named, and is not there; the reason is for its result."""
+
+    given: str
+    reason: str
+
+
+Source = Union[Path, str, bytes, np.ndarray, Image.Image, Video, Missing]
+
+
+class Images(List[Tuple[str, Source]]):
+    """Images with unique names.
+
+    Attributes:
+        left_out (Counter): What folders hold besides: files that are no images, by their suffix, and sub-folders.
+    """
+
+    def __init__(self, items: Iterable = (), left_out: Optional[Counter] = None):
+        super().__init__(items)
+        self.left_out = left_out if left_out is not None else Counter()
+
+    def outside(self, folder: Union[str, Path]) -> 'Images':
+        """Those that are not below a folder; all, if all of them are."""
+        below = os.path.abspath(folder) + os.sep
+        kept = [(name, item) for name, item in self if not os.path.abspath(_path(item) or '').startswith(below)]
+        if len(kept) in (0, len(self)):
+            return self
+        return Images(kept, self.left_out + Counter({f'in {folder}': len(self) - len(kept)}))
+
+
+def is_several(images) -> bool:
+    """Whether that is more than one image, or may be."""
+    is_list = isinstance(images, (list, tuple, set, frozenset)) or _gives_one_by_one(images)
+    return is_list or (isinstance(images, np.ndarray) and images.ndim == 4)
+
+
+def _gives_one_by_one(images) -> bool:
+    return isinstance(images, Iterates) and not hasattr(images, 'read')  # an open file would give lines
+
+
+def find_images(images, recursive: bool = True) -> Union[Images, Iterator[Tuple[str, Source]]]:
+    """Images with names for what will be written about them: unique, relative to the folder they have in common.
+
+    Args:
+        images: See ``ACCEPTED``. What gives images one by one is asked for them one by one.
+        recursive (bool): Whether sub-folders of folders are searched.
+
+    Raises:
+        UsageError: If a path matches nothing, or there are no images at all.
+    """
+    if _gives_one_by_one(images):
+        return _named_one_by_one(images, recursive)
+    given = [images] if not is_several(images) else list(images)
+    given = sorted(given, key=str) if isinstance(images, (set, frozenset)) else given
+    if not given:
+        raise UsageError('there are no images: the list is empty')
+    left_out: Counter = Counter()
+    found = []
+    for item in given:
+        found.extend(_expand(item, recursive, left_out))
+    if all(isinstance(item, Missing) for item in found):
+        raise UsageError(found[0].reason)
+    return Images(_named(found), left_out)
+
+
+def _named_one_by_one(images: Iterates, recursive: bool) -> Iterator[Tuple[str, Source]]:
+    used: Set[str] = set()
+    for item in images:
+        for source in _expand(item, recursive, Counter()):
+            yield _unique(_stem(source, len(used)), used), source
+
+
+def _named(found: List[Source]) -> Iterator[Tuple[str, Source]]:
+    files = [os.path.abspath(_path(item)) for item in found if _path(item)]
+    root = os.path.commonpath([os.path.dirname(path) for path in files]) if files else ''
+    stems = Counter(os.path.splitext(path)[0] for path in set(files))
+    used: Set[str] = set()
+    for number, item in enumerate(found):
+        if _path(item):
+            path = os.path.abspath(_path(item))
+            stem = os.path.splitext(path)[0]
+            name = os.path.relpath(path if stems[stem] > 1 else stem, root)
+        else:
+            name = _stem(item, number)
+        yield _unique(name, used), item
+
+
+def _path(item: Source) -> Optional[Path]:
+    return item if isinstance(item, Path) else item.path if isinstance(item, Video) else None
+
+
+def _stem(item: Source, number: int) -> str:
+    """A name for what is written about an image that has no folder to be relative to."""
+    if isinstance(item, Image.Image):
+        return Path(getattr(item, 'filename', '') or f'image_{number}').stem
+    if isinstance(item, Missing):
+        return f'missing_{number}'
+    if isinstance(item, np.ndarray):
+        return f'array_{number}'
+    if isinstance(item, bytes):
+        return f'bytes_{number}'
+    path = _path(item)
+    return (path.stem if path else Path(unquote(urlparse(str(item)).path)).stem) or f'image_{number}'
+
+
+def _unique(name: str, used: Set[str]) -> str:
+    found, number = name, 1
+    while found in used:
+        number += 1
+        found = f'{name}_{number}'
+    used.add(found)
+    return found
+
+
+def _expand(item, recursive: bool, left_out: Counter) -> List[Source]:
+    if isinstance(item, (bytes, bytearray, memoryview)):
+        return [bytes(item)]
+    if isinstance(item, Image.Image):
+        return [item]
+    if isinstance(item, np.ndarray):
+        return list(item) if item.ndim == 4 else [item]
+    if hasattr(item, 'read'):
+        content = item.read()
+        if not isinstance(content, bytes):
+            raise UsageError(f'the file {getattr(item, "name", item)} was opened as text; open it with mode "rb"')
+        return [content]
+    if not isinstance(item, (str, os.PathLike)):
+        kind = f'{type(item).__module__}.{type(item).__name__}'.replace('builtins.', '')
+        hint = '; of a tensor, .permute(1, 2, 0).numpy() is an array' if kind.startswith('torch.') else ''
+        raise UsageError(f'{kind} is no image. Expected {ACCEPTED}{hint}')
+    text = os.fspath(item)
+    return [text] if '://' in text else _expand_path(text, recursive, left_out)
+
+
+def _expand_path(text: str, recursive: bool, left_out: Counter) -> List[Source]:
+    path = Path(text).expanduser()
+    try:
+        if path.is_dir():
+            return _search(path, text, recursive, left_out)
+        if path.is_file() and path.suffix.lower() in LISTS:
+            return [Missing(text, f'{text} is a text file; give the names of the images that it lists')]
+        if path.is_file():
+            return [_image_or_video(path)]
+        found = sorted(Path(name) for name in glob.glob(str(path), recursive=True) if os.path.isfile(name))
+    except (OSError, ValueError) as error:  # such as a name that is too long
+        return [Missing(text[:200], f'{text[:200]!r} is no file: {error.args[-1]}')]
+    if not found:
+        return [Missing(text, f'{text} is no image, no folder, and as a glob matches no file')]
+    return [_image_or_video(name) for name in found]
+
+
+def _search(folder: Path, text: str, recursive: bool, left_out: Counter) -> List[Source]:
+    found, others, seen = [], Counter(), set()
+    for inside, folders, names in os.walk(folder, followlinks=True):
+        if os.path.realpath(inside) in seen:  # a link to a folder above
+            folders.clear()
+            continue
+        seen.add(os.path.realpath(inside))
+        folders[:] = [name for name in folders if not name.startswith('.')]
+        if not recursive and folders:
+            others['sub-folder'] += len(folders)
+            folders.clear()
+        for name in names:
+            path = Path(inside, name)
+            suffix = path.suffix.lower()
+            if name.startswith('.') or not path.is_file():
+                continue
+            if suffix in IMAGE_SUFFIXES + VIDEO_SUFFIXES or _opens(path):
+                found.append(_image_or_video(path))
+            else:
+                others[suffix or 'no suffix'] += 1
+    left_out.update(others)
+    if not found:
+        listed = f'; it has {in_words(others)}' if others else ''
+        return [Missing(text, f'the folder {text} holds no images ({", ".join(IMAGE_SUFFIXES)}, ...){listed}')]
+    return sorted(found, key=_path)
+
+
+def in_words(left_out: Counter) -> str:
+    """Files by their suffix: '12 .json, 1 .heic'."""
+    return ', '.join(f'{number} {suffix}' for suffix, number in left_out.most_common())
+
+
+def _opens(path: Path) -> bool:
+    """Whether a file is an image, whatever its name."""
+    try:
+        with Image.open(path):
+            return True
+    except Exception:  # of any plugin
+        return False
+
+
+def _image_or_video(path: Path) -> Source:
+    if path.suffix.lower() in VIDEO_SUFFIXES:
+        return Video(path)
+    if path.suffix.lower() == '.gif':
+        try:
+            with Image.open(path) as image:
+                return Video(path) if getattr(image, 'is_animated', False) else path
+        except Exception:  # which is said when it is read
+            pass
+    return path
+
+
+def fetch(address: str) -> bytes:
+    """What an address sends.
+
+    Raises:
+        BadImage: If it cannot be reached, or sends nothing.
+    """
+    try:
+        if urlparse(address).scheme in ('http', 'https', 'file'):
+            request = urllib.request.Request(address, headers={'User-Agent': 'xcit_mm'})
+            with urllib.request.urlopen(request, timeout=TIMEOUT) as answer:
+                return answer.read()
+        return fileio.get(address)
+    except Exception as error:  # of the network, or of a storage's client
+        raise BadImage(f'it cannot be fetched ({type(error).__name__}: {error})') from None

@@ -1,0 +1,40 @@
+"""MMEngine's runner as the tools use it: a short screen, data that make a batch, and learning rates by update."""
+
+from typing import Optional
+
+from mmengine.runner import Runner
+
+from ..checks.schedule import check_batches
+from .hooks import images_of_batch, images_of_update
+from .screen import shorten
+
+
+class ToolRunner(Runner):
+    """Runner whose learning rate is scaled by the images of one update, whatever number of batches these come in."""
+
+    def build_logger(self, *args, **kwargs):
+        logger = super().build_logger(*args, **kwargs)
+        shorten(logger)
+        return logger
+
+    def build_train_loop(self, loop):
+        loop = super().build_train_loop(loop)
+        check_batches(loop.dataloader, self.world_size)
+        return loop
+
+    def scale_lr(self, optim_wrapper, auto_scale_lr=None) -> None:
+        """As MMEngine does, but by ``batch_size`` x processes x ``accumulative_counts``."""
+        super().scale_lr(optim_wrapper, by_update(self, auto_scale_lr))
+
+
+def by_update(runner, auto_scale_lr: Optional[dict]) -> Optional[dict]:
+    """``auto_scale_lr`` with the base that makes MMEngine, which counts the images of a batch, scale by an update's."""
+    images, product = images_of_update(runner)
+    if not images or not (auto_scale_lr or {}).get('enable') or not auto_scale_lr.get('base_batch_size'):
+        return auto_scale_lr
+    base = auto_scale_lr['base_batch_size']
+    runner.logger.info(
+        f'{images} images ({product}) make one update, and the learning rate of the config is for {base}. '
+        f'Scaling the original LR by {images / base:g}'
+    )
+    return {**auto_scale_lr, 'base_batch_size': base * images_of_batch(runner) / images}

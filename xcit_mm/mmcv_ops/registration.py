@@ -1,0 +1,57 @@
+"""What all operators have in common: how they are registered, and in which precision they run."""
+
+import contextlib
+import functools
+from typing import Callable, Dict
+
+import torch
+from torch import Tensor
+
+# Where each operator's work is done, by its name: 'torchvision' or 'PyTorch'.
+OPERATORS: Dict[str, str] = {}
+
+
+def operator(source: str) -> Callable:
+    """Register a function as mmcv's operator of the same name.
+
+    It runs as compiled code would: without recording gradients, in the dtypes that it is given whatever autocast says,
+    and with a warning instead of an error where deterministic algorithms are asked for and there is none.
+
+    Args:
+        source (str): 'torchvision' or 'PyTorch'.
+    """
+
+    def register(function: Callable) -> Callable:
+        OPERATORS[function.__name__] = source
+
+        @functools.wraps(function)
+        def call(*args, **kwargs):
+            device = next(value for value in (*args, *kwargs.values()) if isinstance(value, Tensor)).device.type
+            with torch.no_grad(), _no_autocast(device), _deterministic_warns():
+                return function(*args, **kwargs)
+
+        return call
+
+    return register
+
+
+def wide(*tensors: Tensor) -> tuple:
+    """Tensors in one floating dtype: double if the first is, else float32, in which half precision is computed."""
+    dtype = torch.float64 if tensors[0].dtype == torch.float64 else torch.float32
+    return tuple(tensor.to(dtype) for tensor in tensors)
+
+
+def _no_autocast(device: str):
+    return torch.autocast(device, enabled=False) if device in ('cpu', 'cuda') else contextlib.nullcontext()
+
+
+@contextlib.contextmanager
+def _deterministic_warns():
+    strict = torch.are_deterministic_algorithms_enabled() and not torch.is_deterministic_algorithms_warn_only_enabled()
+    if strict:
+        torch.use_deterministic_algorithms(True, warn_only=True)
+    try:
+        yield
+    finally:
+        if strict:
+            torch.use_deterministic_algorithms(True)

@@ -1,0 +1,71 @@
+"""Colours that tell classes apart, RGB."""
+
+import colorsys
+from typing import List, Optional, Sequence, Tuple
+
+from mmengine.config import Config
+from mmengine.registry import DATASETS
+
+from ..checks.datasets import find_loaders, find_type, innermost_datasets
+
+Colour = Tuple[int, int, int]
+# Okabe and Ito's, then Tol's; told apart with every kind of colour blindness.
+FIRST = (
+    (0, 114, 178),
+    (230, 159, 0),
+    (0, 158, 115),
+    (213, 94, 0),
+    (204, 121, 167),
+    (86, 180, 233),
+    (240, 228, 66),
+    (136, 34, 85),
+    (51, 34, 136),
+    (153, 153, 153),
+)
+GOLDEN = 0.618034
+LIGHT, DARK = (255, 255, 255), (0, 0, 0)
+
+
+def class_colours(number: int) -> List[Colour]:
+    """``number`` different colours; the first ten are told apart with every kind of colour blindness as well."""
+    colours: List[Colour] = list(FIRST[:number])
+    step = 0
+    while len(colours) < number:
+        # Hues by the golden section are far from all before them; brightness and saturation take turns.
+        hue, (saturation, value) = (step * GOLDEN) % 1, ((0.9, 0.95), (0.55, 0.75), (0.95, 0.55))[step % 3]
+        colour = tuple(round(255 * part) for part in colorsys.hsv_to_rgb(hue, saturation, value))
+        if colour not in colours:
+            colours.append(colour)
+        step += 1
+    return colours
+
+
+def colours_of(classes: Optional[Sequence[str]], palette=None, number: int = 0) -> List[Colour]:
+    """The colours of a data set's own palette, if it has one for each class and no two are the same; else ours."""
+    number = max(number, len(classes or ()))
+    if isinstance(palette, (list, tuple)) and number:
+        given = [tuple(int(part) for part in colour) for colour in palette]
+        if len(given) == number and len(set(given)) == number:
+            return given
+    return class_colours(number)
+
+
+def palette_of(cfg: Config) -> Optional[list]:
+    """The colours that the test data of a config have by their own, in its config or its type; None if they have none.
+
+    Those that a library draws by chance for data without any are none: two classes can get the same green.
+    """
+    loaders = find_loaders(cfg)
+    loader = loaders.get('test') or loaders.get('val')
+    dataset = next(innermost_datasets(loader['dataset'])) if loader else {}
+    given = dataset.get('metainfo') or {}
+    if 'palette' in given or 'classes' in given or 'type' not in dataset:
+        return given.get('palette')
+    kind = find_type(DATASETS, dataset['type'], cfg.get('default_scope') or 'mmengine')
+    return (getattr(kind, 'METAINFO', None) or {}).get('palette')
+
+
+def text_colour(background: Colour) -> Colour:
+    """Black or white, whichever is read on that colour."""
+    red, green, blue = background
+    return DARK if 0.299 * red + 0.587 * green + 0.114 * blue > 140 else LIGHT
