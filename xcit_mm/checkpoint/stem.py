@@ -51,7 +51,11 @@ def fit_stem(module: nn.Module, state_dict: Dict[str, Tensor], prefix: str, meta
     stated = source.get('patch_size')
     for key in [key for key in state_dict if key.startswith(prefix) and _FIRST.search(key)]:
         weight = state_dict[key]
-        if weight.dim() != 4 or weight.shape[:1] + weight.shape[2:] != own.shape[:1] + own.shape[2:]:
+        if (
+            not isinstance(weight, Tensor)
+            or weight.dim() != 4
+            or weight.shape[:1] + weight.shape[2:] != own.shape[:1] + own.shape[2:]
+        ):
             continue  # of another arch; all that differs is named together
         if {module.patch_size, stated} == {4, 16}:
             raise CheckpointError(
