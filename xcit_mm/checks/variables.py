@@ -99,8 +99,8 @@ def check_options(cfg: Config, options: dict, before: Dict[str, List[str]]) -> N
         if not paths and cfg.get('custom_imports'):
             continue  # code of the user's own may read it
         raise UsageError(
-            f'--cfg-options {key} changes nothing: {name!r} is a variable of the config file, and was filled in when '
-            f'the file was read. {_what_counts(name, paths, rest)}'
+            f'--cfg-options {key} changes nothing; {_what_counts(name, paths, rest)}. {name!r} is a variable of the '
+            f'config file, and was filled in when the file was read'
         )
 
 
@@ -117,11 +117,11 @@ def find_variables(cfg: Config, options: dict) -> Dict[str, List[str]]:
 
 def _what_counts(name: str, paths: Sequence[str], rest: str = '') -> str:
     if not paths:
-        return 'Nothing that is built reads it'
+        return 'nothing that is built reads it'
     shown = [f'{path}.{rest}' if rest else path for path in paths[:4]]
     option = ', or --data-root FOLDER' if NAMES.get(name, name) == 'data_root' else ''
     verb = 'counts is' if len(shown) == 1 else 'count are'
-    return f'What {verb} {", ".join(shown)}{", ..." if len(paths) > 4 else ""}{option}'
+    return f'what {verb} {", ".join(shown)}{", ..." if len(paths) > 4 else ""}{option}'
 
 
 def keys_that_count(cfg: dict, name: str) -> List[str]:
@@ -255,8 +255,8 @@ def _check_file(file: _File, names: Sequence[str]) -> None:
         elsewhere = () if isinstance(new, (int, float)) else _places({**ours, name: None}, new)
         if paths and not any(_same(_get(ours, path), new) for path in paths) and not any(elsewhere):
             raise UsageError(
-                f'the config {file.path} sets {name}, which nothing reads: it is a variable, and no other setting of '
-                f'the file uses it. {_what_counts(name, paths)}'
+                f'the config {file.path} sets {name}, which nothing reads; {_what_counts(name, paths)}. {name!r} is a '
+                f'variable, and no other setting of the file uses it'
             )
 
 
