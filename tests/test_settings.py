@@ -54,6 +54,7 @@ def refused(function, *arguments):
         (ADE, 'max_iters', 4000, 'what counts is train_cfg.max_iters'),
         (ADE, 'dataset_type', 'BaseSegDataset', 'train_dataloader.dataset.type'),
         (ADE, 'data_preprocessor.size', (64, 64), 'what counts is model.data_preprocessor.size'),
+        (COCO, 'vis_backends.0.type', 'TensorboardVisBackend', 'what counts is visualizer.vis_backends.0.type'),
         (CLASSIFIER, 'data.data_root', 'x', 'train_dataloader.data_root'),
         ('xcit_s12_8_in1k', 'data_root', '/data/', 'train_dataloader.dataset.data_root'),
         ('xcit_s12_8_in1k', 'lr', 1e-4, 'what counts is optim_wrapper.optimizer.lr'),
@@ -108,6 +109,12 @@ CHILDREN = {
     'iterations': (ADE, 'max_iters = 4000', 'sets max_iters', 'train_cfg.max_iters'),
     'a crop': (ADE, 'crop_size = (256, 256)', 'sets crop_size', 'model.data_preprocessor.size'),
     'a data preprocessor': (ADE, 'data_preprocessor = dict(size=(64, 64))', 'data_preprocessor', 'model.data_pre'),
+    'logs': (
+        COCO,
+        "vis_backends = [dict(type='TensorboardVisBackend')]",
+        'sets vis_backends',
+        'visualizer.vis_backends',
+    ),
     'a learning rate': (ADE, 'lr = 1e-3', 'sets lr', 'optim_wrapper.optimizer.lr'),
 }
 

@@ -106,12 +106,12 @@ def check_options(cfg: Config, options: dict, before: Dict[str, List[str]]) -> N
 
 def find_variables(cfg: Config, options: dict) -> Dict[str, List[str]]:
     """The keys at the top that options change and no built part reads, with the keys that count instead."""
-    names = {key.partition('.')[0] for key in options}
     found = {}
-    for name in names:
-        hidden = name == 'data_preprocessor' and 'data_preprocessor' in (cfg.get('model') or {})
+    for name in {key.partition('.')[0] for key in options}:
+        hidden = name == 'data_preprocessor' and name in (cfg.get('model') or {})
         if hidden or (name not in BUILT and (name in cfg or keys_that_count(cfg, name))):
-            found[name] = keys_that_count(cfg, name) or list(_places(cfg, cfg.get(name)))
+            plain = _without_scopes(cfg.to_dict())
+            found[name] = keys_that_count(plain, name) or list(_places(plain, plain.get(name)))
     return found
 
 

@@ -131,7 +131,10 @@ def short_screen(verbose: bool = False) -> Iterator[None]:
         handler.addFilter(screen)
 
     def to_log(message, category, filename, lineno, file=None, line=None) -> None:
-        screen.write_to_log(warnings.formatwarning(message, category, filename, lineno, line).rstrip())
+        if re.search(r'(site|dist)-packages', filename):
+            screen.write_to_log(warnings.formatwarning(message, category, filename, lineno, line).rstrip())
+        else:
+            show(message, category, filename, lineno, file, line)
 
     sys.stdout, warnings.showwarning = _Stream(stdout, screen), to_log
     try:
