@@ -251,7 +251,9 @@ def describe_schedule(runner) -> str:
     text = f'{length} of {_times(batch, "image")}; {type(optimizer).__name__}, lr {rate:g}'
     text += f' ({names})' if names else ', constant'
     if runner.val_loop is not None:
-        text += f'; validation every {_times(loop.val_interval, "iteration" if by_iteration else "epoch")}'
+        once = loop.val_interval > (loop.max_iters if by_iteration else loop.max_epochs)
+        every = f'every {_times(loop.val_interval, "iteration" if by_iteration else "epoch")}'
+        text += f'; validation {"at the end" if once else every}'
     return text
 
 
