@@ -18,6 +18,7 @@ from xcit_mm.checkpoint import CheckpointError, load_checkpoint_file
 from xcit_mm.checkpoint.convert import convert
 from xcit_mm.engine.setup import check_model
 from xcit_mm.visualization import load_backbone
+from xcit_mm.visualization.attention import load_input
 
 CIFAR_FILE = 'debenedetti2022light-xcit-s-cifar10-linf.pth.tar'
 
@@ -275,3 +276,15 @@ def test_cifar_reaches_the_model_as_in_robustbench(name, classes, tmp_path, monk
     _, mean, std = robustbench('s12', name)
     expected = [(1 - mean[0]) / std[0], -mean[1] / std[1], -mean[2] / std[2]]
     assert image.shape == (3, 32, 32) and image[:, 5, 5].tolist() == pytest.approx(expected, abs=1e-5)
+
+
+def test_attention_maps_of_robust_models_see_their_own_normalisation(tmp_path):
+    for name, mean in (('imagenet', (0, 0, 0)), ('cifar100', (129.3105, 124.1085, 112.404))):
+        model, *_ = robustbench('s12', name)
+        path = tmp_path / f'debenedetti2022light-xcit-s-{name}-linf.pth.tar'
+        torch.save({'state_dict': model.state_dict()}, path)
+        images = load_input(str(path), load_backbone(str(path)))
+        assert images.mean == pytest.approx(mean, abs=1e-3)
+        path.rename(tmp_path / 'mine.pth')
+        images = load_input(str(tmp_path / 'mine.pth'), load_backbone(str(tmp_path / 'mine.pth')))
+        assert images.mean == pytest.approx((123.675, 116.28, 103.53))

@@ -14,6 +14,12 @@ from .errors import CheckpointError, printable
 WEIGHTS, CONFIG, CARD = 'model.safetensors', 'config.json', 'README.md'
 # What timm's own configs of XCiT say.
 IMAGENET_MEAN, IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
+# RobustBench's, for CIFAR; its models for ImageNet have none.
+NORMALISED = {
+    'CIFAR-10': ((0.4914, 0.4822, 0.4465), (0.2471, 0.2435, 0.2616)),
+    'CIFAR-100': ((0.5071, 0.4867, 0.4408), (0.2675, 0.2565, 0.2761)),
+}
+NOT = (0.0,) * 3, (1.0,) * 3
 DATASETS = {'ImageNet-1k': 'imagenet-1k', 'CIFAR-10': 'cifar10', 'CIFAR-100': 'cifar100'}  # names of the hub
 CLASSES = {'ImageNet-1k': 1000, 'ImageNet-1k without labels': 0, 'CIFAR-10': 10, 'CIFAR-100': 100}
 
@@ -52,9 +58,10 @@ def describe_images(meta: dict, published: Optional[Weights], in_channels: int) 
         images = replace(images, mean=(0.5,) * in_channels, std=(0.5,) * in_channels)
     if published:
         images = replace(images, origin=f'of {published.name}')
-        if published.source == 'RobustBench':
-            images = replace(images, mean=(0.0,) * 3, std=(1.0,) * 3)
-        return images
+        mean, std = (
+            NORMALISED.get(published.data, NOT) if published.source == 'RobustBench' else (images.mean, images.std)
+        )
+        return replace(images, mean=mean, std=std)
     cfg = _literals(meta.get('cfg'))
     preprocessor = {**_dict(cfg.get('data_preprocessor')), **_dict(_dict(cfg.get('model')).get('data_preprocessor'))}
     mean, std = preprocessor.get('mean'), preprocessor.get('std')

@@ -13,7 +13,8 @@ from mmengine.config import Config
 from torch import Tensor, nn
 
 from ..checkpoint import CheckpointError, find_layout, read_checkpoint
-from ..checkpoint.convert import infer_arch
+from ..checkpoint.convert import Arch, infer_arch
+from ..checkpoint.hub_folder import describe_images, find_published
 from ..datasets.reading import ModelInput, channels_of, config_in_checkpoint, model_input
 from ..errors import UsageError
 from ..models import XCiT
@@ -69,13 +70,23 @@ def load_input(checkpoint: str, backbone: XCiT, cfg: Optional[Config] = None) ->
         checkpoint (str): As for :func:`load_backbone`. Those of training runs hold their config.
         backbone (XCiT): From there.
         cfg (Config, optional): Of the model, in place of the one in the checkpoint. Without any, images are read in
-            colour and normalised as for ImageNet.
+            colour and normalised as was published of these weights, or as for ImageNet.
 
     Raises:
         UsageError: If the backbone takes other images than these, or the loading of the config is not known here.
     """
-    cfg = cfg or config_in_checkpoint(_load(checkpoint))
+    loaded = _load(checkpoint)
+    cfg = cfg or config_in_checkpoint(loaded)
     channels = channels_of(backbone)
+    if cfg is None:
+        path = loaded.get('state_dict', loaded)._metadata.source['path']
+        heads = backbone.blocks[0].attn.num_heads
+        arch = Arch(backbone.embed_dims, backbone.depth, heads, 4.0, True, backbone.patch_size, channels)
+        published = find_published(checkpoint, path, arch, num_classes=0)
+        if published:  # robust models have a normalisation of their own, or none
+            images = describe_images({}, published, channels)
+            mean, std = (tuple(255 * value for value in values) for values in (images.mean, images.std))
+            return model_input()._replace(mean=mean, std=std)
     if cfg is None and channels != 3:
         raise UsageError(
             f'the model of {checkpoint} takes images of {channels} channel{"s" * (channels > 1)}, expected 3, and the '
