@@ -15,7 +15,7 @@ from PIL import Image
 
 from xcit_mm.checks.data import check_data
 from xcit_mm.checks.folders import folder_labels
-from xcit_mm.engine.bad_images import guard_loading, name_labels
+from xcit_mm.engine.bad_images import guard_loading, use_checked_dataset
 from xcit_mm.engine.classification import find_imagenet_v2
 from xcit_mm.engine.setup import build_runner
 from xcit_mm.engine.tta import use_tta
@@ -141,7 +141,7 @@ def test_a_model_learns_the_names_it_then_gives(tmp_path):
 def test_knn_reads_the_same_labels(tmp_path):
     write(tmp_path, FOLDERS)
     dataset = config(tmp_path, FOLDERS).train_dataloader.dataset
-    name_labels(dataset, 'mmpretrain')
+    use_checked_dataset(dataset, 'mmpretrain')
     with DefaultScope.overwrite_default_scope('mmpretrain'):
         built = DATASETS.build(dict(dataset, pipeline=[]))
     assert built.get_gt_labels().tolist() == [FOLDERS.index(name) for name in sorted(FOLDERS)] or len(built) == 10

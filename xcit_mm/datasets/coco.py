@@ -30,7 +30,7 @@ from ..checks.annotations import (
     sort_out,
     unify_ids,
 )
-from ..checks.classes import difference
+from ..checks.datasets import side_by_side
 from ..errors import UsageError
 
 NAMED_CLASSES = 10
@@ -212,9 +212,12 @@ class CheckedAnnotations(COCO):
         notes = unify_ids(content, name)
         missing = check_categories(content, classes, name, by_type)
         listed = [category['name'] for category in content['categories'] if category['name'] in classes]
-        order = difference(listed, [one for one in classes if one in listed], ('the file', 'the config'))
-        if order:
-            warn(f"{name}: {order}. Labels follow the config; those of MMDetection's own tools follow the file")
+        wanted = [one for one in classes if one in listed]
+        if listed != wanted:
+            warn(
+                f'{name} has the same classes in another order.{side_by_side(listed, wanted, ("file", "config"))}\n'
+                f"Labels follow the config; those of MMDetection's own tools follow the file"
+            )
         check_boxes(content, name)
         backslashes = mend_backslashes(content['images'], images_in)
         if backslashes:
