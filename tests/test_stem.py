@@ -17,6 +17,7 @@ from torch import nn
 from xcit_mm.checkpoint import CheckpointError, load_checkpoint_file
 from xcit_mm.checkpoint.convert import convert
 from xcit_mm.engine.setup import check_model
+from xcit_mm.errors import UsageError
 from xcit_mm.visualization import load_backbone
 from xcit_mm.visualization.attention import load_input
 
@@ -275,6 +276,11 @@ def test_cifar_reaches_the_model_as_in_robustbench(name, classes, tmp_path, monk
     sample = items[1]
     assert sample['data_samples'].gt_label.item() == classes - 1
     (image,) = preprocess(dict(inputs=[sample['inputs']]))['inputs']
+    monkeypatch.setattr(kind, 'test_list', [['none', None]])
+    monkeypatch.setattr(kind, 'url', (tmp_path / 'none.tar.gz').as_uri())
+    scope = DefaultScope.overwrite_default_scope('mmpretrain')
+    with scope, pytest.raises(UsageError, match='could not be downloaded.*none.tar.gz'):
+        DATASETS.build(dataset)
     _, mean, std = robustbench('s12', name)
     expected = [(1 - mean[0]) / std[0], -mean[1] / std[1], -mean[2] / std[2]]
     assert image.shape == (3, 32, 32) and image[:, 5, 5].tolist() == pytest.approx(expected, abs=1e-5)
