@@ -129,7 +129,7 @@ def test_the_classes_of_a_segmentor_are_those_of_its_data():
         (['--cfg-options', 'model.backbone.patch_siz=8'], 'did you mean model.backbone.patch_size?'),
         (['--cfg-options', 'train_cfg.max_epochs=many'], 'expected a number'),
         (['--cfg-options', 'model.backbone.arch=s13'], "unknown arch 's13'; choose one of n12, t12"),
-        (['--cfg-options', 'model.backbone.patch_size=12'], 'patch_size must be 8 or 16, got 12'),
+        (['--cfg-options', 'model.backbone.patch_size=12'], 'patch_size must be 4, 8 or 16, got 12'),
         (['--cfg-options', 'model.head.num_classes=7'], 'model.head.num_classes is 7, and the data (ImageNet) has 10'),
     ],
 )

@@ -204,6 +204,16 @@ def test_labels_and_ap_are_the_same_however_the_file_is_written(change, classes,
     assert (half['coco/red_precision'], half['coco/green_precision'], half['coco/bbox_mAP']) == (1, 0, 0.5)
 
 
+def test_another_order_in_the_file_is_said_with_both_lists(root, log):
+    content = coco()
+    build(dataset_cfg(root, content))
+    assert not any('another order' in line for line in log)
+    other_order(content)
+    build(dataset_cfg(root, content))
+    (line,) = (line for line in log if 'another order' in line)
+    assert "(the file | the config): 0: 'green' | 'red', 1: 'red' | 'green'" in line
+
+
 def test_written_results_have_the_ids_of_the_file(root):
     content = coco()
     other_ids(content)

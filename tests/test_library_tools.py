@@ -76,7 +76,8 @@ TOOLS = {
         'model_converters/publish_model.py {checkpoint} published.pth',
     ],
 }
-NEEDED = {'cam.py': 'pytorch_grad_cam', 'tsne': 'sklearn', 'analyze_logs': 'seaborn'}
+# Packages that the libraries do not bring along, and some of their tools import.
+OPTIONAL = ('pytorch_grad_cam', 'sklearn', 'seaborn')
 CASES = [(library, name, tool) for library in TOOLS for name in FAMILIES[library] for tool in TOOLS[library]]
 
 
@@ -153,13 +154,14 @@ def results(tmp_path_factory):
 
 @pytest.mark.parametrize('library, name, tool', CASES, ids=[f'{name}-{tool.split()[0]}' for _, name, tool in CASES])
 def test_the_librarys_own_tool(library, name, tool, inputs, results, run_own, tmp_path):
-    for part, package in NEEDED.items():
-        if part in tool:
+    script, *arguments = tool.split()
+    code = (folder_of(library) / script).read_text()
+    for package in OPTIONAL:
+        if package in code:
             pytest.importorskip(package, reason=f'install {package} to run it')
     files = dict(inputs[name], results=results / f'{name}.pkl')
     if '{results}' in tool and not files['results'].exists():
         run_own(library, 'test.py', files['config'], files['checkpoint'], '--out', files['results'])
-    script, *arguments = tool.split()
     run_own(library, script, *(argument.format(**files) for argument in arguments))
     for written in re.findall(r'(\S+\.(?:png|pkl))\b', ' '.join(a for a in arguments if '{' not in a)):
         assert (tmp_path / written).exists(), written

@@ -276,7 +276,10 @@ def test_prints_and_warnings_of_the_libraries_go_to_the_log(capsys, monkeypatch,
         print('Could not import OneDL. Skipping OneDL datasets.')
         print('a note', flush=True)
         print('loading annotations into memory...')
-        warnings.warn('faster_coco_eval is not installed, metrics will not be computed', stacklevel=1)
+        code = compile(
+            "import warnings; warnings.warn('faster_coco_eval is not installed')", 'site-packages/x.py', 'exec'
+        )
+        exec(code, {})
         early.warning('Failed to search registry with scope "mmdet"')
         logger = MMLogger('a_run', log_file=str(tmp_path / 'log'))
         shorten(logger)

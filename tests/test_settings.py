@@ -44,21 +44,22 @@ def refused(function, *arguments):
         (COCO, 'data_root', '/data/', 'train_dataloader.dataset.data_root, val_dataloader.dataset.data_root'),
         (COCO, 'data_root', '/data/', '--data-root FOLDER'),
         (COCO, 'test_pipeline.1.scale', (640, 640), 'test_dataloader.dataset.pipeline.1.scale'),
-        (COCO, 'backend_args', dict(backend='s3'), 'Nothing that is built reads it'),
-        (DETECTOR, 'max_epochs', 12, 'What counts is train_cfg.max_epochs'),
-        (DETECTOR, 'epochs', 12, 'What counts is train_cfg.max_epochs'),
+        (COCO, 'backend_args', dict(backend='s3'), 'nothing that is built reads it'),
+        (DETECTOR, 'max_epochs', 12, 'what counts is train_cfg.max_epochs'),
+        (DETECTOR, 'epochs', 12, 'what counts is train_cfg.max_epochs'),
         (DETECTOR, 'metainfo.classes', ['cat', 'dog'], 'train_dataloader.dataset.metainfo.classes'),
         (DETECTOR, 'size', (64, 64), 'train_dataloader.dataset.pipeline.2.scale'),
         (DETECTOR, 'num_classes', 3, 'model.roi_head.bbox_head.num_classes'),
         (ADE, 'crop_size', (256, 256), 'model.data_preprocessor.size, train_dataloader.dataset.pipeline.3.crop_size'),
-        (ADE, 'max_iters', 4000, 'What counts is train_cfg.max_iters'),
+        (ADE, 'max_iters', 4000, 'what counts is train_cfg.max_iters'),
         (ADE, 'dataset_type', 'BaseSegDataset', 'train_dataloader.dataset.type'),
-        (ADE, 'data_preprocessor.size', (64, 64), 'What counts is model.data_preprocessor.size'),
+        (ADE, 'data_preprocessor.size', (64, 64), 'what counts is model.data_preprocessor.size'),
+        (COCO, 'vis_backends.0.type', 'TensorboardVisBackend', 'what counts is visualizer.vis_backends.0.type'),
         (CLASSIFIER, 'data.data_root', 'x', 'train_dataloader.data_root'),
         ('xcit_s12_8_in1k', 'data_root', '/data/', 'train_dataloader.dataset.data_root'),
-        ('xcit_s12_8_in1k', 'lr', 1e-4, 'What counts is optim_wrapper.optimizer.lr'),
-        ('dino_xcit_s12_8_300e_in1k', 'epochs', 100, 'What counts is train_cfg.max_epochs'),
-        ('linear_xcit_s12_8_in1k', 'epochs', 10, 'What counts is train_cfg.max_epochs'),
+        ('xcit_s12_8_in1k', 'lr', 1e-4, 'what counts is optim_wrapper.optimizer.lr'),
+        ('dino_xcit_s12_8_300e_in1k', 'epochs', 100, 'what counts is train_cfg.max_epochs'),
+        ('linear_xcit_s12_8_in1k', 'epochs', 10, 'what counts is train_cfg.max_epochs'),
     ],
 )
 def test_options_for_variables_are_refused_with_the_key_that_counts(config, key, value, right):
@@ -108,6 +109,12 @@ CHILDREN = {
     'iterations': (ADE, 'max_iters = 4000', 'sets max_iters', 'train_cfg.max_iters'),
     'a crop': (ADE, 'crop_size = (256, 256)', 'sets crop_size', 'model.data_preprocessor.size'),
     'a data preprocessor': (ADE, 'data_preprocessor = dict(size=(64, 64))', 'data_preprocessor', 'model.data_pre'),
+    'logs': (
+        COCO,
+        "vis_backends = [dict(type='TensorboardVisBackend')]",
+        'sets vis_backends',
+        'visualizer.vis_backends',
+    ),
     'a learning rate': (ADE, 'lr = 1e-3', 'sets lr', 'optim_wrapper.optimizer.lr'),
 }
 
@@ -161,7 +168,7 @@ def test_pure_python_configs(tmp_path):
     pipeline = "train_pipeline = [dict(type='Flip')]\n"
     (tmp_path / 'wrong.py').write_text(head + pipeline)
     (tmp_path / 'right.py').write_text(head + pipeline + 'train_dataloader.dataset.pipeline = train_pipeline\n')
-    assert 'What counts is train_dataloader.dataset.pipeline' in refused(check_files, str(tmp_path / 'wrong.py'))
+    assert 'what counts is train_dataloader.dataset.pipeline' in refused(check_files, str(tmp_path / 'wrong.py'))
     check_files(str(tmp_path / 'right.py'))
 
 

@@ -329,7 +329,7 @@ class Setup:
         if there and self.compiled == any(self.site.glob('mmcv/_ext*.so')):
             get_mmcv = None
         stages = [
-            Stage('pip', 'pip', [*install[:4], '--upgrade', 'pip']),  # an old one has no such progress
+            Stage('pip', 'pip', [*install[:4], '--upgrade', 'pip>=25.3']),  # with the options below
             Stage('torch', f'{" ".join(torch)} (some minutes: 3 GB)', [*install, *torch]),
             Stage('tools', 'build tools', [*build, '--upgrade', self.family.setuptools, *TOOLS, *ninja]),
             get_mmcv,

@@ -5,7 +5,7 @@ what is found                                  what is done
 =============================================  ======================================================================
 a text, a set or a number for a list of names  refused; the path of a file with one name in each line is none of them
 fewer colours than classes                     refused; surplus colours (left over from a base) are taken away
-train, val and test with other names or order  refused, with both lists
+train and val with other names or order        refused, with both lists
 heads, weights of losses with another number   refused
 classes where older versions had them          refused, with the right place
 batches mixed by another number of classes     made to agree with the head
@@ -125,22 +125,24 @@ def _check_palette(key: str, metainfo: dict) -> List[str]:
 
 
 def _check_splits(known: Dict[str, dict], scope: str, reads_text: bool) -> None:
-    """Whether the classes of all splits are the same, in the same order: labels are their numbers."""
-    train = known.get('train')
-    for split in ('val', 'test'):
-        other = known.get(split)
-        if not train or not other:
-            continue
-        ours, theirs = classes_of(train, scope), classes_of(other, scope)
-        # A type of another benchmark, as in tracking, brings names of its own.
-        listed = all((one.get('metainfo') or {}).get('classes') or one.get('classes') for one in (train, other))
-        comparable = listed or train['type'] == other['type'] or scope == 'mmseg'
-        if ours and theirs and ours != theirs and comparable and not reads_text:
-            raise UsageError(
-                f'{split}_dataloader.dataset has other classes than train_dataloader.dataset, or another order, so '
-                f'that their labels would differ.{side_by_side(ours, theirs, ("train", split))}\n'
-                f'Set the same metainfo=dict(classes=...) in both'
-            )
+    """Whether training and validation have the same classes in the same order: labels are their numbers.
+
+    Data for testing may be left over from a base while a model is trained. When it is tested, its checkpoint says which
+    classes it was trained for.
+    """
+    train, val = known.get('train'), known.get('val')
+    if not train or not val or reads_text:
+        return
+    ours, theirs = classes_of(train, scope), classes_of(val, scope)
+    # A type of another benchmark, as in tracking, brings names of its own.
+    listed = all((one.get('metainfo') or {}).get('classes') or one.get('classes') for one in (train, val))
+    comparable = listed or train['type'] == val['type'] or scope == 'mmseg'
+    if ours and theirs and ours != theirs and comparable:
+        raise UsageError(
+            f'val_dataloader.dataset has other classes than train_dataloader.dataset, or another order, so that their '
+            f'labels would differ.{side_by_side(ours, theirs, ("train", "val"))}\n'
+            f'Set the same metainfo=dict(classes=...) in both'
+        )
 
 
 def _heads(cfg: Config, scope: str) -> Iterator[Tuple[str, dict]]:

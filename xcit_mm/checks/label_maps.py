@@ -210,7 +210,8 @@ def _refuse_what_is_no_map(data: Data, seen: Seen) -> None:
     if sum(seen.wide.values()) == seen.read:
         raise UsageError(
             f'{data}: the maps in {where} have 16 bits and numbers up to {max(seen.wide)}, as those of instances, '
-            f'expected the number of the class of each pixel, 0 to {len(data.classes) - 1}. {CONVERT}'
+            f'expected the number of the class of each pixel, 0 to {len(data.classes) - 1}. In maps of instances such '
+            f'as those of Cityscapes the class is the number // 1000; save that as 8 bits'
         )
     if sum(seen.misfits.values()) == seen.read:
         raise UsageError(
@@ -238,6 +239,8 @@ def _note_unknown(data: Data, seen: Seen) -> None:
     share = 100 * sum(seen.pixels[number] for number in unknown) / sum(seen.pixels.values())
     shown = ', '.join(map(str, unknown[:8])) + (', ...' if len(unknown) > 8 else '')
     declare = f'ignore_index={unknown[0]} of the data set says that this is meant' if len(unknown) == 1 else CONVERT
+    if data.setting('seg_map_suffix').lower() in ('.jpg', '.jpeg'):
+        declare = 'JPEG changes numbers: maps are to be PNG'
     print(
         f'Note: {data}: {maps} of {seen.read} maps have numbers that are no class ({shown}; there are '
         f'{len(data.classes)} classes, from {int(bool(data.setting("reduce_zero_label")))}); these pixels, {share:.1f} '

@@ -99,29 +99,29 @@ def check_options(cfg: Config, options: dict, before: Dict[str, List[str]]) -> N
         if not paths and cfg.get('custom_imports'):
             continue  # code of the user's own may read it
         raise UsageError(
-            f'--cfg-options {key} changes nothing: {name!r} is a variable of the config file, and was filled in when '
-            f'the file was read. {_what_counts(name, paths, rest)}'
+            f'--cfg-options {key} changes nothing; {_what_counts(name, paths, rest)}. {name!r} is a variable of the '
+            f'config file, and was filled in when the file was read'
         )
 
 
 def find_variables(cfg: Config, options: dict) -> Dict[str, List[str]]:
     """The keys at the top that options change and no built part reads, with the keys that count instead."""
-    names = {key.partition('.')[0] for key in options}
     found = {}
-    for name in names:
-        hidden = name == 'data_preprocessor' and 'data_preprocessor' in (cfg.get('model') or {})
+    for name in {key.partition('.')[0] for key in options}:
+        hidden = name == 'data_preprocessor' and name in (cfg.get('model') or {})
         if hidden or (name not in BUILT and (name in cfg or keys_that_count(cfg, name))):
-            found[name] = keys_that_count(cfg, name) or list(_places(cfg, cfg.get(name)))
+            plain = _without_scopes(cfg.to_dict())
+            found[name] = keys_that_count(plain, name) or list(_places(plain, plain.get(name)))
     return found
 
 
 def _what_counts(name: str, paths: Sequence[str], rest: str = '') -> str:
     if not paths:
-        return 'Nothing that is built reads it'
+        return 'nothing that is built reads it'
     shown = [f'{path}.{rest}' if rest else path for path in paths[:4]]
     option = ', or --data-root FOLDER' if NAMES.get(name, name) == 'data_root' else ''
     verb = 'counts is' if len(shown) == 1 else 'count are'
-    return f'What {verb} {", ".join(shown)}{", ..." if len(paths) > 4 else ""}{option}'
+    return f'what {verb} {", ".join(shown)}{", ..." if len(paths) > 4 else ""}{option}'
 
 
 def keys_that_count(cfg: dict, name: str) -> List[str]:
@@ -255,8 +255,8 @@ def _check_file(file: _File, names: Sequence[str]) -> None:
         elsewhere = () if isinstance(new, (int, float)) else _places({**ours, name: None}, new)
         if paths and not any(_same(_get(ours, path), new) for path in paths) and not any(elsewhere):
             raise UsageError(
-                f'the config {file.path} sets {name}, which nothing reads: it is a variable, and no other setting of '
-                f'the file uses it. {_what_counts(name, paths)}'
+                f'the config {file.path} sets {name}, which nothing reads; {_what_counts(name, paths)}. {name!r} is a '
+                f'variable, and no other setting of the file uses it'
             )
 
 

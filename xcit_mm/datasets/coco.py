@@ -30,6 +30,7 @@ from ..checks.annotations import (
     sort_out,
     unify_ids,
 )
+from ..checks.classes import difference
 from ..errors import UsageError
 
 NAMED_CLASSES = 10
@@ -210,6 +211,10 @@ class CheckedAnnotations(COCO):
         check_tables(content, name)
         notes = unify_ids(content, name)
         missing = check_categories(content, classes, name, by_type)
+        listed = [category['name'] for category in content['categories'] if category['name'] in classes]
+        order = difference(listed, [one for one in classes if one in listed], ('the file', 'the config'))
+        if order:
+            warn(f"{name}: {order}. Labels follow the config; those of MMDetection's own tools follow the file")
         check_boxes(content, name)
         backslashes = mend_backslashes(content['images'], images_in)
         if backslashes:

@@ -131,7 +131,10 @@ def short_screen(verbose: bool = False) -> Iterator[None]:
         handler.addFilter(screen)
 
     def to_log(message, category, filename, lineno, file=None, line=None) -> None:
-        screen.write_to_log(warnings.formatwarning(message, category, filename, lineno, line).rstrip())
+        if re.search(r'(site|dist)-packages', filename):
+            screen.write_to_log(warnings.formatwarning(message, category, filename, lineno, line).rstrip())
+        else:
+            show(message, category, filename, lineno, file, line)
 
     sys.stdout, warnings.showwarning = _Stream(stdout, screen), to_log
     try:
@@ -248,7 +251,9 @@ def describe_schedule(runner) -> str:
     text = f'{length} of {_times(batch, "image")}; {type(optimizer).__name__}, lr {rate:g}'
     text += f' ({names})' if names else ', constant'
     if runner.val_loop is not None:
-        text += f'; validation every {_times(loop.val_interval, "iteration" if by_iteration else "epoch")}'
+        once = loop.val_interval > (loop.max_iters if by_iteration else loop.max_epochs)
+        every = f'every {_times(loop.val_interval, "iteration" if by_iteration else "epoch")}'
+        text += f'; validation {"at the end" if once else every}'
     return text
 
 

@@ -108,7 +108,8 @@ def load_config(args: argparse.Namespace) -> Config:
     elif not cfg.get('work_dir'):
         cfg.work_dir = os.path.join('work_dirs', path.stem)
     for note in check_config(cfg):
-        print(f'Note: {note}', flush=True)
+        if int(os.environ.get('RANK', 0)) == 0:
+            print(f'Note: {note}', flush=True)
     leave_out_masks(cfg)
     return cfg
 
