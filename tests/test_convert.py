@@ -283,7 +283,7 @@ def test_a_folder_for_timm_and_the_hub(kind, tmp_path, monkeypatch):
         torch.save(theirs.state_dict(), tmp_path / 'timm.pth')
         convert(str(tmp_path / 'timm.pth'), str(source), 'xcit_mm')
         text = """
-model = dict(data_preprocessor=dict(mean=[127.5, 0.0, 51], std=[51.0, 51.0, 255.0], to_rgb=True), head=f(1))
+model = dict(data_preprocessor=dict(mean=[127.5, 0.0, 51], std=[51.0, 51.0, 255.0], to_rgb=True))
 test_dataloader = dict(dataset=dict(pipeline=[
     dict(type='ResizeEdge', scale=200, edge='short'), dict(type='CenterCrop', crop_size=160)]))
 __import__('os').abort()
@@ -347,7 +347,7 @@ def test_what_a_folder_cannot_say_is_refused(tmp_path):
         convert(str(source), str(named), 'hf')
     convert(str(source), str(tmp_path / 'bgr.pth'), 'xcit_mm')
     content = torch.load(tmp_path / 'bgr.pth', weights_only=True)
-    cfg = 'model = dict(data_preprocessor=dict(mean=[1.0, 2.0, 3.0], std=[1.0, 1.0, 1.0]))'
+    cfg = 'model = dict(data_preprocessor=dict(mean=[1.0, 2.0, 3.0], std=[1.0, 1.0, 1.0]))\ntest_dataloader = dict()'
     torch.save({**content, 'meta': {'cfg': cfg}}, tmp_path / 'bgr.pth')
     with pytest.raises(UsageError, match='in BGR .* timm feeds RGB'):
         convert(str(tmp_path / 'bgr.pth'), str(target), 'hf')

@@ -1,12 +1,14 @@
 """A folder as timm and the Hugging Face hub take a model: ``model.safetensors``, ``config.json`` and a model card."""
 
-import ast
 import json
 import os
 import re
 from dataclasses import dataclass, replace
-from typing import Any, Dict, List, Optional, Tuple
+from typing import List, Optional, Tuple
 
+from mmengine.config import Config
+
+from ..datasets.reading import config_in_checkpoint, preprocessor_of, test_pipeline
 from ..errors import UsageError
 from ..model_zoo.published import SIZES, Weights, all_weights
 from .errors import CheckpointError, printable
@@ -62,8 +64,10 @@ def describe_images(meta: dict, published: Optional[Weights], in_channels: int) 
             NORMALISED.get(published.data, NOT) if published.source == 'RobustBench' else (images.mean, images.std)
         )
         return replace(images, mean=mean, std=std)
-    cfg = _literals(meta.get('cfg'))
-    preprocessor = {**_dict(cfg.get('data_preprocessor')), **_dict(_dict(cfg.get('model')).get('data_preprocessor'))}
+    cfg = config_in_checkpoint({'meta': meta})
+    if cfg is None:
+        return images
+    preprocessor = preprocessor_of(cfg)
     mean, std = preprocessor.get('mean'), preprocessor.get('std')
     if not (_are_numbers(mean, in_channels) and _are_numbers(std, in_channels)):
         return images
@@ -85,12 +89,10 @@ def _are_numbers(values, count: int) -> bool:
     return isinstance(values, (list, tuple)) and len(values) == count and all(type(v) in (int, float) for v in values)
 
 
-def _size_and_crop(cfg: dict, size: int) -> Tuple[int, float]:
+def _size_and_crop(cfg: Config, size: int) -> Tuple[int, float]:
     """Edge of the test images in pixels, and the share that a centre crop keeps."""
-    steps = _dict(_dict(cfg.get('test_dataloader')).get('dataset')).get('pipeline')
-    steps = [step for step in steps if isinstance(step, dict)] if isinstance(steps, list) else []
     resized = None
-    for step in steps:
+    for step in test_pipeline(cfg):
         value = step.get('crop_size') if step.get('type') == 'CenterCrop' else step.get('scale')
         edge = min(value) if _are_numbers(value, 2) else value
         if type(edge) is not int or edge < 1:
@@ -99,31 +101,6 @@ def _size_and_crop(cfg: dict, size: int) -> Tuple[int, float]:
             return edge, round(min(edge / (resized or edge), 1.0), 4)
         resized = size = edge
     return size, 1.0
-
-
-def _literals(text) -> Dict[str, Any]:
-    """The settings of a config's text that are plain values, by name; nothing of it is run."""
-    if not isinstance(text, str) or len(text) > 1 << 20:
-        return {}
-    try:
-        tree = ast.parse(text)
-    except (SyntaxError, ValueError, MemoryError, RecursionError):
-        return {}
-    found = {}
-    for line in tree.body:
-        if isinstance(line, ast.Assign) and len(line.targets) == 1 and isinstance(line.targets[0], ast.Name):
-            found[line.targets[0].id] = _value(line.value)
-    return found
-
-
-def _value(node) -> Any:
-    if isinstance(node, ast.Call) and isinstance(node.func, ast.Name) and node.func.id == 'dict' and not node.args:
-        return {word.arg: _value(word.value) for word in node.keywords if word.arg}
-    if isinstance(node, ast.Dict):
-        return {key.value: _value(v) for key, v in zip(node.keys, node.values) if isinstance(key, ast.Constant)}
-    if isinstance(node, (ast.List, ast.Tuple)):
-        return [_value(item) for item in node.elts]
-    return node.value if isinstance(node, ast.Constant) else None
 
 
 def find_published(source: str, path: str, arch, num_classes: int) -> Optional[Weights]:

@@ -4,6 +4,7 @@ from typing import List
 
 from mmpretrain import datasets
 
+from ..errors import UsageError
 from ..registry import DATASETS
 
 
@@ -11,7 +12,20 @@ class _InBGR:
     """MMPretrain's CIFAR has its images in RGB, and image files are read in BGR: so one config serves both."""
 
     def load_data_list(self) -> List[dict]:
-        return [dict(item, img=item['img'][..., ::-1]) for item in super().load_data_list()]
+        """-> one dict for each image, with 'img' (32, 32, 3) and 'gt_label'.
+
+        Raises:
+            UsageError: If the data is not there and cannot be downloaded.
+        """
+        try:
+            items = super().load_data_list()
+        except (OSError, RuntimeError, AssertionError) as error:
+            root = self.data_prefix['root']
+            raise UsageError(
+                f'{type(self).__name__} is not in {root}, and could not be downloaded ({error}). Without network, '
+                f'fetch {self.url} elsewhere and put it there, or name the folder with --data-root'
+            ) from None
+        return [dict(item, img=item['img'][..., ::-1]) for item in items]
 
 
 @DATASETS.register_module()
