@@ -94,9 +94,9 @@ def main() -> None:
         cfg = load_config(args)
         cfg.load_from = find_weights(args.config, args.checkpoint)
         apply_options(cfg, args)
-        check_loops(cfg, 'test')
         check_data(cfg, ('test',))
         check_model(cfg, cfg.load_from, 'test')
+        check_loops(cfg, 'test')
         check_work_dir(cfg)
         if args.bad_images == 'refuse':
             check_images(cfg, ('test',))

@@ -63,8 +63,8 @@ class CheckpointFitHook(Hook):
         training = isinstance(runner._train_loop, BaseLoop)
         purpose = 'resume' if runner._resume else 'train' if training else 'test'
         found = fit_state_dict(runner.model, checkpoint.get('state_dict', checkpoint), purpose)
-        loops = [runner._train_loop if training else runner._test_loop, runner._val_loop]
-        loop = next((one for one in loops if isinstance(one, BaseLoop)), None)
+        names = ('_train_loop' if training else '_test_loop', '_val_loop')
+        loop = next((one for one in (getattr(runner, name, None) for name in names) if isinstance(one, BaseLoop)), None)
         metainfo = getattr(loop.dataloader.dataset, 'metainfo', None) if loop else None
         classes = metainfo.get('classes') if isinstance(metainfo, dict) else None
         for text in (found, check_checkpoint_classes(checkpoint.get('meta'), classes, purpose)):
