@@ -127,7 +127,7 @@ def test_a_model_learns_the_names_it_then_gives(tmp_path):
         return [line for line in lines if 'which folder had which label' in line]
 
     assert not warnings(FOLDERS)
-    with pytest.raises(UsageError, match='other labels of the same folders'):
+    with pytest.raises(UsageError, match='the same classes in another order'):
         warnings(tuple(sorted(FOLDERS)))
     state = torch.load(path, weights_only=False)
     del state['meta']['dataset_meta']['folders']
@@ -239,7 +239,11 @@ def test_own_folders_under_the_imagenet_config(tmp_path):
 
 @pytest.mark.parametrize(
     'classes, words',
-    [('red', "classes=('red',), with the comma"), (['a', 'b', 'a'], 'names a more than once'), (['a'], 'one class')],
+    [
+        ('red', "a tuple of one name needs a comma: ('red',)"),
+        (['a', 'b', 'a'], 'names a more than once'),
+        (['a'], 'one class'),
+    ],
 )
 def test_classes_that_cannot_be(classes, words, tmp_path):
     write(tmp_path, ['a'])

@@ -211,7 +211,11 @@ def test_another_order_in_the_file_is_said_with_both_lists(root, log):
     other_order(content)
     build(dataset_cfg(root, content))
     (line,) = (line for line in log if 'another order' in line)
-    assert "(the file | the config): 0: 'green' | 'red', 1: 'red' | 'green'" in line
+    assert [row.split() for row in line.splitlines()[1:4]] == [
+        ['file', 'config'],
+        ['0', 'green', 'red'],
+        ['1', 'red', 'green'],
+    ]
 
 
 def test_written_results_have_the_ids_of_the_file(root):
@@ -319,7 +323,7 @@ def test_classes_with_ways_of_their_own_follow_the_config_or_are_refused(root):
     assert score(cfg, dict(metric, type=OwnScoring))['coco/bbox_mAP'] == 1
     with pytest.raises(UsageError, match='OwnScoring with classwise=True writes results in the order of the ids'):
         build(dict(cfg, metainfo=dict(classes=CLASSES[::-1])), dict(metric, type=OwnScoring, classwise=True))
-    with pytest.raises(UsageError, match='labels in the order of the file: the same classes in another order'):
+    with pytest.raises(UsageError, match='labels in the order of the file'):
         build(dict(cfg, type=OwnReading), metric)
     write(root, coco())
     assert score(dict(cfg, type=OwnReading), metric)['coco/bbox_mAP'] == 1

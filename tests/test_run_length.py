@@ -267,10 +267,8 @@ def test_verbose_shows_all(small_tool_run, run_tool):
     assert all(part in shown for part in ('System environment', 'Config:', 'Hooks will be', 'device    CPU'))
 
 
-def test_prints_and_warnings_of_the_libraries_go_to_the_log(capsys, monkeypatch, tmp_path):
-    early = MMLogger.get_current_instance()
-    monkeypatch.setattr(early, 'level', logging.INFO)
-    early._cache.clear()
+def test_prints_and_warnings_of_the_libraries_go_to_the_log(capsys, tmp_path):
+    early = MMLogger.get_instance('early', log_level='INFO')
     with warnings.catch_warnings(), short_screen():
         warnings.simplefilter('always')
         print('Could not import OneDL. Skipping OneDL datasets.')

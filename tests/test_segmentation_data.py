@@ -311,8 +311,8 @@ def test_a_pipeline_that_says_nothing_follows_the_data_set(root):
 @pytest.mark.parametrize(
     'changes, words',
     [
-        ({'metainfo.classes': 'red'}, "classes=('red',), with the comma"),
-        ({'metainfo.classes': 'background, red'}, "classes=('background', 'red')"),
+        ({'metainfo.classes': 'red'}, "a tuple of one name needs a comma: ('red',)"),
+        ({'metainfo.classes': 'background, red'}, "write the names apart: ('background', 'red')"),
         ({'metainfo.classes': ['background', 'red', 'red']}, 'names red more than once'),
         ({'metainfo.classes': ['red']}, 'one class'),
         ({'metainfo': {}}, 'has no classes'),

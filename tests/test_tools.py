@@ -222,7 +222,7 @@ def test_a_checkpoint_of_another_arch_is_refused_before_any_work(trained, data, 
 @pytest.mark.parametrize(
     'option, words',
     [
-        ('model.backbone.patch_size=12', 'patch_size must be 8 or 16'),
+        ('model.backbone.patch_size=12', 'patch_size must be 4, 8 or 16'),
         ('model.backbone.arch=n13', "unknown arch 'n13'"),
         ('model.backbone.init_cfg.checkpoint=gone.pth', 'no checkpoint file gone.pth'),
     ],

@@ -117,8 +117,8 @@ def guard_built(dataset, report: str) -> None:
     transforms = getattr(parts.get('pipeline'), 'transforms', [])
     for i, old in enumerate(transforms):
         if type(old) is mmcv.transforms.LoadImageFromFile and old.file_client_args is None:
-            options = old.to_float32, old.color_type, old.imdecode_backend, old.backend_args
-            transforms[i] = LoadImageFromFile('resample', report, *options)
+            names = ('to_float32', 'color_type', 'imdecode_backend', 'backend_args')
+            transforms[i] = LoadImageFromFile('resample', report, **{name: getattr(old, name) for name in names})
 
 
 def _transforms(pipeline: Sequence) -> Iterator[dict]:
