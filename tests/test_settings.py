@@ -131,6 +131,16 @@ def test_a_file_that_changes_a_variable_alone_is_refused(name, tmp_path):
     assert str(file) in refused(check_files, str(tmp_path / 'grandchild.py'))
 
 
+def test_a_variable_whose_first_value_was_replaced_everywhere(tmp_path):
+    data = "dict(dataset=dict(data_root='mine/'))"
+    loaders = ''.join(f'{split}_dataloader = {data}\n' for split in ('train', 'val', 'test'))
+    (tmp_path / 'own.py').write_text(f"_base_ = '{ROOT}/configs/{ADE}.py'\n{loaders}")
+    (tmp_path / 'child.py').write_text("_base_ = './own.py'\ndata_root = 'elsewhere/'\n")
+    check_files(str(tmp_path / 'own.py'))
+    message = refused(check_files, str(tmp_path / 'child.py'))
+    assert 'sets data_root, which nothing reads; what count are train_dataloader.dataset.data_root' in message
+
+
 @pytest.mark.parametrize(
     'base, code',
     [

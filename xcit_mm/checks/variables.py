@@ -248,8 +248,9 @@ def _check_file(file: _File, names: Sequence[str]) -> None:
             continue
         paths = keys_that_count(ours, name)
         if old is not MISSING and not isinstance(old, (int, float)) and NAMES.get(name, name) != 'num_classes':
-            # Only where the base's value is in effect still: others are the business of the file that made them.
-            paths = [path for path in paths if _same(_get(ours, path), old)] or list(_places(ours, old))
+            # First where the base's value is in effect still; a file may have replaced it everywhere.
+            in_effect = [path for path in paths if _same(_get(ours, path), old)]
+            paths = in_effect or list(_places(ours, old)) or paths
         if name in OLD and _numbers(new) <= {number for path in paths for number in _numbers(_get(ours, path))}:
             continue
         elsewhere = () if isinstance(new, (int, float)) else _places({**ours, name: None}, new)
