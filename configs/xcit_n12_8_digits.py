@@ -42,7 +42,8 @@ val_dataloader = dict(batch_size=100, num_workers=1, dataset=dict(**data, pipeli
 test_dataloader = val_dataloader
 
 max_epochs = 40
-optim_wrapper = dict(type='OptimWrapper')
+# The published 1e-3 is for 1024 images: with 32 the loss never leaves that of a guess.
+optim_wrapper = dict(type='OptimWrapper', optimizer=dict(lr=3e-4), clip_grad=dict(max_norm=1.0))
 param_scheduler = [
     dict(type='LinearLR', start_factor=1e-2, by_epoch=True, begin=0, end=2, convert_to_iter_based=True),
     dict(type='CosineAnnealingLR', by_epoch=True, begin=2, end=max_epochs, convert_to_iter_based=True),
