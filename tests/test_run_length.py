@@ -229,6 +229,7 @@ def small_tool_run(small_models, small_digits, tmp_path):
         else:
             cfg.train_cfg.max_iters = 2
         cfg.merge_from_dict(options)
+        cfg.visualizer.name = str(tmp_path)  # MMEngine keeps one of each name for the whole process
         cfg.dump(tmp_path / 'run.py')
         return [tmp_path / 'run.py', '--data-root', small_digits / folder, '--out-dir', tmp_path / 'out']
 
