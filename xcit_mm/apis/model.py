@@ -18,6 +18,7 @@ from ..checks.classes import check_checkpoint_classes
 from ..checks.config import apply_options, check_config
 from ..engine.setup import read_config
 from ..errors import UsageError
+from ..package import warn_of_mixed_packages
 from .names import dataset_meta, find_model, no_model
 from .quiet import quiet
 
@@ -35,6 +36,7 @@ def choose(model: Model, checkpoint: Union[str, Path, None], options: Optional[d
     Raises:
         UsageError: If there is no such model or file, or the config is wrong.
     """
+    warn_of_mixed_packages()
     published = None
     if isinstance(model, Config):
         cfg, name = copy.deepcopy(model), model.filename or 'the config'
