@@ -7,8 +7,9 @@ from .published import Weights, all_weights
 from .tables import TITLES, Row, by_task, check_complete, markdown_line, task_markdown
 
 PATH = 'docs/models.md'
-HEAD = """<!-- Written by tools/model_zoo.py --update-docs. -->
-# Models
+HEAD = """# Models
+
+<!-- Written by tools/model_zoo.py --update-docs. -->
 
 Every published file of XCiT by its name. A name is enough:
 
