@@ -15,8 +15,8 @@ from mmengine.registry import MODELS, DefaultScope
 from processes import ROOT, call
 
 from xcit_mm.datasets.digits import make_digits
-from xcit_mm.model_zoo.published import ARCHS
 from xcit_mm.models import attention
+from xcit_mm.published import ARCHS
 
 # Arch and patch size of each published model. The widest take five to ten seconds a test, and differ from the others in
 # their widths alone; S24 is as wide as S12 and as deep as T24; T24 with patches of 8 differs from that of 16 in them.

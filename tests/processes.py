@@ -19,7 +19,7 @@ import torch
 import torch.distributed as dist
 import torch.multiprocessing as mp
 
-from xcit_mm.engine.setup import end_processes
+from xcit_mm.resilience.interruption import end_processes
 
 ROOT = Path(__file__).resolve().parents[1]
 

@@ -8,7 +8,7 @@ from mmengine.config import Config
 from mmengine.registry import MODELS, DefaultScope
 from torch import nn
 
-from xcit_mm.model_zoo.published import read_table
+from xcit_mm.published import read_table
 
 C, DEPTH, HEADS = 384, 12, 8
 LPI = 2 * (9 * C + C) + 2 * C  # two depthwise 3x3 with biases, and a batch norm

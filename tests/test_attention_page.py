@@ -14,10 +14,10 @@ import torch
 from conftest import ROOT, build, official_names, randomise
 from processes import free_port, run
 
+from xcit_mm.apis.page import attention_pictures, predictor
 from xcit_mm.datasets.loading import BadImage
 from xcit_mm.errors import UsageError
 from xcit_mm.visualization import load_backbone
-from xcit_mm.visualization.page import attention_pictures, predictor
 
 
 @pytest.fixture(scope='module')

@@ -18,13 +18,13 @@ from processes import run
 from torch import nn
 
 from xcit_mm.checkpoint import CheckpointError
-from xcit_mm.checkpoint.heads import fit_state_dict
+from xcit_mm.checkpoint.fit import fit_state_dict
 from xcit_mm.checks.data import check_data
 from xcit_mm.datasets.digits import FOLDERS, make_digits
 from xcit_mm.datasets.loading import BadImage, BadImageReport, LoadImageFromFile, read_image
-from xcit_mm.engine.bad_images import check_images, guard_built
 from xcit_mm.engine.setup import build_runner, check_model
 from xcit_mm.errors import UsageError, clear_errors
+from xcit_mm.resilience.bad_images import check_images, guard_built
 
 CONFIGS = ROOT / 'configs'
 TINY = dict(embed_dims=32, depth=6, num_heads=2)  # as deep as the small segmentors

@@ -258,7 +258,7 @@ def test_loras_adapters_alone_are_loaded(tiny, tmp_path, logged):
     """MMPretrain's LoRAModel saves and loads nothing else; in a whole classifier too."""
     from mmengine.runner import save_checkpoint
 
-    from xcit_mm.checkpoint.heads import fit_state_dict
+    from xcit_mm.checkpoint.fit import fit_state_dict
 
     def adapted():
         lora = dict(type='mmpretrain.LoRAModel', alpha=2, rank=2, targets=[dict(type='.*mlp.fc1')])

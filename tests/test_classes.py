@@ -8,7 +8,7 @@ from mmengine.runner import BaseLoop
 from torch import nn
 
 from xcit_mm.checks.classes import check_checkpoint_classes, check_classes
-from xcit_mm.checks.datasets import side_by_side
+from xcit_mm.datasets.config import side_by_side
 from xcit_mm.engine.hooks import CheckpointFitHook
 from xcit_mm.errors import UsageError
 

@@ -14,12 +14,12 @@ from mmengine.registry import DATASETS, DefaultScope
 from PIL import Image
 
 from xcit_mm.checks.data import check_data
-from xcit_mm.checks.folders import folder_labels
-from xcit_mm.engine.bad_images import guard_loading, use_checked_dataset
+from xcit_mm.datasets.folder_labels import folder_labels
 from xcit_mm.engine.classification import find_imagenet_v2
 from xcit_mm.engine.setup import build_runner
 from xcit_mm.engine.tta import use_tta
 from xcit_mm.errors import UsageError
+from xcit_mm.resilience.bad_images import guard_loading, use_checked_dataset
 
 NUMBERS = itertools.count()
 SPLITS = ('train', 'val', 'test')

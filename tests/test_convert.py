@@ -22,7 +22,8 @@ from timm.models.xcit import Xcit
 
 from xcit_mm.checkpoint import CheckpointError, load_checkpoint_file
 from xcit_mm.checkpoint import convert as convert_module
-from xcit_mm.checkpoint.convert import SIZES, TARGETS, TOLERANCE, convert, infer_arch
+from xcit_mm.conversion.arch import infer_arch
+from xcit_mm.conversion.convert import SIZES, TARGETS, TOLERANCE, convert
 from xcit_mm.errors import UsageError
 from xcit_mm.models.xcit import ARCHS
 

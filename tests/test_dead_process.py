@@ -12,7 +12,7 @@ from mmengine.config import Config
 from processes import call, free_port
 from small_runs import assert_same, small_cfg, state
 
-from xcit_mm.engine.checkpointing import damage
+from xcit_mm.resilience.checkpointing import damage
 
 OPTIONS = {
     'train_cfg.max_epochs': 4,

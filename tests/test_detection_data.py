@@ -20,10 +20,10 @@ from small_runs import small_cfg
 
 from xcit_mm.checks.data import check_data
 from xcit_mm.checks.detection import leave_out_masks
-from xcit_mm.engine.bad_images import guard_loading
 from xcit_mm.engine.detection import DetectionDataHook, innermost
 from xcit_mm.engine.setup import build_runner
 from xcit_mm.errors import UsageError
+from xcit_mm.resilience.bad_images import guard_loading
 
 pytestmark = pytest.mark.usefixtures('one_thread')
 

@@ -9,9 +9,9 @@ from mmengine.config import Config
 from mmengine.hooks import Hook
 from small_runs import assert_same, small_cfg, state, train
 
-from xcit_mm.engine.checkpointing import damage
 from xcit_mm.engine.setup import check_work_dir
 from xcit_mm.errors import UsageError, clear_errors
+from xcit_mm.resilience.checkpointing import damage
 
 pytestmark = pytest.mark.usefixtures('one_thread')
 OPTIONS = {'train_cfg.max_epochs': 2, 'train_cfg.val_interval': 5, 'default_hooks.checkpoint.interval': 1}

@@ -15,10 +15,10 @@ from mmengine.registry import DATASETS, DefaultScope
 from PIL import Image
 from pycocotools import mask as rle
 
-from xcit_mm.checks.annotations import decode_runs
+from xcit_mm.datasets.annotations import decode_runs
 from xcit_mm.datasets.digits import make_digits
-from xcit_mm.engine.bad_images import guard_loading
 from xcit_mm.errors import UsageError
+from xcit_mm.resilience.bad_images import guard_loading
 
 pytestmark = pytest.mark.usefixtures('one_thread')
 

@@ -18,7 +18,7 @@ from safetensors.torch import load_file
 
 import xcit_mm.engine.setup as engine
 from xcit_mm.checkpoint import CheckpointError, load_checkpoint_file
-from xcit_mm.checkpoint.convert import convert
+from xcit_mm.conversion.convert import convert
 from xcit_mm.engine.hooks import CheckpointFitHook
 
 ARCH = dict(embed_dims=16, depth=1, num_heads=2)

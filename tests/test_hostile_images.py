@@ -21,7 +21,7 @@ from PIL import Image
 import xcit_mm.apis.inference as inference
 from xcit_mm.datasets.digits import make_digits
 from xcit_mm.datasets.loading import LoadImageFromFile
-from xcit_mm.engine.bad_images import guard_loading
+from xcit_mm.resilience.bad_images import guard_loading
 
 pytestmark = pytest.mark.usefixtures('one_thread')
 

@@ -17,11 +17,11 @@ from mmengine.runner import Runner
 from small_runs import SignalHook, assert_same, small_cfg, state, train
 from torch.utils.data import BatchSampler, RandomSampler
 
-from xcit_mm.engine.checkpointing import INTERRUPTED, damage, find_checkpoint
-from xcit_mm.engine.interruption import REQUEUE
-from xcit_mm.engine.positions import PositionedBatches, SeededIndex
-from xcit_mm.engine.writing import write_whole
 from xcit_mm.errors import UsageError
+from xcit_mm.resilience.atomic_writing import write_whole
+from xcit_mm.resilience.checkpointing import INTERRUPTED, damage, find_checkpoint
+from xcit_mm.resilience.data_order import PositionedBatches, SeededIndex
+from xcit_mm.resilience.interruption import REQUEUE
 
 pytestmark = pytest.mark.usefixtures('one_thread')
 
@@ -335,7 +335,7 @@ class Draws(torch.utils.data.Dataset):
 
 
 def batches(workers, skip=0, epoch=0, seed=3):
-    from xcit_mm.engine.positions import _SeededFetch
+    from xcit_mm.resilience.data_order import _SeededFetch
 
     dataset = Draws()
     dataset.__getitems__ = _SeededFetch(dataset)

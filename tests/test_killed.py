@@ -15,7 +15,7 @@ from processes import end_group, start_tool
 from small_runs import assert_same, state
 
 from xcit_mm.datasets.digits import make_digits
-from xcit_mm.engine.checkpointing import damage
+from xcit_mm.resilience.checkpointing import damage
 
 KILLS = 20
 LIMIT = 3000  # s for one start of the run, on a machine that does other things too

@@ -17,11 +17,11 @@ from xcit_mm.checkpoint import CheckpointError
 from xcit_mm.checks.config import apply_options, check_config
 from xcit_mm.checks.data import check_data
 from xcit_mm.engine.averaging import EMAHook
-from xcit_mm.engine.bad_images import guard_loading
 from xcit_mm.engine.classification import is_imagenet, read_as_released, use_protocol
 from xcit_mm.engine.optim import LayerDecayOptimWrapperConstructor
 from xcit_mm.engine.setup import use_average
 from xcit_mm.errors import UsageError
+from xcit_mm.resilience.bad_images import guard_loading
 
 CONFIGS = ROOT / 'configs'
 CLASSIFIERS = [p.stem for p in sorted(CONFIGS.glob('*in1k.py')) if p.stem.startswith(('xcit_', 'ablation_'))]

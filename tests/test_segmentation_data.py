@@ -14,10 +14,10 @@ from PIL import Image
 from xcit_mm.checks.config import check_config
 from xcit_mm.checks.data import check_data
 from xcit_mm.datasets.loading import BadImageReport
-from xcit_mm.engine.bad_images import guard_loading
 from xcit_mm.engine.setup import build_runner
 from xcit_mm.engine.tta import tta_pipeline, use_tta
 from xcit_mm.errors import UsageError
+from xcit_mm.resilience.bad_images import guard_loading
 
 CLASSES = ('background', 'red', 'green')
 SPLITS = dict(train='training', val='validation', test='validation')

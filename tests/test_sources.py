@@ -25,8 +25,8 @@ from torch import nn
 import xcit_mm
 from xcit_mm.apis import create_backbone
 from xcit_mm.checkpoint import CheckpointError, is_address, read_checkpoint
-from xcit_mm.checkpoint.convert import convert
 from xcit_mm.checkpoint.sources import _HASH, cache_path, hub_twin, resolve
+from xcit_mm.conversion.convert import convert
 from xcit_mm.model_zoo import all_models, all_weights, find_weights
 from xcit_mm.visualization import load_backbone
 

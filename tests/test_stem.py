@@ -15,7 +15,7 @@ from timm.models.xcit import Xcit
 from torch import nn
 
 from xcit_mm.checkpoint import CheckpointError, load_checkpoint_file
-from xcit_mm.checkpoint.convert import convert
+from xcit_mm.conversion.convert import convert
 from xcit_mm.engine.setup import check_model
 from xcit_mm.errors import UsageError
 from xcit_mm.visualization import load_backbone

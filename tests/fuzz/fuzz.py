@@ -26,8 +26,8 @@ with atheris.instrument_imports(include=['xcit_mm.checkpoint', 'xcit_mm.datasets
 
     import xcit_mm.datasets.coco as coco
     from xcit_mm.checkpoint import CheckpointError, load_checkpoint_file
-    from xcit_mm.checkpoint.convert import infer_arch
     from xcit_mm.checkpoint.layouts import tensors_of
+    from xcit_mm.conversion.arch import infer_arch
 
 import torch
 from bad_checkpoints import bad_checkpoints, pack

@@ -9,9 +9,8 @@ from typing import List, Optional, Tuple
 from mmengine.config import Config
 
 from ..datasets.reading import config_in_checkpoint, preprocessor_of, test_pipeline
-from ..errors import UsageError
-from ..model_zoo.published import SIZES, Weights, all_weights
-from .errors import CheckpointError, printable
+from ..errors import CheckpointError, UsageError, printable
+from ..published import SIZES, Weights, all_weights
 
 WEIGHTS, CONFIG, CARD = 'model.safetensors', 'config.json', 'README.md'
 # What timm's own configs of XCiT say.
@@ -134,7 +133,7 @@ def _file_name(weights: Weights) -> Optional[str]:
 
 
 def timm_arch(arch) -> Tuple[str, dict]:
-    """timm's name of an :class:`~xcit_mm.checkpoint.convert.Arch`, and what differs from it as timm's arguments.
+    """timm's name of an :class:`~xcit_mm.conversion.arch.Arch`, and what differs from it as timm's arguments.
 
     Raises:
         CheckpointError: If timm has no such model.

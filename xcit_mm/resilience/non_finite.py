@@ -10,9 +10,10 @@ from mmengine.model import is_model_wrapper
 from torch import Tensor
 from torch.nn.parallel import DistributedDataParallel
 
+from ..compat import norms
 from ..errors import UsageError
 from ..registry import HOOKS
-from .agreement import any_process
+from .consensus import any_process
 
 SKIPPED = 'skipped_iterations'  # in MMEngine's message hub, so that it outlives an interruption
 ACTIONS = ('stop', 'skip', 'ignore')
@@ -75,8 +76,8 @@ class NonFiniteHook(Hook):
     def _look_at(self, optimizer, runner) -> None:
         parameters = [p for group in optimizer.param_groups for p in group['params'] if p.grad is not None]
         grads = [p.grad for p in parameters if not p.grad.is_sparse]
-        norms = [norm.float() for norm in torch._foreach_norm(grads)] if grads else [torch.zeros(())]
-        bad = not bool(torch.stack(norms).isfinite().all())
+        found = [norm.float() for norm in norms(grads)] if grads else [torch.zeros(())]
+        bad = not bool(torch.stack(found).isfinite().all())
         if not isinstance(runner.model, DistributedDataParallel) and is_model_wrapper(runner.model):
             bad = any_process(bad)  # of divided gradients, each process sees its own part
         if bad:

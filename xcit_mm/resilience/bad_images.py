@@ -2,19 +2,24 @@
 
 import copy
 import os
+from collections import Counter
 from importlib import import_module
 from multiprocessing.pool import ThreadPool
 from typing import Iterator, List, Optional, Sequence, Tuple
 
 import mmcv
 from mmengine.config import Config
+from mmengine.dist import is_main_process
+from mmengine.hooks import Hook
 from mmengine.registry import DATASETS, METRICS, TRANSFORMS, DefaultScope
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
 from ..checks.classification import BY_NAME
-from ..checks.datasets import find_loaders, find_type, innermost_datasets
-from ..datasets.loading import IGNORED, BadImage, LoadImageFromFile, read_image
+from ..compat import part_of, set_part
+from ..datasets.config import find_loaders, find_type, innermost_datasets
+from ..datasets.loading import BLANK, IGNORED, PIXELS_IGNORED, BadImage, BadImageReport, LoadImageFromFile, read_image
 from ..errors import UsageError
+from ..registry import HOOKS
 
 # Transforms of the libraries, and the ones that stand in for them.
 GUARDED = {
@@ -43,7 +48,7 @@ def guard_loading(runner, report: Optional[str] = None) -> None:
     """
     scope = runner.cfg.get('default_scope') or 'mmengine'
     for split in ('train', 'val', 'test'):
-        loader = copy.deepcopy(getattr(runner, f'_{split}_dataloader', None))
+        loader = copy.deepcopy(part_of(runner, split, 'dataloader'))
         if not isinstance(loader, dict) or not isinstance(loader['dataset'], dict):
             continue
         for dataset in innermost_datasets(loader['dataset']):
@@ -62,11 +67,11 @@ def guard_loading(runner, report: Optional[str] = None) -> None:
                     # Testing draws no other image in place of one: that would change what is measured.
                     transform.setdefault('bad_image', 'resample' if split == 'train' else 'blank')
                     transform.setdefault('report', report)
-        setattr(runner, f'_{split}_dataloader', loader)
-        evaluator = copy.deepcopy(getattr(runner, f'_{split}_evaluator', None))
+        set_part(runner, split, 'dataloader', loader)
+        evaluator = copy.deepcopy(part_of(runner, split, 'evaluator'))
         if isinstance(evaluator, (dict, list, tuple)):
             _use_checked_metrics(evaluator, scope)
-            setattr(runner, f'_{split}_evaluator', evaluator)
+            set_part(runner, split, 'evaluator', evaluator)
 
 
 def use_checked_dataset(dataset: dict, scope: str) -> None:
@@ -209,3 +214,61 @@ def _try_to_read(arguments: tuple) -> Tuple[str, Optional[str]]:
     except BadImage as error:
         return arguments[0], str(error)
     return arguments[0], None
+
+
+@HOOKS.register_module()
+class BadImagesHook(Hook):
+    """Name the images that could not be read, once each, and count them after every epoch.
+
+    Maps with labels outside of the classes are often all of them; one for each set of such labels is named.
+
+    They are met by :class:`xcit_mm.datasets.loading.LoadImageFromFile`, mostly in the processes that load data, and
+    listed in ``bad_images.txt`` beside the log.
+    """
+
+    priority = 'VERY_LOW'
+
+    def __init__(self):
+        self.report = None
+        self.counted = 0
+        self.told = set()
+
+    @staticmethod
+    def path(runner) -> str:
+        """Where the list is. Data sets are told when they are built, which may be before any hook is called."""
+        return os.path.abspath(os.path.join(runner.log_dir, 'bad_images.txt'))
+
+    def before_run(self, runner) -> None:
+        if self.report is None:  # a runner can train and then test
+            self.report = BadImageReport(self.path(runner))
+
+    def before_train(self, runner) -> None:
+        guard_built(runner.train_dataloader.dataset, self.path(runner))
+
+    def _after_iter(self, runner, batch_idx: int, data_batch=None, outputs=None, mode: str = 'train') -> None:
+        if not is_main_process():
+            return
+        for file in self.report.update():
+            if file.consequence == PIXELS_IGNORED:
+                if file.reason in self.told:
+                    continue
+                self.told.add(file.reason)
+            runner.logger.warning(f'bad image {file.path}: {file.reason}; {file.consequence}')
+        loader = getattr(runner, f'{mode}_dataloader') if mode != 'train' else None
+        if loader and batch_idx + 1 == len(loader):
+            blank = [file for file in self.report.files.values() if file.consequence == BLANK]
+            if len(blank) >= len(loader.dataset):
+                raise UsageError(
+                    f'none of the {len(loader.dataset)} images for {mode} could be read, so that there is nothing to '
+                    f'score; the first is {blank[0].path}: {blank[0].reason}'
+                )
+
+    def _after_epoch(self, runner, mode: str = 'train') -> None:
+        self._after_iter(runner, 0)
+        files = self.report.files.values()
+        if not is_main_process() or len(files) == self.counted:
+            return
+        self.counted = len(files)
+        counts = Counter(file.consequence for file in files)
+        summary = ', '.join(f'{consequence}: {number}' for consequence, number in counts.items())
+        runner.logger.warning(f'bad images so far: {len(files)} ({summary}). They are listed in {self.report.path}')

@@ -1,5 +1,6 @@
 """Clusters that take a machine back: a signal, a checkpoint, and an exit code that asks to be started again."""
 
+import atexit
 import os
 import signal
 import sys
@@ -7,13 +8,15 @@ import threading
 from functools import partial
 from typing import Callable, Sequence
 
+import torch
 from mmengine.dist import is_distributed
 from mmengine.hooks import EMAHook, Hook
 from mmengine.runner import Runner
 
+from ..compat import accumulative_counts, wrap_iterator
 from ..registry import HOOKS
-from .agreement import any_process, smallest
 from .checkpointing import save_interrupted
+from .consensus import any_process, smallest
 from .resuming import VALIDATED
 
 REQUEUE = 75  # EX_TEMPFAIL of sysexits.h: try again later
@@ -51,7 +54,7 @@ class InterruptionHook(Hook):
         for loader in {id(loop.dataloader): loop.dataloader for loop in loops if loop is not None}.values():
             if hasattr(signal, 'sigwaitinfo'):
                 loader.worker_init_fn = partial(_init_worker, loader.worker_init_fn, self.signals)
-                loader._get_iterator = partial(_start_blocked, loader._get_iterator, self.signals)
+                wrap_iterator(loader, partial(_start_blocked, signals=self.signals))
 
     def _receive(self, number, frame) -> None:
         if self.received is None:
@@ -62,7 +65,7 @@ class InterruptionHook(Hook):
     def after_train_iter(self, runner, batch_idx: int, data_batch=None, outputs=None) -> None:
         wrapper = runner.optim_wrapper
         done = runner.iter + 1
-        if done < runner.max_iters and done % getattr(wrapper, '_accumulative_counts', 1):
+        if done < runner.max_iters and done % accumulative_counts(wrapper):
             return
         if any_process(self.received is not None):
             self._end(runner, done)
@@ -91,8 +94,6 @@ class InterruptionHook(Hook):
         )
         # Its handlers stay: srun ends the other processes when the first is done, and they shall end by themselves.
         if is_distributed():
-            from .setup import end_processes
-
             end_processes(REQUEUE)
         sys.exit(REQUEUE)
 
@@ -100,6 +101,20 @@ class InterruptionHook(Hook):
         for number, handler in self.previous.items():
             signal.signal(number, handler or signal.SIG_DFL)
         self.previous = {}
+
+
+def end_processes(code: int = 0) -> None:
+    """End this process, if it belongs to a group, when all of the group are done; a process alone goes on.
+
+    Not by Python's own end: there, destroying a distributed model waits for gloo's threads, which may be waiting for
+    the interpreter to let go of a tensor, and threads that outlive the group can abort the process.
+    """
+    if torch.distributed.is_available() and torch.distributed.is_initialized():
+        torch.distributed.barrier()
+        atexit._run_exitfuncs()
+        sys.stdout.flush()
+        sys.stderr.flush()
+        os._exit(code)
 
 
 def _start_blocked(start: Callable, signals: Sequence[int]):

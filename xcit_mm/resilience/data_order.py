@@ -15,8 +15,9 @@ import numpy as np
 import torch
 from mmengine.dist import get_rank, get_world_size
 from mmengine.hooks import Hook
-from mmengine.runner import BaseLoop, EpochBasedTrainLoop, IterBasedTrainLoop
+from mmengine.runner import EpochBasedTrainLoop, IterBasedTrainLoop
 
+from ..compat import built_loop, drop_workers, is_resuming, restart_order
 from ..registry import HOOKS
 
 
@@ -140,7 +141,7 @@ class DataPositionHook(Hook):
     """Go on with the next batch of the data order after ``--resume``, also in the middle of an epoch, and give every
     sample the random numbers of its place in that order.
 
-    With :class:`~xcit_mm.engine.hooks.IterationSeedHook`, which does the same for the model, a resumed run ends with
+    With :class:`IterationSeedHook`, which does the same for the model, a resumed run ends with
     the weights of one that was never interrupted. The place in the epoch is kept in the checkpoint's ``meta``. Data
     sets without indices (``IterableDataset``) and loops of other kinds than MMEngine's two are left as they are.
     """
@@ -153,8 +154,8 @@ class DataPositionHook(Hook):
         self.resumed: Optional[dict] = None
 
     def before_run(self, runner) -> None:
-        loop = runner._train_loop
-        if not isinstance(loop, BaseLoop) or self.batches is not None:
+        loop = built_loop(runner, 'train')
+        if loop is None or self.batches is not None:
             return
         loader = loop.dataloader
         if not isinstance(loop, (EpochBasedTrainLoop, IterBasedTrainLoop)) or loader.batch_sampler is None:
@@ -163,11 +164,11 @@ class DataPositionHook(Hook):
         self.batches = PositionedBatches(loader.batch_sampler)
         # A loader refuses another sampler because it may be in use; this one is not yet.
         object.__setattr__(loader, 'batch_sampler', self.batches)
-        loader._iterator = None  # nor are processes that MMEngine 0.10.7 may have started
+        drop_workers(loader)  # which MMEngine 0.10.7 may have started
         loader.dataset.__getitems__ = _SeededFetch(loader.dataset)
 
     def after_load_checkpoint(self, runner, checkpoint: dict) -> None:
-        if runner._resume:
+        if is_resuming(runner):
             self.resumed = checkpoint.get('meta', {}).get('place')
 
     def before_train(self, runner) -> None:
@@ -188,8 +189,7 @@ class DataPositionHook(Hook):
         sampler = self.batches.sampler
         if getattr(sampler, 'seed', None) == self.seed:
             sampler.seed = seed
-        if hasattr(sampler, 'indices') and hasattr(sampler, '_indices_of_rank'):
-            sampler.indices = sampler._indices_of_rank()  # from the beginning, whatever was read ahead
+        restart_order(sampler)
 
     def _enter_epoch(self, runner, loop: EpochBasedTrainLoop) -> None:
         done, batches = self.resumed['done'], self.resumed['batches']
@@ -228,3 +228,21 @@ class DataPositionHook(Hook):
             meta['place'] = dict(
                 epoch=meta['epoch'], done=done if epoch == meta['epoch'] else 0, batches=len(self.batches)
             )
+
+
+@HOOKS.register_module()
+class IterationSeedHook(Hook):
+    """Draw the random numbers of every training iteration from the run's seed and the iteration's number.
+
+    MMEngine saves no random state, so that drop path, dropout and the samplers of detectors would continue elsewhere
+    after ``--resume``. With this hook a resumed run ends with the weights of one that was never interrupted. Each
+    process draws its own numbers.
+    """
+
+    priority = 'VERY_HIGH'
+
+    def before_train_iter(self, runner, batch_idx: int, data_batch=None) -> None:
+        seed = ((runner.seed + runner.iter * 1_000_003) * get_world_size() + get_rank()) % 2**32
+        random.seed(seed)
+        np.random.seed(seed)
+        torch.manual_seed(seed)

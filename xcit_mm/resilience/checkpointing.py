@@ -14,7 +14,7 @@ from mmengine.hooks import CheckpointHook as MMEngineCheckpointHook
 
 from ..errors import UsageError
 from ..registry import HOOKS
-from .writing import BACKEND, UNFINISHED, write_whole
+from .atomic_writing import BACKEND, UNFINISHED, write_whole
 
 POINTER = 'last_checkpoint'  # MMEngine's: a file that holds the path of the newest checkpoint
 INTERRUPTED = 'interrupted.pth'

@@ -4,7 +4,7 @@ import re
 from typing import Dict, Optional, Sequence
 
 from ..errors import UsageError
-from .datasets import side_by_side
+from .config import side_by_side
 
 IMAGENET_FOLDER = re.compile(r'n\d{8}')
 

@@ -15,7 +15,7 @@ from typing import Dict, List, Optional, Tuple
 from mmengine.model import BaseTTAModel, is_model_wrapper
 from torch import Tensor, nn
 
-from .errors import CheckpointError
+from ..errors import CheckpointError
 from .matching import _shorten, _wrong_types
 
 # Segmentors use it for a second loss only; published files often leave it out.

@@ -7,13 +7,14 @@ from typing import Iterator
 
 from mmengine.dist import broadcast_object_list, is_main_process
 from mmengine.hooks import Hook
-from mmengine.runner import BaseLoop, EpochBasedTrainLoop, IterBasedTrainLoop
+from mmengine.runner import EpochBasedTrainLoop, IterBasedTrainLoop
 
 from ..checkpoint import is_address
+from ..compat import built_loop, checkpoint_of, is_loaded, is_resuming, resume_from, update_val_interval
 from ..errors import UsageError
 from ..registry import HOOKS
-from .agreement import any_process
 from .checkpointing import damage, find_checkpoint
+from .consensus import any_process
 
 # What torchrun and SLURM tell a run that they have started again.
 RESTARTS = ('TORCHELASTIC_RESTART_COUNT', 'SLURM_RESTART_COUNT')
@@ -39,20 +40,21 @@ class ResumeHook(Hook):
     priority = 'LOWEST'  # the other hooks are ready when it validates
 
     def before_run(self, runner) -> None:
-        if isinstance(runner._train_loop, BaseLoop) and not runner._has_loaded:
+        if built_loop(runner, 'train') and not is_loaded(runner):
             self.choose(runner)
 
     def choose(self, runner) -> None:
         """Tell the runner which checkpoint to go on from, if any."""
         # torchrun counts a restart on the machine where a process died, and on others only if it saw one die there too.
         restarted = any_process(any(int(os.environ.get(name) or 0) > 0 for name in RESTARTS))
-        if runner._resume and runner._load_from:
-            self._check(runner._load_from)
-        elif runner._resume or restarted:
-            path = self._choose(runner, own=not runner._resume)
+        path = checkpoint_of(runner)
+        if is_resuming(runner) and path:
+            self._check(path)
+        elif is_resuming(runner) or restarted:
+            path = self._choose(runner, own=not is_resuming(runner))
             if path:
-                runner._resume, runner._load_from = True, path
-        if not runner._resume and is_main_process():
+                resume_from(runner, path)
+        if not is_resuming(runner) and is_main_process():
             with suppress(OSError), open(os.path.join(runner.work_dir, STARTED), 'w'):
                 pass
 
@@ -90,7 +92,7 @@ class ResumeHook(Hook):
         return path
 
     def after_load_checkpoint(self, runner, checkpoint: dict) -> None:
-        if not runner._resume or not isinstance(runner._train_loop, BaseLoop):
+        if not is_resuming(runner) or built_loop(runner, 'train') is None:
             return
         found = list(overridden_settings(runner, checkpoint))
         if found:
@@ -100,12 +102,12 @@ class ResumeHook(Hook):
             )
 
     def before_train(self, runner) -> None:
-        if runner._resume and runner.iter >= runner.max_iters:
+        if is_resuming(runner) and runner.iter >= runner.max_iters:
             runner.logger.warning(
                 f'Nothing is left to train: the checkpoint is at iteration {runner.iter}, and the run ends at '
                 f'{runner.max_iters}. train_cfg sets its length'
             )
-        if not runner._resume or runner.val_loop is None or not self._validation_is_due(runner):
+        if not is_resuming(runner) or runner.val_loop is None or not self._validation_is_due(runner):
             return
         if runner.message_hub.runtime_info.get(VALIDATED) == runner.iter:
             return
@@ -127,11 +129,11 @@ class ResumeHook(Hook):
             return False
         if count == 0 or count < loop.val_begin:
             return False
-        loop._decide_current_val_interval()
+        update_val_interval(loop)
         return count % loop.val_interval == 0 or count == last
 
     def before_val_epoch(self, runner) -> None:
-        if isinstance(runner._train_loop, BaseLoop):
+        if built_loop(runner, 'train'):
             runner.message_hub.update_info(VALIDATED, runner.iter)
 
 

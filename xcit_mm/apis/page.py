@@ -9,8 +9,8 @@ from ..datasets.loading import BadImage
 from ..datasets.reading import ModelInput, model_input, to_picture
 from ..errors import UsageError
 from ..models import XCiT
-from .attention import class_attention
-from .pictures import contact_sheet, draw, resize_short_side
+from ..visualization.attention import class_attention
+from ..visualization.pictures import contact_sheet, draw, resize_short_side
 
 TITLE = 'XCiT: attention and predictions'
 LARGEST = 2048  # px, short side that the page offers
@@ -60,7 +60,7 @@ def predictor(model: str, checkpoint: Optional[str], device: str) -> Callable[[I
         UsageError: If there is no such model.
         CheckpointError: If the weights are those of another model.
     """
-    from ..apis import Inferencer
+    from . import Inferencer
 
     return Inferencer(model, checkpoint, device).picture
 
