@@ -21,7 +21,7 @@ from safetensors.torch import load_file
 from timm.models.xcit import Xcit
 
 from xcit_mm.checkpoint import CheckpointError, load_checkpoint_file
-from xcit_mm.checkpoint import convert as convert_module
+from xcit_mm.conversion import convert as convert_module
 from xcit_mm.conversion.arch import infer_arch
 from xcit_mm.conversion.convert import SIZES, TARGETS, TOLERANCE, convert
 from xcit_mm.errors import UsageError
