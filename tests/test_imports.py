@@ -88,3 +88,18 @@ def test_no_circle():
             break
         edges = {name: found for name, found in edges.items() if name not in free}
     assert not edges, f'circular imports among {sorted(edges)}'
+
+
+def test_tests_share_helpers_through_modules_made_for_it():
+    """Those of ``tests/helpers``; nothing is imported from another test or from ``conftest.py``."""
+    tests = Path(__file__).parent
+    found = [
+        f'{path.relative_to(tests)}:{node.lineno}'
+        for path in sorted(tests.rglob('*.py'))
+        for node in ast.walk(ast.parse(path.read_text()))
+        if isinstance(node, (ast.Import, ast.ImportFrom))
+        for name in ([node.module or ''] if isinstance(node, ast.ImportFrom) else [a.name for a in node.names])
+        if any(part == 'conftest' or part.startswith('test_') for part in name.split('.'))
+        or name.split('.')[0] == 'tests'
+    ]
+    assert not found, f'move what is shared into tests/helpers: {", ".join(found)}'

@@ -7,8 +7,7 @@ import sysconfig
 import zipfile
 
 import pytest
-from conftest import ROOT
-from processes import call
+from processes import ROOT, call
 
 LIBRARIES = ('mmdet', 'mmseg', 'mmpretrain')
 DISTRIBUTIONS = {
@@ -109,13 +108,11 @@ print(len(tools))
 
 def test_importing_the_package_imports_nothing_else(installed, tmp_path):
     code = f"""
-import sys, time
-begin = time.perf_counter()
+import sys
 import xcit_mm
-seconds = time.perf_counter() - begin
-print(sorted({{'torch', 'mmengine', 'mmcv', 'numpy', 'yaml', *{LIBRARIES}}} & set(sys.modules)), seconds < 1)
+print(sorted({{'torch', 'mmengine', 'mmcv', 'numpy', 'yaml', *{LIBRARIES}}} & set(sys.modules)))
 """
-    assert run_python(code, installed, tmp_path) == '[] True'
+    assert run_python(code, installed, tmp_path) == '[]'
 
 
 @pytest.fixture(scope='module')
