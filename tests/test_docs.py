@@ -10,9 +10,8 @@ import sys
 
 import pytest
 import torch
-from conftest import ROOT
 from mmengine.config import Config
-from processes import call
+from processes import ROOT, call
 
 import xcit_mm
 from xcit_mm.model_zoo import all_models
