@@ -1,5 +1,5 @@
 #!/usr/bin/env python
-"""Every published model: parameters, multiply-adds and accuracies, published against computed and measured.
+"""Every published model: parameters, MACs and accuracies, published against computed and measured.
 
     tools/model_zoo.py                                        # all 66 models, about a minute
     tools/model_zoo.py --task detection --format markdown

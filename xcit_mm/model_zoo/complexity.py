@@ -1,4 +1,4 @@
-"""Parameters and multiply-adds, counted without memory and without arithmetic: only shapes are computed."""
+"""Parameters and MACs, counted without memory and without arithmetic: only shapes are computed."""
 
 import math
 from collections import Counter
@@ -19,9 +19,10 @@ from ..errors import UsageError
 from ..models import xcit
 
 CONVENTION = (
-    'Multiply-adds as mmengine.analysis.get_model_complexity_info counts them, on the backbone without its head, for '
-    'one image: one for each multiply-add of a matrix product or convolution (bias not counted), 5 for each element '
-    'of a layer norm and 2 of a batch norm; activations, softmax, sums, scalings and the l2 norm are not counted.'
+    'MACs (multiply-accumulates) as mmengine.analysis.get_model_complexity_info counts them, on the backbone without '
+    'its head, for one image: one for each multiply-accumulate of a matmul or convolution (bias not counted), 5 for '
+    'each element of a layer norm and 2 of a batch norm; activations, softmax, sums, scalings and the l2 norm are not '
+    'counted.'
 )
 
 # Parts of the model that this project computes in another way than MMPretrain, by the names of the classes in both.
@@ -40,7 +41,7 @@ SHAPED_LIKE_INPUT = ('gelu', 'native_batch_norm', 'native_layer_norm')
 
 
 class MultiplyAdds(TorchDispatchMode):
-    """Count the multiply-adds of everything that runs inside, by part of the model.
+    """Count the MACs of everything that runs inside, by part of the model.
 
     MMEngine's own counter reads a TorchScript trace, which needs a real forward pass (minutes for the large models),
     and passes over operators that are new to it, such as ``baddbmm``. This one sees every operator that is executed.

@@ -31,7 +31,7 @@ tools/convert_checkpoint.py xcit_mm://xcit_s12_8_dist_in1k xcit_small_12_p8.safe
 ```
 
 [Checkpoints](checkpoints.md) says how addresses are fetched, kept and checked. Accuracies on this page are published
-ones; parameters and multiply-adds are computed by `tools/model_zoo.py`.
+ones; parameters and MACs are computed by `tools/model_zoo.py`.
 """
 SOURCES = {
     'XCiT': (

@@ -33,7 +33,7 @@ class PaperTable:
         return read_table(self.file)
 
 
-PARAMS, FLOPS = 'parameters (M)', 'multiply-adds (G)'
+PARAMS, FLOPS = 'parameters (M)', 'MACs (G)'
 TABLES = (
     PaperTable(
         2,
@@ -165,7 +165,7 @@ def _name(row: dict) -> str:
 
 
 def draw(tables: Sequence[PaperTable], folder: Path) -> List[Path]:
-    """Write the pictures of the tables; accuracy against multiply-adds and against parameters.
+    """Write the pictures of the tables; accuracy against MACs and against parameters.
 
     Args:
         tables (Sequence[PaperTable]): Tables; one without pictures adds none.

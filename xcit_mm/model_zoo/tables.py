@@ -77,7 +77,7 @@ class Row:
 
 
 def compute(models: Sequence[Model], root: Path) -> List[Row]:
-    """Count parameters and multiply-adds.
+    """Count parameters and MACs.
 
     Args:
         models (Sequence[Model]): Some of the published models.
@@ -161,12 +161,12 @@ def _file(address: str) -> str:
 def _text_columns(rows: Sequence[Row]) -> List[_Column]:
     task = rows[0].model.task
     columns = [_Column('config', lambda row: row.model.name, left=True)]
-    here = _Column('multiply-adds here (G)', lambda row: _giga(row.multiply_adds))
+    here = _Column('MACs here (G)', lambda row: _giga(row.multiply_adds))
     if task == 'classification':
         columns += [
             _Column('parameters published', lambda row: _exact(row.model.params)),
             _Column('parameters here', lambda row: _exact(_total(row))),
-            _Column('multiply-adds published (G)', lambda row: _giga(row.model.flops)),
+            _Column('MACs published (G)', lambda row: _giga(row.model.flops)),
             _Column('on MMPretrain backbone', lambda row: _giga(row.multiply_adds_mmpretrain)),
             here,
         ]
@@ -188,7 +188,7 @@ def _markdown_columns(rows: Sequence[Row]) -> List[_Column]:
         columns += [
             _Column('parameters', lambda row: f'{_mega(_total(row))} M'),
             _Column(
-                'multiply-adds, published / here',
+                'MACs, published / here',
                 lambda row: f'{_giga(row.model.flops)} / {_giga(row.multiply_adds)} G',
             ),
         ]
@@ -200,7 +200,7 @@ def _markdown_columns(rows: Sequence[Row]) -> List[_Column]:
             columns.append(_Column('without adapter', lambda row: f'{_mega(_without_adapter(row))} M'))
         columns += [
             _Column(_paper_table(task), lambda row: f'{row.model.params_m:.1f} M'),
-            _Column('multiply-adds of the backbone', lambda row: f'{_giga(row.multiply_adds)} G'),
+            _Column('MACs of the backbone', lambda row: f'{_giga(row.multiply_adds)} G'),
         ]
     columns += _metric_columns(rows)
     return [*columns, _Column('weights', _weights_links, left=True)]
@@ -384,7 +384,7 @@ def summary(rows: Sequence[Row]) -> str:
         exact = sum(row.multiply_adds_mmpretrain == row.model.flops for row in counted)
         fewer = sum(row.multiply_adds < row.model.flops for row in counted)
         explained = sum(row.saved[REST] == 0 for row in counted)
-        parts.append(f'multiply-adds on the backbone of MMPretrain exact in {exact} of {len(counted)}')
+        parts.append(f'MACs on the backbone of MMPretrain exact in {exact} of {len(counted)}')
         parts.append(
             f'as run here fewer in {fewer} of {len(counted)}, wholly by XCA, class attention and position encoding '
             f'in {explained}'
