@@ -442,7 +442,7 @@ class XCiT(BaseModule):
                 outs.append(self._format(None, x.to(dtype), grid, len(outs)))
         x = x.to(dtype)
         if last >= self.depth:
-            cls_token = self.cls_token.expand(x.shape[0], -1, -1)
+            cls_token = self.cls_token.repeat(x.shape[0], 1, 1)
             for i, block in enumerate(self.cls_attn_blocks, start=self.depth):
                 if i > last:
                     break

@@ -288,8 +288,8 @@ def embed_patches(image: Tensor, layers: nn.Sequential) -> Tensor:
             with without_autocast(image):
                 x = embed(image, [w.to(dtype) for w in weights], [b.to(dtype) for b in biases])
             return x.permute(0, 3, 1, 2)
-    # Channels last: the tokens are then a view of the convolution's output.
-    return layers(image.contiguous(memory_format=torch.channels_last))
+    # Channels last: the tokens are then a view of the convolution's output. vmap knows no memory formats.
+    return layers(image if is_transformed() else image.contiguous(memory_format=torch.channels_last))
 
 
 def deconvolve(image: Tensor, layer: nn.Module) -> Tensor:
