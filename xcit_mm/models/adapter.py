@@ -3,6 +3,7 @@
 from functools import partial
 from typing import Sequence, Tuple
 
+import torch.fx
 import torch.nn.functional as F
 from mmcv.cnn import build_activation_layer, build_norm_layer
 from mmengine.model import BaseModule
@@ -90,7 +91,7 @@ class MultiScaleAdapter(BaseModule):
         """Map number ``index`` of ``out_strides`` alone, so that a backbone need not keep those it has passed."""
         op = getattr(self, f'fpn{self.STRIDES.index(self.out_strides[index]) + 1}')
         # Contiguous, since mmcv's operators read channels-last maps wrongly.
-        return _apply(op, _at_least(x, op)).contiguous()
+        return _apply(op, pad_to_window(x, op.kernel_size if isinstance(op, nn.MaxPool2d) else 1)).contiguous()
 
 
 def _apply(op: nn.Module, x: Tensor) -> Tensor:
@@ -113,9 +114,8 @@ def check_strides(out_strides: Sequence[int]) -> Tuple[int, ...]:
     return strides
 
 
-def _at_least(x: Tensor, op: nn.Module) -> Tensor:
+@torch.fx.wrap
+def pad_to_window(x: Tensor, window: int) -> Tensor:
     """Pad a map that is smaller than its max-pooling window: a small image keeps its coarsest level."""
-    if not isinstance(op, nn.MaxPool2d):
-        return x
-    height, width = (max(0, op.kernel_size - n) for n in x.shape[-2:])
+    height, width = (max(0, window - n) for n in x.shape[-2:])
     return F.pad(x, (0, width, 0, height), value=float('-inf')) if height or width else x

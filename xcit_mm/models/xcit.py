@@ -6,6 +6,7 @@ from functools import partial
 from typing import Optional, Sequence, Tuple, Union
 
 import torch
+import torch.fx
 import torch.nn.functional as F
 from mmcv.cnn import build_activation_layer, build_norm_layer
 from mmengine.model import BaseModule
@@ -87,16 +88,10 @@ class PositionEncoding(nn.Module):
         wavelength = temperature ** (2 * (torch.arange(hidden_dim, dtype=torch.float32) // 2) / hidden_dim)
         self.register_buffer('wavelength', wavelength, persistent=False)
 
-    def _features(self, length: int) -> Tensor:
-        """Sines and cosines of the places 1 ... length, scaled to 2 pi: (length, hidden)."""
-        place = torch.arange(1, length + 1, dtype=torch.float32, device=self.wavelength.device)
-        angle = (place / (length + 1e-6) * (2 * math.pi))[:, None] / self.wavelength.float()
-        return torch.stack((angle[:, 0::2].sin(), angle[:, 1::2].cos()), dim=2).flatten(1)
-
     def forward(self, height: int, width: int) -> Tensor:
         """-> (1, height * width, C)."""
         dtype, projection = self.wavelength.dtype, self.token_projection
-        rows, cols = self._features(height).to(dtype), self._features(width).to(dtype)
+        rows, cols = (fourier_features(length, self.wavelength).to(dtype) for length in (height, width))
         if type(projection) is nn.Conv2d and ops.may_use_weights(self.wavelength, projection):
             w_rows, w_cols = projection.weight.flatten(1).chunk(2, dim=1)
             features = F.linear(rows, w_rows, projection.bias)[:, None] + F.linear(cols, w_cols)
@@ -104,6 +99,14 @@ class PositionEncoding(nn.Module):
         rows, cols = rows[:, None].expand(-1, width, -1), cols[None].expand(height, -1, -1)
         features = torch.cat((rows, cols), dim=2).permute(2, 0, 1)[None]
         return projection(features).flatten(2).transpose(1, 2)
+
+
+@torch.fx.wrap
+def fourier_features(length: int, wavelength: Tensor) -> Tensor:
+    """Sines and cosines of the places 1 ... length, scaled to 2 pi: wavelengths (hidden) -> (length, hidden), fp32."""
+    place = torch.arange(1, length + 1, dtype=torch.float32, device=wavelength.device)
+    angle = (place / (length + 1e-6) * (2 * math.pi))[:, None] / wavelength.float()
+    return torch.stack((angle[:, 0::2].sin(), angle[:, 1::2].cos()), dim=2).flatten(1)
 
 
 @ops.published(conv1=nn.Conv2d, act=nn.GELU, bn=_BatchNorm, conv2=nn.Conv2d)
@@ -422,12 +425,7 @@ class XCiT(BaseModule):
         Raises:
             ValueError: If the image is smaller than a patch.
         """
-        height, width = image.shape[-2:]
-        if height < self.patch_size or width < self.patch_size:
-            raise ValueError(
-                f'XCiT: the image is {height}x{width} pixels (height x width), smaller than one patch of '
-                f'{self.patch_size}x{self.patch_size}; resize or pad it'
-            )
+        check_size(image.shape, self.patch_size)
         x, grid = self.patch_embed(image)
         position = self.pos_embed(*grid).to(x.dtype)
         inplace = ops.may_overwrite(x, self.patch_embed)
@@ -533,6 +531,17 @@ class XCiT(BaseModule):
         if name in ('blocks', 'cls_attn_blocks'):
             return int(rest[0]) + 1 + (self.depth if name == 'cls_attn_blocks' else 0), num_depths
         return num_depths - 1, num_depths
+
+
+@torch.fx.wrap
+def check_size(shape: torch.Size, patch_size: int) -> None:
+    """Refuse images (..., H, W) that are smaller than a patch."""
+    height, width = shape[-2:]
+    if height < patch_size or width < patch_size:
+        raise ValueError(
+            f'XCiT: the image is {height}x{width} pixels (height x width), smaller than one patch of '
+            f'{patch_size}x{patch_size}; resize or pad it'
+        )
 
 
 def _state_patch_size(backbone: XCiT, state_dict: dict, prefix: str, local_metadata: dict) -> None:

@@ -233,20 +233,23 @@ def add_lpi(
 ) -> Tensor:
     """x + keep * gamma * LPI(LN(x)), for the tokens of an image of ``grid`` = (rows, columns); see :func:`add_xca`."""
     way = choose(x, norm, lpi, gamma, keep)
-    if way is not Way.REFERENCE and not (is_conv(lpi.conv2, 3, depthwise=True) and has_bias(lpi.conv2)):
-        way = Way.REFERENCE
-    if way is Way.TRAINING:
+    if way is Way.TRAINING and is_conv(lpi.conv2, 3, depthwise=True) and has_bias(lpi.conv2):
         x = _stream(x, gamma, way, inplace)
         image = lpi.bn(lpi.act(lpi.conv1(norm(x).unflatten(1, grid).permute(0, 3, 1, 2))))
         return lpi_ops.add_last_conv(x, image, lpi.conv2.weight, lpi.conv2.bias, gamma, keep)
-    in_bands = x.device.type == 'cpu' and has_statistics(lpi.bn) and is_conv(lpi.conv1, 3, depthwise=True)
-    if way is Way.REFERENCE or not (in_bands and has_bias(lpi.conv1)):
+    if way in (Way.REFERENCE, Way.TRAINING) or not _fits_bands(x, lpi):
         return reference.residual(x, lpi(norm(x.to(gamma.dtype)), grid), gamma, keep)
     x, bn = _stream(x, gamma, way, inplace), lpi.bn
     norms = bn.weight, bn.bias, bn.running_mean, bn.running_var, bn.eps
     convs = (lpi.conv1.weight, lpi.conv1.bias), (lpi.conv2.weight, lpi.conv2.bias)
     _op(lpi_ops.add_lpi_, way)(x, *_norm(norm), *convs[0], *norms, *convs[1], gamma, grid[0])
     return x
+
+
+def _fits_bands(x: Tensor, lpi: nn.Module) -> bool:
+    convs = lpi.conv1, lpi.conv2
+    published = all(is_conv(conv, 3, depthwise=True) for conv in convs) and has_bias(*convs)
+    return x.device.type == 'cpu' and published and has_statistics(lpi.bn)
 
 
 def add_mlp(
@@ -294,15 +297,15 @@ def embed_patches(image: Tensor, layers: nn.Sequential) -> Tensor:
 
 def deconvolve(image: Tensor, layer: nn.Module) -> Tensor:
     """A layer of the pyramid: (B, C, H, W) -> (B, D, H', W')."""
-    fast = image.dtype == torch.float32 and is_deconv(layer) and has_bias(layer)
-    if not fast or not _is_cpu_inference(image, layer) or compute_dtype(image) != layer.weight.dtype:
+    fast = is_deconv(layer) and has_bias(layer) and _is_cpu_inference(image, layer)
+    if not fast or image.dtype != torch.float32 or compute_dtype(image) != layer.weight.dtype:
         return layer(image)
     run = torch.ops.xcit_mm.deconvolve if is_compiling() else deconv.deconvolve
     return run(image, layer.weight, layer.bias)
 
 
 def _is_cpu_inference(x: Tensor, *modules: nn.Module) -> bool:
-    if x.device.type != 'cpu' or torch.is_grad_enabled() or not may_use_weights(x, *modules):
+    if torch.is_grad_enabled() or not may_use_weights(x, *modules) or x.device.type != 'cpu':
         return False
     return not is_compiling() or _compiles(x)
 

@@ -32,7 +32,7 @@ def cross_covariance_attention(qkv: Tensor, temperature: Tensor, drop: Optional[
         drop (Callable, optional): Dropout of the attention weights (B, heads, d, d).
     """
     B, N, C = qkv.shape[0], qkv.shape[1], qkv.shape[2] // 3
-    heads = len(temperature)
+    heads = temperature.shape[0]
     q, k, v = qkv.reshape(B, N, 3, heads, C // heads).permute(2, 0, 3, 4, 1)  # (B, heads, d, N) each
     attn = (l2_normalized(q) @ l2_normalized(k).transpose(-2, -1) * temperature).softmax(dim=-1)
     attn = attn if drop is None else drop(attn)
