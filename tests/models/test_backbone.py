@@ -7,7 +7,6 @@ from mmengine.registry import MODELS
 from mmengine.utils.dl_utils.parrots_wrapper import _BatchNorm
 from torch import nn
 
-from xcit_mm.models import in_place
 from xcit_mm.models.xcit import ARCHS, PositionEncoding, XCiT
 
 pytestmark = pytest.mark.usefixtures('covariance_of_few_tokens')
@@ -333,22 +332,6 @@ def test_arguments_of_other_implementations_get_the_way_to_write_them(kwargs, wo
 def test_an_image_smaller_than_a_patch_is_refused(tiny):
     with pytest.raises(ValueError, match='15x40.*16x16'):
         build(arch=tiny)(torch.randn(1, 3, 15, 40))
-
-
-@pytest.mark.parametrize('compiled', [False, True], ids=['eager', 'compiled'])
-@pytest.mark.parametrize('layout', [torch.contiguous_format, torch.channels_last])
-def test_deconvolution_in_bands_is_pytorchs(layout, compiled, monkeypatch):
-    monkeypatch.setattr(in_place, 'LARGEST_MAP', 4 * 4 * 40 * 30)  # 30 pixels of 40 channels in fp32: 3 rows of 10
-    layer = in_place.Deconv2x2(24, 40)
-    x = torch.randn(2, 24, 7, 10).contiguous(memory_format=layout)
-    expected = nn.ConvTranspose2d.forward(layer, x)
-    with torch.no_grad():
-        found = (torch.compile(layer) if compiled and in_place.HAS_OPERATORS else layer)(x)
-    assert found.is_contiguous()
-    torch.testing.assert_close(found, expected, rtol=1e-5, atol=1e-6)
-    torch.testing.assert_close(layer(x), expected)  # with a backward pass
-    layer(x).sum().backward()
-    assert layer.weight.grad.abs().min() > 0
 
 
 def test_the_adapter_refuses_other_strides_and_counts():

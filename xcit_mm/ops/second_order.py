@@ -19,7 +19,8 @@ def twice_differentiable(backward: Callable) -> staticmethod:
         if not torch.is_grad_enabled():
             return backward(ctx, *grads)
         function = type(ctx)._forward_cls
-        arguments = function.arguments(ctx)
+        # Views, at which the derivatives stop: one argument may have been computed from another.
+        arguments = [a.view_as(a) if isinstance(a, torch.Tensor) else a for a in function.arguments(ctx)]
         x, needed = arguments[0], ctx.needs_input_grad
         with torch.autocast(x.device.type, dtype=ctx.dtype, enabled=ctx.dtype != x.dtype):
             outs = function.reference(*arguments)
