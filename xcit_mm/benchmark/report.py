@@ -17,7 +17,7 @@ from .settings import Row, Setting
 EXPLANATION = (
     'Time: median of rounds in which every contender does the work once, in turns, in one process with the same '
     "weights. Over ours: the time over this project's in the same round, median of the rounds. Deviation: of the "
-    "output from that of this project's plain form in fp32 (attention over tokens, one module after the other, as "
+    "output from that of this project's reference in fp32 (attention over tokens, one module after the other, as "
     'the paper writes it), largest difference over largest value; rms: root mean square of one over the other; '
     'gradient: as deviation, of the gradient of the image. On the CPU and with a batch of 1, that of timm and '
     'MMPretrain can be wrong altogether: PyTorch 2.10 misreads the layout in memory of the gradient that their '

@@ -9,11 +9,12 @@ import torch
 from torch import Tensor
 
 from ..models.products import linear
-from .contenders import OURS, PEERS, Step, as_input, build, make_image, multiply_adds, plain, random_weights, upstream
+from ..ops import use
+from .contenders import OURS, PEERS, Step, as_input, build, make_image, multiply_adds, random_weights, upstream
 from .machine import available_memory, memory_limit, reason
 from .settings import DTYPES, Row, Setting
 
-# Bounds of the deviation of the whole backbone from its plain form in fp32.
+# Bounds of the deviation of the whole backbone from the reference in fp32.
 FP32_TOLERANCE = 1e-5
 # Of the gradient of the image.
 GRADIENT_TOLERANCE = 1e-4
@@ -72,12 +73,12 @@ def _first_runs(setting: Setting, rows: Dict[str, Row], tell: Callable[[str], No
     """Build every contender and compare its output; the work of those that can do it."""
     weights = random_weights(setting.arch, setting.patch_size)
     image = make_image(setting)
-    tell('the plain form')
+    tell('the reference')
     reference, not_compared = None, ''
     try:
-        reference = _plain_outputs(setting, weights, image)
+        reference = _reference_outputs(setting, weights, image)
     except RuntimeError as error:  # it takes more memory than any contender
-        not_compared = f'not compared, the plain form failed: {reason(error)}'
+        not_compared = f'not compared, the reference failed: {reason(error)}'
     image = as_input(image, setting)
     work = {}
     for name, row in rows.items():
@@ -95,12 +96,12 @@ def _first_runs(setting: Setting, rows: Dict[str, Row], tell: Callable[[str], No
     return work
 
 
-def _plain_outputs(setting: Setting, weights: Dict[str, Tensor], image: Tensor) -> Tuple[Tensor, Optional[Tensor]]:
-    """Output of the plain form in fp32; in training also the gradient of the image."""
+def _reference_outputs(setting: Setting, weights: Dict[str, Tensor], image: Tensor) -> Tuple[Tensor, Optional[Tensor]]:
+    """Output of the reference in fp32; in training also the gradient of the image."""
     contender = build(OURS, setting, weights).to(setting.device).requires_grad_(False)
     contender.train(setting.training)
     image = image.clone().requires_grad_(setting.training)
-    with plain(contender):
+    with use('reference'):
         out = contender(image)
         if setting.training:
             out.backward(upstream(out))

@@ -5,6 +5,7 @@ a module for each part does it fast. None of them knows a model.
 """
 
 from .dispatch import (
+    MODES,
     add_lpi,
     add_mlp,
     add_xca,
@@ -19,6 +20,7 @@ from .dispatch import (
 from .untouched import published
 
 __all__ = [
+    'MODES',
     'add_lpi',
     'add_mlp',
     'add_xca',

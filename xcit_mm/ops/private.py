@@ -13,6 +13,12 @@ from torch import Tensor, nn
 
 MISSING: List[str] = []
 
+try:  # the mode that torch.device is as a context
+    from torch.utils._device import DeviceContext
+except ImportError:
+    DeviceContext = ()
+    MISSING.append('torch.utils._device.DeviceContext')
+
 
 def _find(path: str, default):
     """The object at ``torch.<path>``, or ``default``, noting that it is missing."""
@@ -48,7 +54,6 @@ _dispatch_modes = _find('_C._len_torch_dispatch_stack', lambda: 0)
 _function_modes = _find('_C._len_torch_function_stack', lambda: 0)
 _function_mode_at = _find('_C._get_function_stack_at', lambda index: None)
 _forward_ad = _find('autograd.forward_ad', None)
-_DEVICE_MODE = _find('utils._device.DeviceContext', ())
 
 
 def is_transformed() -> bool:
@@ -58,7 +63,7 @@ def is_transformed() -> bool:
     """
     if _functorch_level() is not None or _dispatch_modes() or getattr(_forward_ad, '_current_level', -1) >= 0:
         return True
-    return any(not isinstance(_function_mode_at(i), _DEVICE_MODE) for i in range(_function_modes()))
+    return any(not isinstance(_function_mode_at(i), DeviceContext) for i in range(_function_modes()))
 
 
 # Compilers.
