@@ -8,8 +8,8 @@ from typing import Callable, Dict, List, Optional, Sequence, Tuple
 import torch
 from torch import Tensor
 
-from ..models.products import linear
 from ..ops import use
+from ..ops.matmul import linear
 from .contenders import OURS, PEERS, Step, as_input, build, make_image, multiply_adds, random_weights, upstream
 from .machine import available_memory, memory_limit, reason
 from .settings import DTYPES, Row, Setting
