@@ -74,7 +74,7 @@ def test_time_ratio_and_share_of_the_peak(rows):
     ours = rows[OURS]
     assert ours.ratio == 1 and 0.3 < rows['timm'].ratio / (rows['timm'].seconds / ours.seconds) < 3
     assert all(0 < row.fastest <= row.seconds and 0 < row.of_peak < 1.5 for row in rows.values())
-    assert ours.multiply_adds < rows['timm'].multiply_adds
+    assert ours.multiply_adds == rows['timm'].multiply_adds  # of the map
     assert verdict(list(rows.values())).startswith(f'xcit_mm is {min(rows[n].ratio for n in PEERS):.2f} times as fast')
 
 
