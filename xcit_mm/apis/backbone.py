@@ -40,7 +40,8 @@ def create_backbone(name: str, checkpoint: Union[str, bool, None] = None, **kwar
 
     weights = find_weights(name)
     if weights:
-        arch, patch_size = weights.arch, weights.patch_size
+        arch: Union[str, dict] = weights.arch
+        patch_size = weights.patch_size
     elif checkpoint is True and name.startswith(HUB):
         arch, patch_size = _told_by_tensors(name, kwargs)
     else:

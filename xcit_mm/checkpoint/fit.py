@@ -10,7 +10,7 @@ import warnings
 from contextlib import contextmanager
 from dataclasses import dataclass
 from types import SimpleNamespace
-from typing import Dict, List, Optional, Tuple
+from typing import Dict, List, Optional, Tuple, cast
 
 from mmengine.model import BaseTTAModel, is_model_wrapper
 from torch import Tensor, nn
@@ -218,7 +218,7 @@ def _is_compared(name: str) -> bool:
 
 def _unwrapped(module: nn.Module) -> nn.Module:
     while is_model_wrapper(module) or isinstance(module, BaseTTAModel):
-        module = module.module
+        module = cast(nn.Module, module.module)
     return module
 
 

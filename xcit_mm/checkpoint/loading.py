@@ -11,7 +11,7 @@ import pickle
 import re
 from collections import OrderedDict
 from functools import lru_cache
-from typing import Callable, Dict, Optional
+from typing import Any, Callable, Dict, Optional
 
 import numpy as np
 import torch
@@ -43,7 +43,7 @@ def _safe_globals() -> Dict[str, Callable]:
     The original release's runs hold their Namespace; MMEngine's checkpoints hold HistoryBuffers and numpy values.
     """
     # numpy 1.26 has a numpy._core too, but an empty one.
-    core = np._core if digit_version(np.__version__) >= digit_version('2.0') else np.core
+    core: Any = getattr(np, '_core' if digit_version(np.__version__) >= digit_version('2.0') else 'core')
     dtypes = {type(np.dtype(kind)) for kind in ('bool', 'i4', 'i8', 'u1', 'u4', 'f4', 'f8')}
     numpy_globals = [core.multiarray._reconstruct, core.multiarray.scalar, np.ndarray, np.dtype, *dtypes]
     found = {f'{g.__module__}.{g.__qualname__}': g for g in (argparse.Namespace, HistoryBuffer, *numpy_globals)}
@@ -136,7 +136,7 @@ def _load_safetensors(path: str, device: str) -> OrderedDict:
     """The tensors, with the patch size in their metadata if the file states it."""
     with safe_open(path, 'pt') as file:
         stated = (file.metadata() or {}).get('patch_size')
-    state = OrderedDict(load_safetensors(path, device=device))
+    state: Any = OrderedDict(load_safetensors(path, device=device))
     state._metadata = {'': {'patch_size': int(stated)}} if stated in ('4', '8', '16') else {}
     return state
 
@@ -187,7 +187,7 @@ def _translate(checkpoint: dict, path: str) -> dict:
             _say(f'{path} holds several models: {found.title} is taken, {left} not. To load another, save it alone')
     if layout is not None and not whole_model:
         checkpoint = {'state_dict': OrderedDict(layout.to_native(tensors)), 'meta': checkpoint.get('meta', {})}
-    state = checkpoint.get('state_dict')
+    state: Any = checkpoint.get('state_dict')
     if isinstance(state, dict):
         names = unwrapped if whole_model and layout is not None else str
         state = checkpoint['state_dict'] = OrderedDict((names(key), value) for key, value in state.items())

@@ -55,7 +55,7 @@ def match_state_dict(module: nn.Module, state_dict: Dict[str, Tensor], prefix: s
             f'layouts. Its first tensors there: {names}. Expected: a checkpoint of XCiT, by any of its implementations'
         )
     native = {key[len('backbone.') :]: v for key, v in layout.to_native(tensors).items() if key.startswith('backbone.')}
-    wanted = {key: value.shape for key, value in own.items()}
+    wanted: Dict[str, tuple] = {key: value.shape for key, value in own.items()}
     ignored = sorted({_optional_part(key) for key in native if key not in wanted and key.startswith(_OPTIONAL)})
     # What somebody's own code gives in part is given on purpose, and PyTorch reports the rest.
     problems = _problems(native, wanted, whole=bool(source)) + _wrong_types(native, own)

@@ -151,7 +151,7 @@ def _fetch_hub(address: str, local_only: bool) -> str:
             f'{address} needs the package huggingface_hub, which is not installed: pip install huggingface_hub'
         ) from None
     repository, revision, file = parts.groups()
-    reason = None
+    reason: Optional[Exception] = None
     try:
         for name in [file] if file else _HUB_FILES:
             try:

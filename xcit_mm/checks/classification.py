@@ -22,6 +22,7 @@ from ..datasets.config import (
 )
 from ..datasets.folder_labels import IMAGENET_FOLDER, folder_labels
 from ..errors import UsageError
+from .classes import compare_classes
 
 # Data sets whose folders follow the classes of the config, see xcit_mm.datasets.folders.
 BY_NAME = ('CustomDataset', 'ImageNet', 'ImageNet21k')
@@ -78,7 +79,7 @@ def _check_order(data: Data, folder: str, found: set) -> None:
     if data.kind.__name__ not in BY_NAME and labels != folder_labels(sorted(found)):
         raise UsageError(
             f'{data}: {data.kind.__name__} numbers its folders in the order of their names, which is not that of the '
-            f'classes.{side_by_side(sorted(found), classes, ("folder", "class"))}\n'
+            f'classes.{side_by_side(sorted(found), classes or (), ("folder", "class"))}\n'
             f"List the classes in this order; or take type='CustomDataset', with which labels follow the classes"
         )
 
@@ -158,7 +159,7 @@ def _check_list(data: Data, path: str, folder: str, expected: Optional[int]) -> 
     if not images:
         raise UsageError(f'{data}: {path} lists no images')
     beyond = sorted(label for label in counts if expected and label >= expected)
-    if beyond:
+    if expected and beyond:
         from_one = ' They seem to begin at 1; labels begin at 0.' if 0 not in counts and beyond == [expected] else ''
         raise UsageError(
             f'{data}: {path} has labels up to {beyond[-1]} ({sum(counts[label] for label in beyond)} images), and the '
@@ -172,7 +173,7 @@ def _check_list(data: Data, path: str, folder: str, expected: Optional[int]) -> 
             f'{data.advice()}'
         )
     absent = [str(label) for label in range(expected or 0) if label not in counts]
-    if absent and data.split == 'train':
+    if expected and absent and data.split == 'train':
         if expected - len(absent) == 1:
             raise UsageError(f'{data}: all {len(images)} images of {path} have one label, of {expected} classes')
         print(f'Note: {data}: {path} has no image of {len(absent)} classes ({", ".join(absent[:5])}).', flush=True)
@@ -353,18 +354,13 @@ def check_classification(datasets: List[Data], cfg: Config) -> None:
     if not datasets:
         return
     everything = _classified(cfg)
-    known = [(data, data.classes) for data in everything]
-    trained = next(((data, classes) for data, classes in known if classes and data.split == 'train'), None)
+    trained = next((data for data in everything if data.split == 'train' and data.classes), None)
     used = {data.split for data in datasets}
-    if trained and 'train' not in used and _head_classes(cfg) not in (None, len(trained[1])):
+    if trained and 'train' not in used and _head_classes(cfg) not in (None, len(trained.known_classes)):
         trained = None  # a test of a model that these data did not train
-    for data, classes in known:
-        if trained and classes and data.split in used and classes != trained[1]:
-            raise UsageError(
-                f'{data} has other classes, or another order of them, than {trained[0]}.'
-                f'{side_by_side(trained[1], classes, (trained[0].split, data.split))}\n'
-                f'Give both the same metainfo=dict(classes=...)'
-            )
+    for data in everything:
+        if trained and data.split in used:
+            compare_classes(trained, data)
     for data in datasets:
         _check_categories(data)
         number = _head_classes(cfg) or (len(data.classes) if data.classes else None)

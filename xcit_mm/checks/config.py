@@ -7,7 +7,7 @@ with a traceback. Here it gets one message that names it and the nearest right o
 import difflib
 import inspect
 from numbers import Number
-from typing import Callable, Iterator, List, Optional, Sequence, Tuple
+from typing import Any, Callable, Iterator, List, Optional, Sequence, Set, Tuple
 
 from mmengine import registry as registries
 from mmengine.config import Config
@@ -265,8 +265,9 @@ def _names(registry, scope: str) -> set:
 
 def _arguments(kind: Callable) -> Tuple[set, bool]:
     """The names of the arguments of a class, also of those it inherits from; and whether it takes no others."""
-    names, complete = set(), True
-    classes = kind.__mro__ if inspect.isclass(kind) else (kind,)
+    names: Set[str] = set()
+    complete = True
+    classes: Sequence[Any] = kind.__mro__ if inspect.isclass(kind) else (kind,)
     for number, one in enumerate(classes):
         function = one.__dict__.get('__init__') if inspect.isclass(one) else one
         if function is None or one is object:

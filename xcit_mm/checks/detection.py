@@ -194,7 +194,7 @@ def gives_boxes_alone(cfg: Config) -> bool:
         return False
     kind = find_type(MODELS, head.get('type'), 'mmdet')
     known = getattr(kind, '__module__', '').startswith(('mmdet.models.roi_heads', 'mmdet.models.dense_heads'))
-    return known and not re.search('Ins|Mask|Seg|SOLO', kind.__name__)
+    return known and not re.search('Ins|Mask|Seg|SOLO', getattr(kind, '__name__', ''))
 
 
 def _transforms(pipeline):

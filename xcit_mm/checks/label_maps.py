@@ -59,13 +59,13 @@ def check_labels(datasets: List[Data]) -> None:
 
 def _plain_maps(data: Data) -> bool:
     """Whether maps are found and read by MMSegmentation's own data set and step."""
-    backends = [step.get('imdecode_backend', 'pillow') for step in load_steps(data.cfg.get('pipeline'))]
+    backends = [step.get('imdecode_backend', 'pillow') for step in load_steps(data.cfg.get('pipeline') or ())]
     return finds_files(data) and bool(backends) and set(backends) <= {'pillow', 'cv2'}
 
 
 def _check_split(parts: List[Data]) -> None:
     """Check the data sets that one loader joins."""
-    classes = parts[0].classes
+    classes = parts[0].known_classes
     present, whole = set(), True
     for data in parts:
         seen = _look(data)
@@ -115,8 +115,12 @@ def _maps_of(data: Data) -> List[Tuple[str, str]]:
 def _look(data: Data) -> Seen:
     """Read maps until there are enough; where they hold one class alone, until another is found."""
     files = _maps_of(data)
-    backend = next(load_steps(data.cfg.get('pipeline'))).get('imdecode_backend', 'pillow')
-    maps, pixels, modes, wide, misfits = (Counter() for _ in range(5))
+    backend = next(load_steps(data.cfg.get('pipeline') or ())).get('imdecode_backend', 'pillow')
+    maps: Counter = Counter()
+    pixels: Counter = Counter()
+    modes: Counter = Counter()
+    wide: Counter = Counter()
+    misfits: Counter = Counter()
     read, start = 0, time.monotonic()
     for number, at in enumerate(_spread(len(files))):
         if number >= LOOKED_AT and time.monotonic() - start > SECONDS and len(_present(data, pixels)) > 1:
@@ -179,19 +183,19 @@ def _label(data: Data, number: int) -> Optional[int]:
     if data.setting('reduce_zero_label'):
         number -= 1
     published = getattr(data.kind, 'METAINFO', {}).get('classes')
-    if published and list(published) != data.classes and 0 <= number < len(published):
+    if published and list(published) != data.known_classes and 0 <= number < len(published):
         name = published[number]
-        return data.classes.index(name) if name in data.classes else None
+        return data.known_classes.index(name) if name in data.known_classes else None
     return number if number >= 0 else None
 
 
 def _present(data: Data, pixels: Dict[int, int]) -> set:
-    return {_label(data, number) for number in pixels} & set(range(len(data.classes)))
+    return {_label(data, number) for number in pixels} & set(range(len(data.known_classes)))
 
 
 def _unknown(data: Data, seen: Seen) -> List[int]:
     labels = {number: _label(data, number) for number in seen.pixels}
-    return sorted(number for number, label in labels.items() if label is not None and label >= len(data.classes))
+    return sorted(number for number, label in labels.items() if label is not None and label >= len(data.known_classes))
 
 
 def _refuse_what_is_no_map(data: Data, seen: Seen) -> None:
@@ -205,13 +209,13 @@ def _refuse_what_is_no_map(data: Data, seen: Seen) -> None:
             remedy = f'{os.path.basename(path)} has colours such as {_colours(_read(path)[0])}. {CONVERT}'
         raise UsageError(
             f'{data}: the maps in {where} are pictures in colours ({kind}), expected one channel with the number of '
-            f'the class of each pixel, 0 to {len(data.classes) - 1}. {remedy}'
+            f'the class of each pixel, 0 to {len(data.known_classes) - 1}. {remedy}'
         )
     if sum(seen.wide.values()) == seen.read:
         raise UsageError(
             f'{data}: the maps in {where} have 16 bits and numbers up to {max(seen.wide)}, as those of instances, '
-            f'expected the number of the class of each pixel, 0 to {len(data.classes) - 1}. In maps of instances such '
-            f'as those of Cityscapes the class is the number // 1000; save that as 8 bits'
+            f'expected the number of the class of each pixel, 0 to {len(data.known_classes) - 1}. In maps of instances '
+            f'such as those of Cityscapes the class is the number // 1000; save that as 8 bits'
         )
     if sum(seen.misfits.values()) == seen.read:
         raise UsageError(
@@ -223,11 +227,11 @@ def _refuse_what_is_no_map(data: Data, seen: Seen) -> None:
 def _refuse_numbers_from_one(data: Data, seen: Seen) -> None:
     """Numbers from 1 to the number of classes are those of classes from 0, one higher."""
     numbers = sorted(number for number in seen.pixels if _label(data, number) is not None)
-    if seen.whole and not data.setting('reduce_zero_label') and numbers == list(range(1, len(data.classes) + 1)):
+    if seen.whole and not data.setting('reduce_zero_label') and numbers == list(range(1, len(data.known_classes) + 1)):
         raise UsageError(
             f'{data}: the maps in {data.path(prefix(data, "seg_map_path"))} have the numbers 1 to {numbers[-1]}, and '
-            f'the {len(numbers)} classes are 0 to {len(numbers) - 1}, so that 1 would be {data.classes[1]}. If 1 is '
-            f'{data.classes[0]}, set reduce_zero_label=True in data sets and pipelines'
+            f'the {len(numbers)} classes are 0 to {len(numbers) - 1}, so that 1 would be {data.known_classes[1]}. If 1 '
+            f'is {data.known_classes[0]}, set reduce_zero_label=True in data sets and pipelines'
         )
 
 
@@ -243,8 +247,8 @@ def _note_unknown(data: Data, seen: Seen) -> None:
         declare = 'JPEG changes numbers: maps are to be PNG'
     print(
         f'Note: {data}: {maps} of {seen.read} maps have numbers that are no class ({shown}; there are '
-        f'{len(data.classes)} classes, from {int(bool(data.setting("reduce_zero_label")))}); these pixels, {share:.1f} '
-        f'%, are ignored. {declare}.',
+        f'{len(data.known_classes)} classes, from {int(bool(data.setting("reduce_zero_label")))}); these pixels, '
+        f'{share:.1f} %, are ignored. {declare}.',
         flush=True,
     )
 
@@ -253,8 +257,8 @@ def _nothing_to_learn(data: Data, seen: Seen, present: List[str], absent: List[s
     numbers = sorted(seen.pixels)
     shown = ', '.join(map(str, numbers[:12])) + (', ...' if len(numbers) > 12 else '')
     first = int(bool(data.setting('reduce_zero_label')))
-    expected = ', '.join(f'{first + label} = {name}' for label, name in enumerate(data.classes[:4]))
-    expected += ', ...' if len(data.classes) > 4 else ''
+    expected = ', '.join(f'{first + label} = {name}' for label, name in enumerate(data.known_classes[:4]))
+    expected += ', ...' if len(data.known_classes) > 4 else ''
     others = [number for number in numbers if number not in (0, IGNORED)]
     if numbers in ([0, IGNORED], [IGNORED]):
         hint = (

@@ -2,7 +2,7 @@
 
 import inspect
 import os
-from typing import Iterator, List, Optional, Set, Tuple
+from typing import Any, Iterator, List, Optional, Set, Tuple
 
 from mmengine.config import Config
 from mmengine.registry import MODELS
@@ -29,8 +29,8 @@ def check_pyramid(cfg: Config, training: bool = True) -> None:
     """
     scope = cfg.get('default_scope') or 'mmengine'
     model = cfg.get('model') or {}
-    neck = model.get('neck') or []
-    necks = [neck] if hasattr(neck, 'keys') else list(neck)
+    neck: Any = model.get('neck') or []
+    necks: List[dict] = [neck] if hasattr(neck, 'keys') else list(neck)
     pyramid = _pyramid(model.get('backbone'), necks, scope)
     if pyramid is None:
         return
@@ -101,8 +101,9 @@ def _readers(model: dict, necks: List[dict], strides: tuple, scope: str) -> Iter
             yield place, necks[0], set(range(start, end + (_library(kind) != 'mmseg'))) & every
     elif scope == 'mmseg':
         for part in ('decode_head', 'auxiliary_head'):
-            heads = model.get(part) or []
-            places = {part: heads} if hasattr(heads, 'keys') else {f'{part}.{i}': head for i, head in enumerate(heads)}
+            heads: Any = model.get(part) or []
+            alone = hasattr(heads, 'keys')
+            places = {part: heads} if alone else {f'{part}.{i}': head for i, head in enumerate(heads)}
             for place, head in places.items():
                 yield place, head, _read_by_head(place, head, strides, scope)
 

@@ -15,12 +15,12 @@ from ..datasets.config import (
     find_type,
     innermost_datasets,
     list_files,
-    side_by_side,
     some,
     stems,
     suffixes,
 )
 from ..errors import UsageError
+from .classes import compare_classes
 
 ADE20K_IMAGES = {'training': 20210, 'validation': 2000}
 IGNORED = 255
@@ -210,17 +210,12 @@ def check_segmentation(datasets: List[Data], cfg: Config) -> None:
         _check_maps_are_read(data, cfg)
     first = next((data for data in _segmented(cfg) if data.split == 'train' and data.classes), None)
     numbers = {head.get('num_classes') for _, head in _heads(cfg)}
-    if first and first.cfg not in [data.cfg for data in datasets] and len(first.classes) not in numbers:
+    if first and first.cfg not in [data.cfg for data in datasets] and len(first.known_classes) not in numbers:
         first = None  # a test of a model that these data did not train
     for data in datasets:
         if first is None or data.cfg is first.cfg:
             continue
-        if data.classes != first.classes:
-            raise UsageError(
-                f'{data} has other classes ({len(data.classes)}) than {first} ({len(first.classes)}), or another order '
-                f'of them.{side_by_side(first.classes, data.classes, (first.split, data.split))}\n'
-                f'Give both the same type and metainfo=dict(classes=...)'
-            )
+        compare_classes(first, data)
         zero, of_first = data.setting('reduce_zero_label'), first.setting('reduce_zero_label')
         if data.root == first.root and bool(zero) != bool(of_first):
             raise UsageError(
@@ -234,7 +229,7 @@ def check_segmentation(datasets: List[Data], cfg: Config) -> None:
 
 
 def _check_classes(data: Data) -> None:
-    classes = data.classes
+    classes = data.known_classes
     published = getattr(data.kind, 'METAINFO', {}).get('classes')
     if not classes:
         raise UsageError(
@@ -264,7 +259,7 @@ def _check_classes(data: Data) -> None:
 
 
 def _check_heads(data: Data, cfg: Config) -> None:
-    classes = data.classes
+    classes = data.known_classes
     for path, head in _heads(cfg):
         if str(head.get('type')).split('.')[-1] in OTHER_HEADS:
             continue
@@ -291,13 +286,13 @@ def load_steps(pipeline: Sequence) -> Iterator[dict]:
         elif isinstance(step, dict):
             if str(step.get('type')).split('.')[-1] in ('LoadAnnotations', 'LoadSegMap'):
                 yield step
-            yield from load_steps(step.get('transforms'))
+            yield from load_steps(step.get('transforms') or ())
 
 
 def _check_zero_label(data: Data) -> None:
     """Whether data set and pipeline agree on what 0 is; a step that says nothing follows the data set."""
     of_data = bool(data.setting('reduce_zero_label'))
-    for step in load_steps(data.cfg.get('pipeline')):
+    for step in load_steps(data.cfg.get('pipeline') or ()):
         value = step.get('reduce_zero_label')
         if value is not None and bool(value) != of_data:
             source = 'says' if 'reduce_zero_label' in data.cfg else 'has by its type'

@@ -205,7 +205,7 @@ def _metric_names(evaluator: dict) -> Iterator[str]:
 
 def _padding(cfg: Config) -> List[str]:
     """MMSegmentation pads every batch to the size of its data preprocessor."""
-    preprocessor = (cfg.get('model') or {}).get('data_preprocessor')
+    preprocessor: Any = (cfg.get('model') or {}).get('data_preprocessor')
     size = preprocessor.get('size') if hasattr(preprocessor, 'get') else None
     loader = find_loaders(cfg).get('train')
     if cfg.get('default_scope') != 'mmseg' or not isinstance(size, (list, tuple)) or not loader:

@@ -318,7 +318,7 @@ def _read(path: str) -> Optional[_File]:
 
 def _used_names(statement: ast.stmt) -> set:
     """The names whose value a statement reads for something else than to change them."""
-    changed = []
+    changed: Sequence[ast.AST] = ()
     if isinstance(statement, (ast.Assign, ast.AugAssign)):
         changed = statement.targets if isinstance(statement, ast.Assign) else [statement.target]
     elif isinstance(statement, ast.Expr) and isinstance(statement.value, ast.Call):
@@ -348,5 +348,6 @@ def _imported(node: ast.AST, path: str) -> Optional[str]:
     if 'configs' not in parts:
         return None
     with suppress(Exception):
-        return importlib.util.find_spec(node.module).origin
+        spec = importlib.util.find_spec(node.module or '')
+        return spec.origin if spec else None
     return None

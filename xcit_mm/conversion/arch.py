@@ -1,7 +1,7 @@
 """The architecture of a backbone, told by its tensors."""
 
 from dataclasses import asdict, dataclass
-from typing import Dict, Optional
+from typing import Any, Dict, Optional
 
 from ..checkpoint import CheckpointError, find_layout, read_checkpoint
 from ..checkpoint.layouts import StateDict, arch_numbers
@@ -66,9 +66,9 @@ def infer_arch(state: StateDict, patch_size: Optional[int] = None) -> Arch:
         )
     if patch_size == 4 and numbers['patch_size'] == 16:
         numbers['patch_size'] = 4
-    numbers.update(mlp_ratio=hidden.numel() / numbers['embed_dims'], in_channels=conv.shape[1])
-    published = next((arch for arch in ARCHS.values() if _sizes(arch) == _sizes(numbers)), {})
-    return Arch(**numbers, tokens_norm=published.get('tokens_norm', True))
+    found: Dict[str, Any] = dict(numbers, mlp_ratio=hidden.numel() / numbers['embed_dims'], in_channels=conv.shape[1])
+    published: Dict[str, Any] = next((arch for arch in ARCHS.values() if _sizes(arch) == _sizes(found)), {})
+    return Arch(**found, tokens_norm=published.get('tokens_norm', True))
 
 
 def read_arch(source: str) -> Arch:

@@ -12,7 +12,7 @@ import warnings
 from collections import Counter, OrderedDict
 from dataclasses import asdict, dataclass
 from importlib import import_module
-from typing import Dict, List, Optional, Tuple
+from typing import Any, Dict, List, Optional, Tuple
 
 import torch
 from mmengine.logging import print_log
@@ -100,7 +100,8 @@ def convert(source: str, target: str, to: str, force: bool = False) -> Conversio
         with torch.device('meta'), warnings.catch_warnings():
             warnings.simplefilter('ignore')  # PyTorch's, about every copy to a tensor without memory
             _Ours(old).load(old.path)
-        ours, theirs = _Ours(old), (_TimmFolder if to == 'hf' else _IMPLEMENTATIONS.get(layout.name, _Ours))(old)
+        ours: Any = _Ours(old)
+        theirs: Any = (_TimmFolder if to == 'hf' else _IMPLEMENTATIONS.get(layout.name, _Ours))(old)
     except ValueError as error:  # XCiT's, about its arguments
         raise CheckpointError(f'{source}: {error}') from None
     except RuntimeError as error:  # PyTorch's and MMEngine's, about names and shapes
@@ -243,7 +244,7 @@ class _Checkpoint:
 
     def beyond_a_classifier(self) -> Dict[str, int]:
         """The parts besides a backbone and one linear head, and how many tensors each has."""
-        parts = Counter()
+        parts: Counter = Counter()
         for key in self.state:
             if key.startswith('backbone.pyramid.'):
                 parts['the pyramid'] += 1
@@ -274,7 +275,7 @@ def _read(source: str) -> _Checkpoint:
     path = origin['path']
     raw = _read_untranslated(path)
     found = locate(raw)
-    layout, tensors = found.layout, found.tensors
+    layout, tensors = found.layout or layout, found.tensors
     dropped = layout.left_out(tensors)
     taken = {key: value for key, value in tensors.items() if key not in dropped}
     if _num_bytes(taken) != _num_bytes(state):
@@ -364,7 +365,9 @@ def _layout_for(to: str, old: _Checkpoint) -> Layout:
 
 def _write(tensors: StateDict, meta: Optional[dict], layout: Layout, arch: Arch, path: str, target: str) -> None:
     # Copies, since a view would be written with all of the storage it looks at, and safetensors takes none.
-    state = OrderedDict((key, t.detach().clone(memory_format=torch.contiguous_format)) for key, t in tensors.items())
+    state: Any = OrderedDict(
+        (key, t.detach().clone(memory_format=torch.contiguous_format)) for key, t in tensors.items()
+    )
     stated = {'patch_size': str(arch.patch_size)} if arch.patch_size == 4 else {}  # which no tensor tells
     try:
         if path.endswith('.safetensors'):

@@ -225,7 +225,7 @@ def check_boxes(content: dict, name: str) -> None:
             f'{name}: its {len(boxes)} boxes are normalised, all numbers lie between 0 and 1 (the first: annotation '
             f'{number}, {first}); expected [x, y, width, height] in pixels: multiply by width and height of the image'
         )
-    outside = [row for row in boxes if _reaches_outside(*row[1:])]
+    outside = [row for row in boxes if _reaches_outside(row[1:5], *row[5:])]
     if len(outside) < max(LEAST_OUTSIDE, SHARE_OUTSIDE * len(boxes)):
         return
     number, *first, width, height = outside[0]
@@ -244,7 +244,8 @@ def check_boxes(content: dict, name: str) -> None:
         raise UsageError(f'{seen}. They may be of images of another size; correct them, or "width" and "height"')
 
 
-def _reaches_outside(x, y, w, h, width, height) -> bool:
+def _reaches_outside(box: Sequence[float], width: int, height: int) -> bool:
+    x, y, w, h = box
     return x + w > (1 + BEYOND) * width or y + h > (1 + BEYOND) * height or x < -BEYOND * width or y < -BEYOND * height
 
 
@@ -297,7 +298,7 @@ def sort_out(content: dict, classes: Sequence[str], with_masks: bool, test_mode:
     """
     images = {image['id']: image for image in content['images']}
     names = {category['id']: category['name'] for category in content['categories']}
-    classes = set(classes)
+    known = set(classes)
     good, wrong, aside, outside = [], defaultdict(list), defaultdict(list), []
     for annotation in content['annotations']:
         mistake = _mistake(annotation, images, names)
@@ -310,9 +311,9 @@ def sort_out(content: dict, classes: Sequence[str], with_masks: bool, test_mode:
             continue
         good.append(annotation)
         image = images[annotation['image_id']]
-        if _reaches_outside(*annotation['bbox'], image['width'], image['height']):
+        if _reaches_outside(annotation['bbox'], image['width'], image['height']):
             outside.append(annotation['id'])
-        if names[annotation['category_id']] not in classes:
+        if names[annotation['category_id']] not in known:
             aside['category that is none of the classes'].append(annotation['id'])
         elif annotation.get('ignore'):
             aside['marked "ignore"' + (", which COCO's metric counts all the same" if test_mode else '')].append(
@@ -339,7 +340,7 @@ def advice(reasons: Reasons, content: dict) -> str:
     if not reasons:
         return ''
     reason = max(reasons, key=lambda one: len(reasons[one]))
-    first = next((row for row in content['annotations'] if row['id'] == reasons[reason][0]), {})
+    first: dict = next((row for row in content['annotations'] if row['id'] == reasons[reason][0]), {})
     for key, table in (('category_id', 'categories'), ('image_id', 'images')):
         if reason == f'unknown {key[:-3]}':
             known = some((repr(row['id']) for row in content[table]), 5)
@@ -364,7 +365,7 @@ def _mistake(annotation: dict, images: dict, names: dict) -> Optional[str]:
     if not known:
         return 'unknown category'
     box = annotation.get('bbox')
-    if not _is_box(box):
+    if box is None or not _is_box(box):
         return 'box that is not four numbers'
     x, y, width, height = box
     if width <= 0 or height <= 0:
@@ -418,7 +419,7 @@ def mistake_of_mask(annotation: dict, image: dict, test_mode: bool) -> Optional[
     if isinstance(runs, str):
         runs = decode_runs(runs)
     whole = isinstance(runs, list) and all(isinstance(run, int) and run >= 0 for run in runs)
-    if not whole or sum(runs) != image['height'] * image['width']:
+    if not isinstance(runs, list) or not whole or sum(runs) != image['height'] * image['width']:
         return 'RLE that does not fill the image'
     return None
 

@@ -10,12 +10,13 @@ import logging
 from collections import Counter
 from contextlib import redirect_stdout
 from functools import lru_cache
-from typing import List, Optional, Sequence
+from typing import Any, List, Sequence
 
 from mmdet.datasets import CocoDataset as MMDetCocoDataset
 from mmdet.datasets.api_wrappers import COCO
 from mmengine.logging import print_log
 
+from ..compat import Mixin
 from ..errors import UsageError
 from .annotations import (
     HARMLESS,
@@ -40,7 +41,7 @@ BOXES_ALONE = (
 )
 
 
-class CheckedLoading:
+class CheckedLoading(Mixin):
     """Mixin for MMDetection's :class:`mmdet.datasets.CocoDataset` and what inherits its way to read a file.
 
     Labels follow the classes of the config by name, whatever the order and the ids of the categories in the file.
@@ -59,7 +60,7 @@ class CheckedLoading:
             wrong.
     """
 
-    annotations: Optional['CheckedAnnotations'] = None
+    annotations: Any = None
 
     def load_data_list(self) -> List[dict]:
         """As MMDetection's."""
@@ -109,7 +110,8 @@ class CheckedLoading:
         if len(kept) == len(self.data_list):
             return {}
         least = (self.filter_cfg or {}).get('min_size', 0)
-        there, reasons = {id(info) for info in kept}, {}
+        there = {id(info) for info in kept}
+        reasons: Reasons = {}
         for info in self.data_list:
             if id(info) not in there:
                 small = min(info['width'], info['height']) < least
@@ -164,7 +166,7 @@ def _checked_subclass(kind: type) -> type:
 
 
 def _rebuild(kind: type, attributes: dict):
-    dataset = object.__new__(_checked_subclass(kind))
+    dataset: Any = object.__new__(_checked_subclass(kind))
     dataset.__dict__.update(attributes)
     return dataset
 

@@ -3,7 +3,7 @@
 import inspect
 import os
 from collections import Counter
-from typing import Iterator, List, NamedTuple, Optional, Sequence
+from typing import Any, Iterator, List, NamedTuple, Optional, Sequence
 
 from mmengine.config import Config
 
@@ -30,12 +30,12 @@ class Data(NamedTuple):
     Attributes:
         split (str): 'train', 'val' or 'test'.
         cfg (dict): Its config, without wrappers.
-        kind (type, optional): The class that reads it, if it is known.
+        kind (type, optional): The class that reads it; None if it is unknown.
     """
 
     split: str
     cfg: dict
-    kind: Optional[type]
+    kind: Any
 
     @property
     def name(self) -> str:
@@ -74,8 +74,9 @@ class Data(NamedTuple):
         Raises:
             UsageError: If they are a text, or if a name is there twice.
         """
-        metainfo = self.cfg.get('metainfo') or {}
-        own = metainfo.get('classes') if metainfo.get('classes') is not None else self.cfg.get('classes')
+        # MMPretrain's argument ``classes`` counts for more than metainfo.
+        own = self.cfg.get('classes')
+        own = (self.cfg.get('metainfo') or {}).get('classes') if own is None else own
         classes = own if own is not None else getattr(self.kind, 'METAINFO', {}).get('classes')
         if isinstance(classes, str):
             check_names(f'{self}: classes', classes)
@@ -89,6 +90,11 @@ class Data(NamedTuple):
         if twice and own is not None:  # a published list is as it is: ImageNet has two kinds of crane
             raise UsageError(f'{self}: classes names {some(twice)} more than once; every class needs a name of its own')
         return list(classes)
+
+    @property
+    def known_classes(self) -> List[str]:
+        """:attr:`classes`, or an empty list where they are not listed."""
+        return self.classes or []
 
     @property
     def is_own(self) -> bool:
@@ -186,9 +192,9 @@ def check_names(key: str, text: str) -> None:
 def side_by_side(first: Sequence, second: Sequence, titles: Sequence[str], limit: int = 12) -> str:
     """The places at which two lists differ, as the rows of a table that begins on a new line."""
     longest = max(len(first), len(second))
-    pairs = [(at, *(str(names[at]) if at < len(names) else '-' for names in (first, second))) for at in range(longest)]
-    pairs = [pair for pair in pairs if pair[1] != pair[2]]
-    rows = [('', *titles), *((str(at), one, other) for at, one, other in pairs[:limit])]
+    names = [[str(name) for name in side] + ['-'] * (longest - len(side)) for side in (first, second)]
+    pairs = [(str(at), one, other) for at, (one, other) in enumerate(zip(*names)) if one != other]
+    rows = [('', *titles), *pairs[:limit]]
     widths = [max(len(row[column]) for row in rows) for column in range(2)]
     lines = [f'  {at:>{widths[0]}}  {one:<{widths[1]}}  {other}' for at, one, other in rows]
     more = [f'  and {len(pairs) - limit} more'] if len(pairs) > limit else []

@@ -158,9 +158,9 @@ class BadImageReport:
         self._read += len(text)
         new: Dict[str, BadFile] = {}
         for line in os.fsdecode(text).splitlines():
-            file = BadFile(*line.split('\t'))
-            if file.path not in self.files:
-                new.setdefault(file.path, file)
+            bad = BadFile(*line.split('\t'))
+            if bad.path not in self.files:
+                new.setdefault(bad.path, bad)
         self.files.update(new)
         return list(new.values())
 

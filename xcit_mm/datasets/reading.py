@@ -64,14 +64,15 @@ class Reader:
     def __init__(self, pipeline: Sequence[dict], scope: str = 'mmengine'):
         steps = [step for step in copy.deepcopy(list(pipeline)) if not _loads_annotations(step, scope)]
         kinds = [find_type(TRANSFORMS, step['type'], scope) for step in steps]
-        place = next((i for i, kind in enumerate(kinds) if kind and kind.__name__.startswith('Load')), None)
-        if place is None:
+        found = ((i, kind) for i, kind in enumerate(kinds) if kind and kind.__name__.startswith('Load'))
+        place, kind = next(found, (0, None))
+        if kind is None:
             raise UsageError(
                 f'no step of the test pipeline loads an image; it has {", ".join(str(step["type"]) for step in steps)}'
             )
         self.settings = dict(steps[place])
         with DefaultScope.overwrite_default_scope(scope):
-            self.load = self._build(kinds[place], self.settings)
+            self.load = self._build(kind, self.settings)
             self.rest = Compose([*steps[:place], *steps[place + 1 :]])
         self.is_plain = isinstance(self.load, LoadImageFromFile)
         self.color_type = getattr(self.load, 'color_type', 'color')
@@ -311,6 +312,9 @@ def model_order(preprocessor: dict, read: str) -> str:
     return read if not turns else next(order for order in ORDERS if order != read)
 
 
+KEYS_OF_IMAGES = ('data_preprocessor', 'default_scope', 'model', 'test_dataloader', 'val_dataloader')
+
+
 def config_in_checkpoint(checkpoint: dict) -> Optional[Config]:
     """What a checkpoint of MMEngine says of its config, as far as images are concerned; nothing of it is run."""
     text = (checkpoint.get('meta') or {}).get('cfg')
@@ -319,9 +323,9 @@ def config_in_checkpoint(checkpoint: dict) -> Optional[Config]:
     found = {}
     try:
         for node in ast.parse(text).body:
-            name = node.targets[0].id if isinstance(node, ast.Assign) else ''
-            if name in ('data_preprocessor', 'default_scope', 'model', 'test_dataloader', 'val_dataloader'):
-                found[name] = _value(node.value)
+            target = node.targets[0] if isinstance(node, ast.Assign) else None
+            if isinstance(node, ast.Assign) and isinstance(target, ast.Name) and target.id in KEYS_OF_IMAGES:
+                found[target.id] = _value(node.value)
     except (SyntaxError, ValueError, AttributeError, TypeError):
         return None
     loaders = (found.get(f'{split}_dataloader') for split in ('test', 'val'))
@@ -333,7 +337,7 @@ def _value(node: ast.expr):
     if isinstance(node, ast.Call) and isinstance(node.func, ast.Name) and node.func.id == 'dict' and not node.args:
         return {item.arg: _value(item.value) for item in node.keywords}
     if isinstance(node, ast.Dict):
-        return {_value(key): _value(value) for key, value in zip(node.keys, node.values)}
+        return {_value(key): _value(value) for key, value in zip(node.keys, node.values) if key is not None}
     if isinstance(node, (ast.List, ast.Tuple)):
         return [_value(item) for item in node.elts]
     return ast.literal_eval(node)

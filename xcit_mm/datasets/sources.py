@@ -118,11 +118,12 @@ def find_images(images, recursive: bool = True) -> Union[Images, Iterator[Tuple[
     if not given:
         raise UsageError('there are no images: the list is empty')
     left_out: Counter = Counter()
-    found = []
+    found: List[Source] = []
     for item in given:
         found.extend(_expand(item, recursive, left_out))
-    if all(isinstance(item, Missing) for item in found):
-        raise UsageError(found[0].reason)
+    missing = [item for item in found if isinstance(item, Missing)]
+    if len(missing) == len(found):
+        raise UsageError(missing[0].reason)
     return Images(_named(found), left_out)
 
 
@@ -134,13 +135,14 @@ def _named_one_by_one(images: Iterates, recursive: bool) -> Iterator[Tuple[str, 
 
 
 def _named(found: List[Source]) -> Iterator[Tuple[str, Source]]:
-    files = [os.path.abspath(_path(item)) for item in found if _path(item)]
+    files = [os.path.abspath(path) for path in map(_path, found) if path]
     root = os.path.commonpath([os.path.dirname(path) for path in files]) if files else ''
     stems = Counter(os.path.splitext(path)[0] for path in set(files))
     used: Set[str] = set()
     for number, item in enumerate(found):
-        if _path(item):
-            path = os.path.abspath(_path(item))
+        of_item = _path(item)
+        if of_item:
+            path = os.path.abspath(of_item)
             stem = os.path.splitext(path)[0]
             name = os.path.relpath(path if stems[stem] > 1 else stem, root)
         else:
@@ -213,7 +215,9 @@ def _expand_path(text: str, recursive: bool, left_out: Counter) -> List[Source]:
 
 
 def _search(folder: Path, text: str, recursive: bool, left_out: Counter) -> List[Source]:
-    found, others, seen = [], Counter(), set()
+    found: List[Source] = []
+    others: Counter = Counter()
+    seen: Set[str] = set()
     for inside, folders, names in os.walk(folder, followlinks=True):
         if os.path.realpath(inside) in seen:  # a link to a folder above
             folders.clear()
@@ -236,7 +240,7 @@ def _search(folder: Path, text: str, recursive: bool, left_out: Counter) -> List
     if not found:
         listed = f'; it has {in_words(others)}' if others else ''
         return [Missing(text, f'the folder {text} holds no images ({", ".join(IMAGE_SUFFIXES)}, ...){listed}')]
-    return sorted(found, key=_path)
+    return sorted(found, key=lambda item: str(_path(item)))
 
 
 def in_words(left_out: Counter) -> str:

@@ -55,7 +55,7 @@ def read_as_released(loader: dict) -> None:
     Args:
         loader (dict): A data loader of a config, with one data set.
     """
-    for step in loader.dataset.pipeline:
+    for step in loader['dataset']['pipeline']:
         if str(step['type']).endswith('LoadImageFromFile'):
             step.update(type='xcit_mm.LoadImageFromFile', imdecode_backend='pillow', as_stored=True)
 

@@ -30,11 +30,12 @@ class ToolRunner(Runner):
 def by_update(runner, auto_scale_lr: Optional[dict]) -> Optional[dict]:
     """``auto_scale_lr`` with the base that makes MMEngine, which counts the images of a batch, scale by an update's."""
     images, product = images_of_update(runner)
-    if not images or not (auto_scale_lr or {}).get('enable') or not auto_scale_lr.get('base_batch_size'):
+    scaling = auto_scale_lr or {}
+    base = scaling.get('base_batch_size')
+    if not images or not scaling.get('enable') or not base:
         return auto_scale_lr
-    base = auto_scale_lr['base_batch_size']
     runner.logger.info(
         f'{images} images ({product}) make one update, and the learning rate of the config is for {base}. '
         f'Scaling the original LR by {images / base:g}'
     )
-    return {**auto_scale_lr, 'base_batch_size': base * images_of_batch(runner) / images}
+    return {**scaling, 'base_batch_size': base * images_of_batch(runner) / images}

@@ -208,7 +208,7 @@ def count_classes(dataset) -> Optional[Counter]:
     """How often each label occurs, by the data set's own records; None if it does not tell, or is large."""
     if len(dataset) > COUNTED:
         return None
-    counts = Counter()
+    counts: Counter = Counter()
     for index in range(len(dataset)):
         info = dataset.get_data_info(index)
         if 'instances' in info:

@@ -12,7 +12,7 @@ import os
 import tempfile
 from functools import partial
 from pathlib import Path
-from typing import Optional
+from typing import Any, Dict, Optional
 
 import mmengine
 import torch
@@ -264,7 +264,9 @@ def adapt_to_device(cfg: Config) -> None:
     # MMEngine would choose a CUDA device for each process; a process group that exists is left as it is.
     if not torch.distributed.is_initialized():
         seconds = (cfg.get('env_cfg') or {}).get('dist_cfg', {}).get('timeout')
-        options = dict(timeout=datetime.timedelta(seconds=seconds)) if isinstance(seconds, (int, float)) else {}
+        options: Dict[str, Any] = (
+            dict(timeout=datetime.timedelta(seconds=seconds)) if isinstance(seconds, (int, float)) else {}
+        )
         torch.distributed.init_process_group('gloo', **options)
     wrapper = dict(
         type='MMDistributedDataParallel',

@@ -2,6 +2,7 @@
 
 import os
 from contextlib import suppress
+from typing import Optional
 
 import torch
 from mmengine.device import get_device
@@ -25,6 +26,8 @@ class FSDPStrategy(MMEngineFSDPStrategy):
     Raises:
         UsageError: Without an accelerator, if this PyTorch's FSDP needs one.
     """
+
+    model_wrapper: Optional[dict]
 
     def __init__(self, *args, **kwargs):
         super().__init__(*args, **kwargs)

@@ -19,6 +19,7 @@ from mmdet.evaluation import CocoMetric as MMDetCocoMetric
 from mmengine.fileio import get_local_path
 from mmengine.logging import MMLogger, print_log
 
+from ..compat import Mixin
 from ..datasets.annotations import counted, mistake_of_mask, some
 from ..datasets.coco import CheckedAnnotations, CheckedLoading, warn
 from ..datasets.config import side_by_side
@@ -31,7 +32,7 @@ MOST_CLASSES = 100
 ALLOWED = ('bbox', 'segm', 'proposal', 'proposal_fast')
 
 
-class DataSetMetric:
+class DataSetMetric(Mixin):
     """Mixin for :class:`mmdet.evaluation.CocoMetric`: the ground truth is the data set's, see :meth:`use`.
 
     Numbers that cannot be measured, such as the AP of small objects where there are none, are left out of the result
@@ -50,7 +51,8 @@ class DataSetMetric:
             )
         super().__init__(classwise=classwise, **kwargs)
         self.ann_file, self.class_results = ann_file, classwise
-        self.sizes, self.file_ids = set(SIZES), None
+        self.sizes = set(SIZES)
+        self.file_ids: Optional[list] = None
 
     def use(self, datasets: Sequence, split: str) -> None:
         """Take the ground truth from data sets that are about to be tested on.
@@ -126,7 +128,9 @@ class DataSetMetric:
 
     def _set_ground_truth(self, sources: List[CheckedAnnotations], classes: List[str], img_ids: list) -> None:
         label, wanted = {name: i for i, name in enumerate(classes)}, set(img_ids)
-        images, annotations, file_ids = [], [], {}
+        images: List[dict] = []
+        annotations: List[dict] = []
+        file_ids: dict = {}
         for source in sources:
             names = {category['id']: category['name'] for category in source.dataset['categories']}
             file_ids.update((name, one) for one, name in reversed(list(names.items())))

@@ -51,7 +51,7 @@ class MultiplyAdds(TorchDispatchMode):
 
     def __init__(self):
         super().__init__()
-        self.counts = Counter()
+        self.counts: Counter = Counter()
         self._part = REST
 
     def __torch_dispatch__(self, func, types, args=(), kwargs=None):

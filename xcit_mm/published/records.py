@@ -5,7 +5,7 @@ import re
 from dataclasses import dataclass, field, replace
 from functools import lru_cache
 from pathlib import Path
-from typing import Dict, List, Optional, Tuple, Union
+from typing import Any, Dict, List, Optional, Tuple, Union
 
 DATA = Path(__file__).parent / 'data'
 TASKS = ('classification', 'detection', 'segmentation')
@@ -77,7 +77,7 @@ class Model:
         return _title(self.arch, self.patch_size) + {'': '', 'dist': ' dist', 'dist_384': ' dist 384'}[self.variant]
 
 
-def read_table(name: str) -> List[Dict[str, Union[str, int, float, None]]]:
+def read_table(name: str) -> List[Dict[str, Any]]:
     """A file of ``data/`` by its name without ending: one dict for each row, numbers as numbers, None where empty."""
     with open(DATA / f'{name}.csv', encoding='utf-8', newline='') as file:
         return [{key: _value(text) for key, text in row.items()} for row in csv.DictReader(file)]

@@ -5,7 +5,7 @@ import os
 from collections import Counter
 from importlib import import_module
 from multiprocessing.pool import ThreadPool
-from typing import Iterator, List, Optional, Sequence, Tuple
+from typing import Any, Iterator, List, Optional, Sequence, Set, Tuple
 
 import mmcv
 from mmengine.config import Config
@@ -147,7 +147,7 @@ def _classes(dataset: dict, scope: str) -> Sequence:
 def _full_name(transform: dict, scope: str) -> Optional[str]:
     """Library and name of the class behind a transform of a config."""
     kind = find_type(TRANSFORMS, transform['type'], scope)
-    return kind and f'{kind.__module__.split(".")[0]}.{kind.__name__}'
+    return None if kind is None else f'{kind.__module__.split(".")[0]}.{kind.__name__}'
 
 
 def check_images(cfg: Config, splits: Sequence[str]) -> None:
@@ -229,9 +229,9 @@ class BadImagesHook(Hook):
     priority = 'VERY_LOW'
 
     def __init__(self):
-        self.report = None
+        self.report: Any = None  # until the run begins
         self.counted = 0
-        self.told = set()
+        self.told: Set[str] = set()
 
     @staticmethod
     def path(runner) -> str:

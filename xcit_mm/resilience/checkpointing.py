@@ -7,7 +7,7 @@ import shutil
 import zipfile
 from contextlib import contextmanager, suppress
 from glob import escape, glob
-from typing import List, Optional, Tuple
+from typing import Any, Dict, List, Optional, Tuple
 
 from mmengine.dist import barrier, is_main_process
 from mmengine.hooks import CheckpointHook as MMEngineCheckpointHook
@@ -34,6 +34,9 @@ class CheckpointHook(MMEngineCheckpointHook):
     Raises:
         UsageError: If a checkpoint cannot be written; the message names the cause and the last good one.
     """
+
+    backend_args: Optional[dict]
+    file_backend: Any
 
     def before_train(self, runner) -> None:
         out_dir = str(self.out_dir or runner.work_dir)
@@ -183,7 +186,7 @@ def find_checkpoint(work_dir: str, newer_than: Optional[str] = None) -> Tuple[Op
     Returns:
         tuple: The path or None, and the damaged ones that are newer, each with the reason.
     """
-    damaged = []
+    damaged: List[Tuple[str, str]] = []
     for path in _candidates(work_dir, os.path.getmtime(newer_than) if newer_than else 0.0):
         reason = damage(path)
         if reason is None:
@@ -207,7 +210,7 @@ def _candidates(work_dir: str, since: float) -> List[str]:
     if pointed and not os.path.exists(pointed):  # the work folder was moved
         pointed = os.path.join(work_dir, os.path.basename(pointed))
     folders = {os.path.realpath(work_dir), os.path.realpath(os.path.dirname(pointed or work_dir))}
-    files = {}
+    files: Dict[str, tuple] = {}
     for folder in folders:
         for path in glob(os.path.join(escape(folder), '*.pth')):
             numbered = re.fullmatch(r'(?:epoch|iter)_(\d+)\.pth', os.path.basename(path))

@@ -82,7 +82,7 @@ class PositionedBatches:
         if not isinstance(index, (int, np.integer)):
             return index
         digest = hashlib.blake2b(struct.pack('<QQQ', self.seed % 2**64, self.epoch, place), digest_size=4).digest()
-        return SeededIndex(index, int.from_bytes(digest, 'little'))
+        return SeededIndex(int(index), int.from_bytes(digest, 'little'))
 
 
 class _SeededFetch:
@@ -176,33 +176,34 @@ class DataPositionHook(Hook):
             return
         loop = runner.train_loop
         self.batches.seed = runner.seed
-        self._reseed_sampler(runner.seed)
+        self._reseed_sampler(self.batches.sampler, runner.seed)
         if isinstance(loop, IterBasedTrainLoop):
             self.batches.skip = loop.iter
             loads_to_skip = not hasattr(loop.dataloader_iterator, 'skip_iter')
             loop.dataloader_iterator = _Endless(loop.dataloader, loop.iter if loads_to_skip else 0)
         elif self.resumed and self.resumed['epoch'] == loop.epoch:
-            self._enter_epoch(runner, loop)
+            self._enter_epoch(runner, loop, self.batches, **self.resumed)
 
-    def _reseed_sampler(self, seed: int) -> None:
+    def _reseed_sampler(self, sampler, seed: int) -> None:
         """MMEngine takes the seed from the checkpoint after it has given another one to the sampler."""
-        sampler = self.batches.sampler
         if getattr(sampler, 'seed', None) == self.seed:
             sampler.seed = seed
         restart_order(sampler)
 
-    def _enter_epoch(self, runner, loop: EpochBasedTrainLoop) -> None:
-        done, batches = self.resumed['done'], self.resumed['batches']
-        if batches != len(self.batches):
+    @staticmethod
+    def _enter_epoch(
+        runner, loop: EpochBasedTrainLoop, sampler: PositionedBatches, epoch: int, done: int, batches: int
+    ) -> None:
+        if batches != len(sampler):
             runner.logger.warning(
-                f'the epoch has {len(self.batches)} batches now and had {batches} when the checkpoint was written: '
+                f'the epoch has {len(sampler)} batches now and had {batches} when the checkpoint was written: '
                 f'the run goes on at the same share of the epoch, and will not equal an uninterrupted one'
             )
-            done = round(done * len(self.batches) / batches)
+            done = round(done * len(sampler) / batches)
         if not done:
             return
-        self.batches.skip = done
-        runner.logger.info(f'going on after batch {done} of {len(self.batches)} of epoch {loop.epoch + 1}')
+        sampler.skip = done
+        runner.logger.info(f'going on after batch {done} of {len(sampler)} of epoch {loop.epoch + 1}')
         run_iter = loop.run_iter
         # The loop counts the batches of an epoch from the first that it gets; until the epoch ends they have an offset.
         loop.run_iter = lambda idx, data_batch: run_iter(idx + done, data_batch)

@@ -42,7 +42,7 @@ class InterruptionHook(Hook):
     def __init__(self, signals: Sequence[str] = ('SIGTERM', 'SIGUSR1')):
         self.signals = [getattr(signal, name) for name in signals if hasattr(signal, name)]
         self.received = None
-        self.previous = {}
+        self.previous: dict = {}
         self.common_batches = 0
 
     def before_train(self, runner) -> None:

@@ -3,7 +3,7 @@
 import os
 from collections import Counter
 from contextlib import suppress
-from typing import Iterator
+from typing import Dict, Iterator
 
 from mmengine.dist import broadcast_object_list, is_main_process
 from mmengine.hooks import Hook
@@ -70,7 +70,7 @@ class ResumeHook(Hook):
     @staticmethod
     def _choose(runner, own: bool):
         """The checkpoint, the same in every process; ``own``: written since the run began here."""
-        found = [None, []]
+        found: list = [None, []]
         if is_main_process():
             started = os.path.join(runner.work_dir, STARTED)
             if not own or os.path.exists(started):
@@ -147,7 +147,7 @@ def overridden_settings(runner, checkpoint: dict) -> Iterator[str]:
     optimizer = getattr(runner.optim_wrapper, 'optimizer', None)
     groups = (checkpoint.get('optimizer') or {}).get('param_groups') or []
     if optimizer is not None and len(groups) == len(optimizer.param_groups):
-        pairs = {}  # the same for most groups
+        pairs: Dict[str, set] = {}  # the same for most groups
         for ours, theirs in zip(optimizer.param_groups, groups):
             for key, (old, new) in _differences(ours, theirs).items():
                 pairs.setdefault(key, set()).add((str(old), str(new)))

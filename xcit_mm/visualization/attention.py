@@ -6,7 +6,7 @@ and hold at any size of image: class attention has one query, and XCA's matrix h
 
 from contextlib import contextmanager
 from dataclasses import asdict
-from typing import Callable, List, Optional
+from typing import Any, Callable, List, Optional, cast
 
 import torch
 from mmengine.config import Config
@@ -18,6 +18,7 @@ from ..conversion.hub_folder import describe_images, find_published
 from ..datasets.reading import ModelInput, channels_of, config_in_checkpoint, model_input
 from ..errors import UsageError
 from ..models import XCiT
+from ..models.xcit import XCABlock
 
 TOKENS_AT_A_TIME = 8192
 
@@ -77,10 +78,11 @@ def load_input(checkpoint: str, backbone: XCiT, cfg: Optional[Config] = None) ->
     """
     loaded = _load(checkpoint)
     cfg = cfg or config_in_checkpoint(loaded)
-    channels = channels_of(backbone)
+    channels = channels_of(backbone) or 3
     if cfg is None:
         path = loaded.get('state_dict', loaded)._metadata.source['path']
-        heads = backbone.blocks[0].attn.num_heads
+        first: Any = backbone.blocks[0]
+        heads = first.attn.num_heads
         arch = Arch(backbone.embed_dims, backbone.depth, heads, 4.0, True, backbone.patch_size, channels)
         published = find_published(checkpoint, path, arch, num_classes=0)
         if published:  # robust models have a normalisation of their own, or none
@@ -121,7 +123,7 @@ def class_attention(backbone: XCiT, images: Tensor, block: int = -1) -> Tensor:
         token on itself, which is left out, those of a head sum to 1.
     """
     rows, columns = (-(-side // backbone.patch_size) for side in images.shape[-2:])
-    layer = backbone.cls_attn_blocks[block].attn
+    layer: Any = cast(Any, backbone.cls_attn_blocks[block]).attn
     with _inputs_of([layer], lambda attn, cls_token, tokens: attn.attention(cls_token, tokens)) as found:
         backbone(images)
     return found[0][..., 1:].float().unflatten(-1, (rows, columns))
@@ -143,11 +145,11 @@ def channel_attention(backbone: XCiT, images: Tensor) -> Tensor:
     return torch.stack(found, dim=1)
 
 
-def _xca_matrix(block: nn.Module, x: Tensor) -> Tensor:
+def _xca_matrix(block: XCABlock, x: Tensor) -> Tensor:
     """softmax(temperature * q k^T / (|q| |k|)) from the moments of the tokens: (B, N, C) -> (B, heads, d, d)."""
-    attn = block.attn
+    attn: Any = block.attn
     C, heads = x.shape[2], attn.num_heads
-    moments = 0
+    moments = x.new_zeros((), dtype=torch.float64)
     for part in x.split(TOKENS_AT_A_TIME, dim=1):
         tokens = nn.functional.pad(block.norm1(part).double(), (0, 1), value=1.0)  # the bias sees a channel of ones
         moments = moments + tokens.transpose(1, 2) @ tokens

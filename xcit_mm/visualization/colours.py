@@ -1,7 +1,7 @@
 """Colours that tell classes apart, RGB."""
 
 import colorsys
-from typing import List, Optional, Sequence, Tuple
+from typing import Any, List, Optional, Sequence, Tuple
 
 from mmengine.config import Config
 from mmengine.registry import DATASETS
@@ -33,7 +33,8 @@ def class_colours(number: int) -> List[Colour]:
     while len(colours) < number:
         # Hues by the golden section are far from all before them; brightness and saturation take turns.
         hue, (saturation, value) = (step * GOLDEN) % 1, ((0.9, 0.95), (0.55, 0.75), (0.95, 0.55))[step % 3]
-        colour = tuple(round(255 * part) for part in colorsys.hsv_to_rgb(hue, saturation, value))
+        red, green, blue = (round(255 * part) for part in colorsys.hsv_to_rgb(hue, saturation, value))
+        colour = red, green, blue
         if colour not in colours:
             colours.append(colour)
         step += 1
@@ -44,7 +45,7 @@ def colours_of(classes: Optional[Sequence[str]], palette=None, number: int = 0) 
     """The colours of a data set's own palette, if it has one for each class and no two are the same; else ours."""
     number = max(number, len(classes or ()))
     if isinstance(palette, (list, tuple)) and number:
-        given = [tuple(int(part) for part in colour) for colour in palette]
+        given: List[Any] = [tuple(int(part) for part in colour) for colour in palette]
         if len(given) == number and len(set(given)) == number:
             return given
     return class_colours(number)
