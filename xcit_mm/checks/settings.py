@@ -57,12 +57,18 @@ def check_settings(cfg: Config) -> List[str]:
     return _padding(cfg)
 
 
-def agree_workers(cfg: Config) -> None:
-    """Without workers, no settings of workers: PyTorch refuses them after the data were read."""
-    for loader in find_loaders(cfg).values():
-        if not loader.get('num_workers', 0):
-            for key in OF_WORKERS:
-                loader.pop(key, None)
+def agree_workers(cfg: Config) -> List[str]:
+    """Without workers, no settings of workers: PyTorch refuses them after the data were read.
+
+    Returns:
+        list[str]: What was taken out, for each data loader.
+    """
+    changes = []
+    for split, loader in find_loaders(cfg).items():
+        taken = [key for key in OF_WORKERS if not loader.get('num_workers', 0) and loader.pop(key, None)]
+        if taken:
+            changes.append(f'{split}_dataloader: num_workers=0, so without {", ".join(taken)}')
+    return changes
 
 
 def check_loops(cfg: Config, split: str) -> None:

@@ -2,7 +2,7 @@
 
 from typing import Optional
 
-from mmengine.runner import Runner
+from mmengine.runner import FlexibleRunner, Runner
 
 from ..checks.schedule import check_batches
 from .hooks import images_of_batch, images_of_update
@@ -25,6 +25,15 @@ class ToolRunner(Runner):
     def scale_lr(self, optim_wrapper, auto_scale_lr=None) -> None:
         """As MMEngine does, but by ``batch_size`` x processes x ``accumulative_counts``."""
         super().scale_lr(optim_wrapper, by_update(self, auto_scale_lr))
+
+
+class FlexibleToolRunner(FlexibleRunner):
+    """MMEngine's runner for models divided between processes, with a short screen from its first line on."""
+
+    def build_strategy(self, *args, **kwargs):
+        strategy = super().build_strategy(*args, **kwargs)
+        shorten(strategy.logger)
+        return strategy
 
 
 def by_update(runner, auto_scale_lr: Optional[dict]) -> Optional[dict]:

@@ -12,7 +12,7 @@ import os
 import tempfile
 from functools import partial
 from pathlib import Path
-from typing import Any, Dict, Optional
+from typing import Any, Dict, List, Optional
 
 import mmengine
 import torch
@@ -41,7 +41,7 @@ from ..resilience.resuming import ResumeHook
 from .classification import FolderLabelsHook
 from .detection import DetectionDataHook
 from .hooks import CheckpointFitHook, RunLengthHook
-from .running import ToolRunner, by_update
+from .running import FlexibleToolRunner, ToolRunner, by_update
 from .screen import SummaryHook, shorten
 
 # What every run of the tools has, whether its config names it or not.
@@ -277,11 +277,11 @@ def adapt_to_device(cfg: Config) -> None:
     cfg.model_wrapper_cfg = {**wrapper, **(cfg.get('model_wrapper_cfg') or {})}
 
 
-def _prepare_deepspeed(cfg: Config) -> None:
+def _prepare_deepspeed(cfg: Config) -> List[str]:
     """DeepSpeed is the one engine that is not installed with this project, and has settings of its own."""
     wrapper, strategy = cfg.get('optim_wrapper') or {}, cfg.get('strategy') or {}
     if strategy.get('type') != 'DeepSpeedStrategy':
-        return
+        return []
     if wrapper.get('type') != 'DeepSpeedOptimWrapper':
         raise UsageError(
             f"DeepSpeed wants optim_wrapper.type='DeepSpeedOptimWrapper', and the config has {wrapper.get('type')!r}"
@@ -293,36 +293,53 @@ def _prepare_deepspeed(cfg: Config) -> None:
         )
     if importlib.util.find_spec('deepspeed.runtime.fp16.onebit') is None:
         raise UsageError("MMEngine does not know this version of DeepSpeed. pip install 'deepspeed<0.17'")
-    clip = wrapper.pop('clip_grad', None)
+    clip, counts = wrapper.pop('clip_grad', None), wrapper.pop('accumulative_counts', None)
+    moved = []
     if clip:
         strategy.setdefault('gradient_clipping', clip['max_norm'])
-    strategy.setdefault('gradient_accumulation_steps', wrapper.pop('accumulative_counts', 1))
+        moved.append('strategy.gradient_clipping in place of optim_wrapper.clip_grad')
+    strategy.setdefault('gradient_accumulation_steps', counts or 1)
+    if counts:
+        moved.append('strategy.gradient_accumulation_steps in place of optim_wrapper.accumulative_counts')
+    return moved
 
 
 def build_runner(cfg: Config) -> Runner:
-    """MMEngine's runner, or the one that ``runner_type`` names; with care for what it loads, whatever the config."""
-    if cfg.get('default_scope') == 'mmpretrain':
-        for loader in find_loaders(cfg).values():
-            loader.setdefault('collate_fn', dict(type='default_collate'))
+    """MMEngine's runner, or the one that ``runner_type`` names; with care for what it loads, whatever the config.
+
+    What is added to the config, or changed in it, is logged, in one line each.
+    """
     if missing_methods():
         raise UsageError(
             f'MMEngine {mmengine.__version__} has changed what this project builds on: it has no '
             f'{", ".join(missing_methods())}. Install a version that the requirements name'
         )
-    agree_workers(cfg)
+    changes = agree_workers(cfg)
+    if cfg.get('default_scope') == 'mmpretrain':
+        loaders = {split: one for split, one in find_loaders(cfg).items() if 'collate_fn' not in one}
+        for loader in loaders.values():
+            loader['collate_fn'] = dict(type='default_collate')
+        changes += [f'{split}_dataloader: collate_fn=default_collate, as MMPretrain wants it' for split in loaders]
     checkpoint = (cfg.get('default_hooks') or {}).get('checkpoint')
     if checkpoint and checkpoint['type'] == 'CheckpointHook':
         checkpoint['type'] = 'xcit_mm.CheckpointHook'
-    _prepare_deepspeed(cfg)
-    runner = RUNNERS.build(cfg) if 'runner_type' in cfg else ToolRunner.from_cfg(cfg)
-    for kind in HOOKS_OF_ALL:
-        if not any(isinstance(hook, kind) for hook in runner.hooks):
-            runner.register_hook(kind())
+        changes.append('default_hooks.checkpoint: xcit_mm.CheckpointHook in place of CheckpointHook')
+    changes += _prepare_deepspeed(cfg)
+    if cfg.get('runner_type') == 'FlexibleRunner':
+        runner = FlexibleToolRunner.from_cfg(cfg)
+    else:
+        runner = RUNNERS.build(cfg) if 'runner_type' in cfg else ToolRunner.from_cfg(cfg)
+    added = [kind for kind in HOOKS_OF_ALL if not any(isinstance(hook, kind) for hook in runner.hooks)]
+    for kind in added:
+        runner.register_hook(kind())
+    if added:
+        changes.append(f'hooks added: {", ".join(kind.__name__ for kind in added)}')
     if not isinstance(runner, Runner):
         shorten(runner.logger)
         change_lr_scaling(runner.strategy, partial(by_update, runner))
         if is_resuming(runner):
             # The runner for divided models resumes before it calls any hook.
             next(hook for hook in runner.hooks if isinstance(hook, ResumeHook)).choose(runner)
-    guard_loading(runner, BadImagesHook.path(runner))
+    for change in [*changes, *guard_loading(runner, BadImagesHook.path(runner))]:
+        runner.logger.info(f'config: {change}')
     return runner

@@ -5,7 +5,7 @@ import os
 from collections import Counter
 from importlib import import_module
 from multiprocessing.pool import ThreadPool
-from typing import Any, Iterator, List, Optional, Sequence, Set, Tuple
+from typing import Any, Dict, Iterator, List, Optional, Sequence, Set, Tuple
 
 import mmcv
 from mmengine.config import Config
@@ -36,7 +36,7 @@ PLACES = {
 }
 
 
-def guard_loading(runner, report: Optional[str] = None) -> None:
+def guard_loading(runner, report: Optional[str] = None) -> List[str]:
     """Let every pipeline of a runner pass over images that cannot be read, and COCO's annotations be checked.
 
     The config keeps the libraries' own types, which their inferencers look for by name; only what the runner is about
@@ -45,19 +45,33 @@ def guard_loading(runner, report: Optional[str] = None) -> None:
     Args:
         runner (Runner): Before its data sets are built.
         report (str, optional): A file that lists what could not be read, as :class:`BadImagesHook` wants it.
+
+    Returns:
+        list[str]: Which types take the place of which.
     """
+    replaced: Dict[str, List[str]] = {}
+
+    def note(old, new, split: str) -> None:
+        text = f'{_type_name(new)} in place of {_type_name(old)}'
+        if new != old and split not in replaced.setdefault(text, []):
+            replaced[text].append(split)
+
     scope = runner.cfg.get('default_scope') or 'mmengine'
     for split in ('train', 'val', 'test'):
         loader = copy.deepcopy(part_of(runner, split, 'dataloader'))
         if not isinstance(loader, dict) or not isinstance(loader['dataset'], dict):
             continue
         for dataset in innermost_datasets(loader['dataset']):
+            kind = dataset['type']
             use_checked_dataset(dataset, scope)
+            note(kind, dataset['type'], split)
             for transform in _transforms(dataset.get('pipeline') or ()):
                 kind = _full_name(transform, scope)
                 if kind in GUARDED and 'file_client_args' not in transform:
                     transform.pop('ignore_empty', None)
-                    transform['type'] = kind = GUARDED[kind]
+                    transform['type'] = GUARDED[kind]
+                    note(kind, GUARDED[kind], split)
+                    kind = GUARDED[kind]
                 if kind == GUARDED['mmseg.LoadAnnotations']:
                     classes = _classes(dataset, scope)
                     if len(classes) > 1:
@@ -70,8 +84,14 @@ def guard_loading(runner, report: Optional[str] = None) -> None:
         set_part(runner, split, 'dataloader', loader)
         evaluator = copy.deepcopy(part_of(runner, split, 'evaluator'))
         if isinstance(evaluator, (dict, list, tuple)):
-            _use_checked_metrics(evaluator, scope)
+            for old, new in _use_checked_metrics(evaluator, scope):
+                note(old, new, split)
             set_part(runner, split, 'evaluator', evaluator)
+    return [f'{text} ({", ".join(splits)})' for text, splits in replaced.items() if splits]
+
+
+def _type_name(kind) -> str:
+    return kind if isinstance(kind, str) else f'{kind.__module__.split(".")[0]}.{kind.__name__}'
 
 
 def use_checked_dataset(dataset: dict, scope: str) -> None:
@@ -90,18 +110,25 @@ def use_checked_dataset(dataset: dict, scope: str) -> None:
         dataset['type'] = import_module('xcit_mm.datasets.coco').checked(kind)
 
 
-def _use_checked_metrics(evaluator, scope: str) -> None:
-    """Let COCO's metrics score what the data set gives, and the IoU say which classes it is of."""
+def _use_checked_metrics(evaluator, scope: str) -> Iterator[tuple]:
+    """Let COCO's metrics score what the data set gives, and the IoU say which classes it is of.
+
+    Yields:
+        tuple: The type of a metric, and the one that takes its place.
+    """
     if isinstance(evaluator, (list, tuple)):
         for one in evaluator:
-            _use_checked_metrics(one, scope)
+            yield from _use_checked_metrics(one, scope)
     elif isinstance(evaluator, dict):
-        _use_checked_metrics(evaluator.get('metrics'), scope)
+        yield from _use_checked_metrics(evaluator.get('metrics'), scope)
+        old = evaluator.get('type')
         kind = find_type(METRICS, evaluator['type'], scope) if 'type' in evaluator else None
         if kind is not None and _is_of(kind, 'mmdet'):
             evaluator['type'] = import_module('xcit_mm.evaluation.coco').checked(kind)
         elif kind is not None and kind.__module__.startswith('mmseg.') and kind.__name__ == 'IoUMetric':
             evaluator['type'] = import_module('xcit_mm.evaluation.segmentation').IoUMetric
+        if old is not None:
+            yield old, evaluator['type']
 
 
 def _is_of(kind: type, library: str) -> bool:
