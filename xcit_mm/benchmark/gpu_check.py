@@ -15,10 +15,9 @@ import traceback
 from contextlib import nullcontext
 from dataclasses import asdict, dataclass, field, replace
 from datetime import datetime, timezone
-from functools import partial
 from pathlib import Path
 from statistics import median
-from typing import Any, Callable, Dict, Iterator, List, Optional, Sequence
+from typing import Callable, Dict, Iterator, List, Optional, Sequence
 
 import torch
 from torch import Tensor
@@ -104,7 +103,7 @@ def checks(plan: Plan) -> List[Check]:
     s16 = dict(patch_size=16)
 
     def speed(name, seconds, size, batch, modes=(), dtype=half, **changes):
-        setting = Setting(plan.arch, 8, size[0], size[1], batch, dtype, device=plan.device)
+        setting = Setting(plan.arch, 8, *size, batch, dtype, device=plan.device)
         return Check('Speed', name, seconds, lambda: _speed(plan, name, replace(setting, **changes), modes))
 
     def correct(name, function, *arguments, seconds=8):
@@ -164,7 +163,7 @@ def _models(plan: Plan, dtype: str, features: str, training: bool = False) -> tu
     """Two equal backbones, one of them in ``dtype``, and an image."""
     size = plan.small if features == 'cls' else tuple(max(64, side // 3) for side in plan.large)
     mode = 'training' if training else 'inference'
-    setting = Setting(plan.arch, 8, size[0], size[1], 2, dtype, mode, features=features, device=plan.device)
+    setting = Setting(plan.arch, 8, *size, 2, dtype, mode, features=features, device=plan.device)
     weights = random_weights(setting.arch, setting.patch_size)
     ours = build(OURS, setting, weights).to(plan.device).train(training)
     reference = copy.deepcopy(ours)
@@ -350,7 +349,7 @@ def _detector(plan: Plan) -> Iterator[dict]:
         for name, run in runs.items():
             data = run.data(height, width)
             if plan.device == 'cuda' and i == 1:
-                memory[name] = rise(partial(run, data), 'cuda')
+                memory[name] = rise(lambda run=run, data=data: run(data), 'cuda')
                 continue
             _synchronise(plan.device)
             start = time.perf_counter()
@@ -450,9 +449,7 @@ def _profile(plan: Plan, size: tuple, batch: int, mode: str) -> Iterator[dict]:
     """The kernels that take longest, and the whole beside its floor."""
     from torch.profiler import ProfilerActivity, profile
 
-    setting = Setting(
-        plan.arch, 8, size[0], size[1], batch, plan.dtypes[0], mode, device=plan.device, autocast=mode == 'training'
-    )
+    setting = Setting(plan.arch, 8, *size, batch, plan.dtypes[0], mode, device=plan.device, autocast=mode == 'training')
     step = Step(build(OURS, setting, random_weights(setting.arch, 8)), setting)
     image = as_input(make_image(setting), setting)
     for _ in range(3):
@@ -557,9 +554,7 @@ def run(plan: Plan, budget: float, folder: Path, tell: Callable[[str], None] = p
         raise UsageError(f'{folder} cannot be written to ({error.strerror}); choose another --out-dir') from error
     start = time.monotonic()
     with no_tf32():
-        found: Dict[str, Any] = dict(
-            machine=describe(plan.device), plan=asdict(plan), budget=budget, records=[], left_out=[], failed=0
-        )
+        found = dict(machine=describe(plan.device), plan=asdict(plan), budget=budget, records=[], left_out=[], failed=0)
         for check in checks(plan):
             left = budget - (time.monotonic() - start)
             title = f'{check.section}: {check.name}'
@@ -567,32 +562,30 @@ def run(plan: Plan, budget: float, folder: Path, tell: Callable[[str], None] = p
                 found['left_out'].append(f'{title} (about {check.seconds:.0f} s)')
                 continue
             begin = time.monotonic()
-            records, failure = [], None
+            records, error = [], None
             try:
                 for record in check.run():
                     records.append(record)
             except Exception as exception:
-                failure = machine.reason(exception)
+                error = machine.reason(exception)
                 tell(traceback.format_exc())
             if plan.device == 'cuda':
                 torch.cuda.empty_cache()
             for record in records:
                 found['records'].append(dict(record, section=check.section, check=check.name))
-            if failure:
-                found['records'].append(dict(section=check.section, check=check.name, error=failure))
+            if error:
+                found['records'].append(dict(section=check.section, check=check.name, error=error))
             found['failed'] = sum(not record.get('passed', True) or 'error' in record for record in found['records'])
             found['seconds'] = time.monotonic() - start
             write(found, folder)
-            tell(
-                f'[{found["seconds"]:5.0f} s] {title}: {_outcome(records, failure)} ({time.monotonic() - begin:.0f} s)'
-            )
+            tell(f'[{found["seconds"]:5.0f} s] {title}: {_outcome(records, error)} ({time.monotonic() - begin:.0f} s)')
     write(found, folder)
     return found
 
 
 def describe(device: str) -> dict:
     """The machine in words and versions."""
-    about: Dict[str, Any] = dict(about=machine.describe(device), date=datetime.now(timezone.utc).date().isoformat())
+    about = dict(about=machine.describe(device), date=datetime.now(timezone.utc).date().isoformat())
     if device == 'cuda':
         properties = torch.cuda.get_device_properties(0)
         about.update(

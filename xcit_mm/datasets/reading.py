@@ -12,7 +12,7 @@ import re
 import tempfile
 from contextlib import contextmanager
 from pathlib import Path
-from typing import List, NamedTuple, Optional, Sequence, Tuple, Union
+from typing import Any, List, NamedTuple, Optional, Sequence, Tuple, Union
 
 import cv2
 import numpy as np
@@ -64,22 +64,21 @@ class Reader:
     def __init__(self, pipeline: Sequence[dict], scope: str = 'mmengine'):
         steps = [step for step in copy.deepcopy(list(pipeline)) if not _loads_annotations(step, scope)]
         kinds = [find_type(TRANSFORMS, step['type'], scope) for step in steps]
-        found = ((i, kind) for i, kind in enumerate(kinds) if kind and kind.__name__.startswith('Load'))
-        place, kind = next(found, (0, None))
-        if kind is None:
+        place = next((i for i, kind in enumerate(kinds) if kind and kind.__name__.startswith('Load')), None)
+        if place is None:
             raise UsageError(
                 f'no step of the test pipeline loads an image; it has {", ".join(str(step["type"]) for step in steps)}'
             )
         self.settings = dict(steps[place])
         with DefaultScope.overwrite_default_scope(scope):
-            self.load = self._build(kind, self.settings)
+            self.load = self._build(kinds[place], self.settings)
             self.rest = Compose([*steps[:place], *steps[place + 1 :]])
         self.is_plain = isinstance(self.load, LoadImageFromFile)
         self.color_type = getattr(self.load, 'color_type', 'color')
         self.order = 'RGB' if self._backend == 'tifffile' else 'BGR'
 
     @staticmethod
-    def _build(kind: type, settings: dict):
+    def _build(kind: Any, settings: dict):
         settings = {key: value for key, value in settings.items() if key not in ('type', 'report', '_scope_')}
         if kind is MMCVLoadImageFromFile and not settings.get('file_client_args'):
             # The same, and it says why a file is no image.

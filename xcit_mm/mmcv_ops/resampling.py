@@ -44,8 +44,7 @@ def carafe_naive_forward(
         masks (Tensor): (B, group_size * kernel_size², s * H, s * W), weights for each group of channels.
         scale_factor (int): s.
     """
-    features, masks = wide(features, masks)
-    output.copy_(_reassemble(features, masks, kernel_size, group_size, scale_factor))
+    output.copy_(_reassemble(*wide(features, masks), kernel_size, group_size, scale_factor))
 
 
 @operator('PyTorch')
@@ -62,7 +61,7 @@ def carafe_naive_backward(
     """Fill ``bottom_grad`` and ``mask_grad``, shaped as ``features`` and ``masks``."""
     inputs = [t.detach().requires_grad_() for t in wide(features, masks)]
     with torch.enable_grad():
-        output = _reassemble(inputs[0], inputs[1], kernel_size, group_size, scale_factor)
+        output = _reassemble(*inputs, kernel_size, group_size, scale_factor)
     for target, grad in zip((bottom_grad, mask_grad), torch.autograd.grad(output, inputs, top_grad.to(output))):
         target.copy_(grad)
 
