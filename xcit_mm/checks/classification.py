@@ -9,7 +9,7 @@ from mmengine.config import Config
 from mmengine.registry import DATASETS
 
 from ..datasets.config import (
-    IMAGE_SUFFIXES,
+    MMPRETRAIN_SUFFIXES,
     Data,
     check_exist,
     find_loaders,
@@ -91,7 +91,7 @@ def _module_of(data: Data, method: str) -> str:
 
 def _count_images(data: Data, folder: str, found: set, files: List[str]) -> None:
     """Whether every folder has an image; what is left out is counted."""
-    read = tuple(suffix.lower() for suffix in data.setting('extensions') or IMAGE_SUFFIXES)
+    read = tuple(suffix.lower() for suffix in data.setting('extensions') or MMPRETRAIN_SUFFIXES)
     names = {name: list(list_files(os.path.join(folder, name))) for name in sorted(found)}
     empty = [name for name, inside in names.items() if not any(file.lower().endswith(read) for file in inside)]
     others = [file for inside in names.values() for file in inside if not file.lower().endswith(read)]
@@ -232,7 +232,7 @@ def _check_labels_are_not_needed(data: Data, cfg: Config) -> None:
 
 
 def _why_no_folders(files: List[str], folder: str, data: Data, cfg: Config) -> str:
-    images = [name for name in files if name.lower().endswith(IMAGE_SUFFIXES)]
+    images = [name for name in files if name.lower().endswith(MMPRETRAIN_SUFFIXES)]
     if images:
         listing = data.path(os.path.join('meta', f'{data.cfg.get("split") or "val"}.txt'))
         as_list = f'list them with their class number, one "NAME NUMBER" in each line, in {listing}'

@@ -9,7 +9,7 @@ from typing import Sequence
 from mmengine.config import Config
 from mmengine.registry import DATASETS
 
-from ..datasets.config import IMAGE_SUFFIXES, Data, check_exist, find_loaders, find_type, innermost_datasets
+from ..datasets.config import MMPRETRAIN_SUFFIXES, Data, check_exist, find_loaders, find_type, innermost_datasets
 from ..errors import UsageError
 from .classification import check_classification, check_folders
 from .detection import check_coco
@@ -69,7 +69,7 @@ def _check_paths(data: Data) -> None:
     if data.name.startswith('ImageNet') and data.cfg.get('split') and not any(parts):
         parts = [data.cfg['split']]  # the folder
         if os.path.isdir(data.root) and not os.path.isdir(data.path(parts[0])):
-            images = [name for name in os.listdir(data.root) if name.lower().endswith(IMAGE_SUFFIXES)]
+            images = [name for name in os.listdir(data.root) if name.lower().endswith(MMPRETRAIN_SUFFIXES)]
             if images:
                 raise UsageError(
                     f'{data}: {data.root} has no folder {parts[0]!r}, and holds {len(images)} images itself. To read '

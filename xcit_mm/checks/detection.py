@@ -9,7 +9,7 @@ from mmengine.config import Config
 from mmengine.registry import MODELS
 
 from ..datasets.annotations import find_file
-from ..datasets.config import IMAGE_SUFFIXES, Data, find_loaders, find_type, innermost_datasets, some
+from ..datasets.config import MMPRETRAIN_SUFFIXES, Data, find_loaders, find_type, innermost_datasets, some
 from ..errors import UsageError
 
 LOOKED_AT = 20
@@ -78,7 +78,7 @@ def _why_not_there(names, images: str) -> str:
     """What the folder has instead of images."""
     for name in names:
         stem = os.path.splitext(name)[0]
-        for suffix in (*IMAGE_SUFFIXES, *map(str.upper, IMAGE_SUFFIXES)):
+        for suffix in (*MMPRETRAIN_SUFFIXES, *map(str.upper, MMPRETRAIN_SUFFIXES)):
             if os.path.exists(os.path.join(images, stem + suffix)):
                 return (
                     f'It has {os.path.basename(stem + suffix)}: the suffixes differ; correct "file_name" in the file. '

@@ -27,7 +27,7 @@ from ..compat import base_files
 from ..errors import UsageError
 from .built import BUILT
 
-DATASETS = '{train} {val} {test}'
+ALL_DATASETS = '{train} {val} {test}'
 # Names that configs give to a setting, and the keys that count: {train} is a data set, ** any depth.
 KEYS = {
     'train_pipeline': '{train}.pipeline',

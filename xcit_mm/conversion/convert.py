@@ -44,7 +44,7 @@ TARGETS = ('xcit_mm', 'official', 'mmpretrain', 'timm')
 CHOICES = (*TARGETS, 'hf')  # the last one a folder
 TOLERANCE = 1e-4
 # Height and width of the images on which the models are compared; the second is no multiple of a patch.
-SIZES = ((96, 64), (57, 83))
+TEST_SIZES = ((96, 64), (57, 83))
 
 
 @dataclass(frozen=True)
@@ -409,7 +409,7 @@ def _deviations(ours: nn.Module, theirs: nn.Module, in_channels: int) -> Dict[Tu
     """Both models on the same seeded images: the largest deviation of all outputs, for each size of image."""
     generator = torch.Generator().manual_seed(0)
     deviations = {}
-    for size in SIZES:
+    for size in TEST_SIZES:
         image = torch.randn(1, in_channels, *size, generator=generator)
         with torch.no_grad():
             pairs = list(zip(ours(image), theirs(image)))

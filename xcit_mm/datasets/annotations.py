@@ -12,7 +12,7 @@ from typing import Dict, List, NamedTuple, Optional, Sequence
 
 from ..errors import UsageError
 
-NAMED = 3
+SHOWN_IDS = 3
 # Mistakes that a test would not notice, or that make an annotation one that nothing can match.
 HARMLESS = ('box outside the image', 'box without area', 'unknown category', 'unknown image')
 # Boxes count as outside where they reach this share of the side beyond it; annotators overshoot by a pixel or two.
@@ -329,7 +329,7 @@ def counted(reasons: Reasons) -> str:
     return ', '.join(f'{reason}: {len(ids)} (id {some(map(str, ids))})' for reason, ids in reasons.items())
 
 
-def some(texts, limit: int = NAMED) -> str:
+def some(texts, limit: int = SHOWN_IDS) -> str:
     """The first of some texts, with dots if there are more."""
     texts = list(texts)
     return ', '.join(texts[:limit]) + (', ...' if len(texts) > limit else '')

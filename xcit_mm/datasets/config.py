@@ -10,7 +10,7 @@ from mmengine.config import Config
 from ..errors import UsageError
 
 # How to get each data set, by the type that reads it.
-SOURCES = {
+HOW_TO_GET = {
     'CocoDataset': (
         'COCO 2017: download train2017.zip, val2017.zip and annotations_trainval2017.zip from cocodataset.org '
         'and unpack them side by side'
@@ -20,8 +20,8 @@ SOURCES = {
     ),
     'ImageNet': 'ImageNet-1k: folders train/<class>/ and val/<class>/ of the ILSVRC 2012 images (image-net.org)',
 }
-DIGITS = 'the embedded digits: python tools/make_digits.py data/digits'
-IMAGE_SUFFIXES = ('.jpg', '.jpeg', '.png', '.ppm', '.bmp', '.pgm', '.tif')  # MMPretrain's
+HOW_TO_GET_DIGITS = 'the embedded digits: python tools/make_digits.py data/digits'
+MMPRETRAIN_SUFFIXES = ('.jpg', '.jpeg', '.png', '.ppm', '.bmp', '.pgm', '.tif')  # MMPretrain's
 
 
 class Data(NamedTuple):
@@ -100,15 +100,15 @@ class Data(NamedTuple):
     def is_own(self) -> bool:
         """Whether it is a user's own data, by its type or its classes, and not one of the published data sets."""
         classes = (self.cfg.get('metainfo') or {}).get('classes') or self.cfg.get('classes')
-        return bool(classes) or self.name not in SOURCES
+        return bool(classes) or self.name not in HOW_TO_GET
 
     def how_to_get(self) -> str:
-        return DIGITS if 'digits' in self.root else SOURCES.get(self.name, 'the data set')
+        return HOW_TO_GET_DIGITS if 'digits' in self.root else HOW_TO_GET.get(self.name, 'the data set')
 
     def advice(self) -> str:
         """What to do where files are not as expected: get the data set, or correct settings for data of one's own."""
         own = (self.cfg.get('metainfo') or {}).get('classes') and 'digits' not in self.root
-        if not own and self.name in SOURCES:
+        if not own and self.name in HOW_TO_GET:
             return f'To get it: {self.how_to_get()}. {self.where_else()}'
         if 'digits' in self.root:
             return f'To get it: {self.how_to_get()}'

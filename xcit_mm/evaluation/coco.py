@@ -26,7 +26,7 @@ from ..datasets.config import side_by_side
 from ..errors import UsageError
 
 # COCO's sizes of objects, by their area in pixels.
-SIZES = {'s': (0, 32**2), 'm': (32**2, 96**2), 'l': (96**2, 1e10)}
+AREAS = {'s': (0, 32**2), 'm': (32**2, 96**2), 'l': (96**2, 1e10)}
 # A table of more classes is only written if the config asks for it.
 MOST_CLASSES = 100
 ALLOWED = ('bbox', 'segm', 'proposal', 'proposal_fast')
@@ -51,7 +51,7 @@ class DataSetMetric(Mixin):
             )
         super().__init__(classwise=classwise, **kwargs)
         self.ann_file, self.class_results = ann_file, classwise
-        self.sizes = set(SIZES)
+        self.sizes = set(AREAS)
         self.file_ids: Optional[list] = None
 
     def use(self, datasets: Sequence, split: str) -> None:
@@ -157,7 +157,7 @@ class DataSetMetric(Mixin):
         if not rows:
             why = '; '.join(getattr(dataset, 'why_nothing', '') for dataset in datasets)
             raise UsageError(f'there is no object to score in the data for {split}: {why}')
-        self.sizes = {name for name, (low, high) in SIZES.items() if any(low <= row['area'] <= high for row in rows)}
+        self.sizes = {name for name, (low, high) in AREAS.items() if any(low <= row['area'] <= high for row in rows)}
         there = {row['category_id'] for row in rows}
         absent = [str(name) for i, name in enumerate(classes) if i not in there]
         if absent:

@@ -26,7 +26,7 @@ GUARDED = {
     'mmcv.LoadImageFromFile': 'xcit_mm.LoadImageFromFile',
     'mmseg.LoadAnnotations': 'xcit_mm.LoadSegMap',
 }
-NAMED = 20
+LISTED_IMAGES = 20
 # Where each launcher tells a process its rank, their number, and how many share the machine.
 PLACES = {
     'none': (('', 0), ('', 1), ('', 1)),
@@ -198,12 +198,12 @@ def check_images(cfg: Config, splits: Sequence[str]) -> None:
     if not bad:
         return
     bad.sort()
-    listed = '\n  '.join(['', *bad[:NAMED]])
-    if len(bad) > NAMED:
+    listed = '\n  '.join(['', *bad[:LISTED_IMAGES]])
+    if len(bad) > LISTED_IMAGES:
         path = os.path.join(cfg.work_dir, 'bad_images.txt' if world == 1 else f'bad_images_{rank}.txt')
         with open(path, 'w', errors='surrogateescape') as file:
             file.writelines(f'{line}\n' for line in bad)
-        listed += f'\n  and {len(bad) - NAMED} more, all of them in {path}'
+        listed += f'\n  and {len(bad) - LISTED_IMAGES} more, all of them in {path}'
     share = f' among the share of process {rank} (the others may have found more)' if world > 1 else ''
     raise UsageError(
         f'{len(bad)} of {len(files)} images{share} cannot be read, and nothing was started:{listed}\n'

@@ -17,7 +17,7 @@ from .consensus import any_process
 
 SKIPPED = 'skipped_iterations'  # in MMEngine's message hub, so that it outlives an interruption
 ACTIONS = ('stop', 'skip', 'ignore')
-NAMED = 64
+LISTED_IMAGES = 64
 
 
 @HOOKS.register_module()
@@ -124,8 +124,8 @@ class NonFiniteHook(Hook):
         # The gradients alone can come from any of the processes.
         guilty = [names for losses, names in found if losses] or [names for _, names in found]
         images = [name for names in guilty for name in names]
-        listed = ', '.join(images[:NAMED]) or 'unknown'
-        more = f' and {len(images) - NAMED} more' if len(images) > NAMED else ''
+        listed = ', '.join(images[:LISTED_IMAGES]) or 'unknown'
+        more = f' and {len(images) - LISTED_IMAGES} more' if len(images) > LISTED_IMAGES else ''
         return (
             f'iteration {runner.iter + 1} (epoch {runner.epoch + 1}): {what or "the losses are finite"}'
             f'{", and gradients are not finite" if self.bad_gradients else ""}. Images: {listed}{more}.'
