@@ -1,4 +1,4 @@
-"""Images that cannot be read: passed over while the run goes on, or refused before it begins."""
+"""Images that cannot be read: skipped during the run, or refused before it starts."""
 
 import copy
 import os
@@ -21,13 +21,13 @@ from ..datasets.loading import BLANK, IGNORED, PIXELS_IGNORED, BadImage, BadImag
 from ..errors import UsageError
 from ..registry import HOOKS
 
-# Transforms of the libraries, and the ones that stand in for them.
+# Transforms of the libraries, and their replacements.
 GUARDED = {
     'mmcv.LoadImageFromFile': 'xcit_mm.LoadImageFromFile',
     'mmseg.LoadAnnotations': 'xcit_mm.LoadSegMap',
 }
 LISTED_IMAGES = 20
-# Where each launcher tells a process its rank, their number, and how many share the machine.
+# Environment variables and defaults of rank, world size and processes per machine, by launcher.
 PLACES = {
     'none': (('', 0), ('', 1), ('', 1)),
     'pytorch': (('RANK', 0), ('WORLD_SIZE', 1), ('LOCAL_WORLD_SIZE', 1)),
@@ -37,17 +37,17 @@ PLACES = {
 
 
 def guard_loading(runner, report: Optional[str] = None) -> List[str]:
-    """Let every pipeline of a runner pass over images that cannot be read, and COCO's annotations be checked.
+    """Make every pipeline of a runner skip unreadable images, and check COCO's annotations.
 
-    The config keeps the libraries' own types, which their inferencers look for by name; only what the runner is about
-    to build is changed.
+    The config keeps the libraries' own types, which their inferencers look up by name; only what the runner is about to
+    build is replaced.
 
     Args:
         runner (Runner): Before its data sets are built.
         report (str, optional): A file that lists what could not be read, as :class:`BadImagesHook` wants it.
 
     Returns:
-        list[str]: Which types take the place of which.
+        list[str]: What was replaced by what, and in which splits.
     """
     replaced: Dict[str, List[str]] = {}
 
@@ -78,7 +78,7 @@ def guard_loading(runner, report: Optional[str] = None) -> List[str]:
                         transform.setdefault('num_classes', len(classes))
                     transform.setdefault('ignore_index', dataset.get('ignore_index', IGNORED))
                 if kind in GUARDED.values():
-                    # Testing draws no other image in place of one: that would change what is measured.
+                    # Testing draws no other image instead: that would change what is measured.
                     transform.setdefault('bad_image', 'resample' if split == 'train' else 'blank')
                     transform.setdefault('report', report)
         set_part(runner, split, 'dataloader', loader)
@@ -95,10 +95,10 @@ def _type_name(kind) -> str:
 
 
 def use_checked_dataset(dataset: dict, scope: str) -> None:
-    """Let one of the libraries' data sets be read by the class of this project whose labels follow the config.
+    """Replace a library's data set class by this project's, whose labels follow the classes of the config.
 
     Args:
-        dataset (dict): Config of a data set without wrappers; its type is changed in place.
+        dataset (dict): Config of a data set without wrappers; its type is replaced in place.
         scope (str): Where types without a scope are looked up.
     """
     kind = find_type(DATASETS, dataset['type'], scope)
@@ -111,10 +111,10 @@ def use_checked_dataset(dataset: dict, scope: str) -> None:
 
 
 def _use_checked_metrics(evaluator, scope: str) -> Iterator[tuple]:
-    """Let COCO's metrics score what the data set gives, and the IoU say which classes it is of.
+    """Replace metrics: COCO's by one that scores what the data set gives, IoU by one that names its classes.
 
     Yields:
-        tuple: The type of a metric, and the one that takes its place.
+        tuple: The type of a metric, and its replacement (the same where it stays).
     """
     if isinstance(evaluator, (list, tuple)):
         for one in evaluator:
@@ -136,11 +136,11 @@ def _is_of(kind: type, library: str) -> bool:
 
 
 def guard_built(dataset, report: str) -> None:
-    """As :func:`guard_loading`, for the images of a data set to train on that a library's own tool has built.
+    """As :func:`guard_loading`, for a training data set that a library's own tool has built.
 
     Args:
         dataset: Of any library, also a wrapper of others.
-        report (str): As above.
+        report (str): As for :func:`guard_loading`.
     """
     parts = vars(dataset)  # tools that only look at a schedule have a mock in its place, with any attribute
     for inner in [parts.get('dataset'), *parts.get('datasets', ())]:
@@ -154,7 +154,7 @@ def guard_built(dataset, report: str) -> None:
 
 
 def _transforms(pipeline: Sequence) -> Iterator[dict]:
-    """The transforms of a pipeline, also those inside of others such as TestTimeAug."""
+    """The transforms of a pipeline, also nested ones as in TestTimeAug."""
     for item in pipeline:
         if isinstance(item, dict):
             yield item
@@ -164,7 +164,7 @@ def _transforms(pipeline: Sequence) -> Iterator[dict]:
 
 
 def _classes(dataset: dict, scope: str) -> Sequence:
-    """The classes of a data set's config, or else of its type; () if they are not listed there."""
+    """The classes in a data set's config, else those of its type; () if neither lists them."""
     classes = (dataset.get('metainfo') or {}).get('classes')
     if classes is None:
         classes = getattr(find_type(DATASETS, dataset['type'], scope), 'METAINFO', {}).get('classes')
@@ -178,15 +178,15 @@ def _full_name(transform: dict, scope: str) -> Optional[str]:
 
 
 def check_images(cfg: Config, splits: Sequence[str]) -> None:
-    """Read and decode every image and map that the splits use. Each process of a distributed run takes its share.
+    """Read and decode every image and label map of the splits; each process of a distributed run reads its share.
 
     Raises:
-        UsageError: Naming those that cannot be read. More than 20 are listed in a file of the work folder.
+        UsageError: If some cannot be read. The message names up to 20; a file in the work folder lists all.
     """
     rank, world, neighbours = (int(os.environ.get(name, default)) for name, default in PLACES[cfg.launcher])
     files = _files(cfg, splits)[rank::world]
     columns = [TextColumn('checking images'), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn()]
-    # Reading and decoding leave Python's lock, so threads are enough to use all cores.
+    # Reading and decoding release the GIL, so threads use all cores.
     threads = max(1, (os.cpu_count() or 1) // neighbours)
     bad = []
     with ThreadPool(threads) as pool, Progress(*columns, disable=rank > 0) as progress:
@@ -207,12 +207,12 @@ def check_images(cfg: Config, splits: Sequence[str]) -> None:
     share = f' among the share of process {rank} (the others may have found more)' if world > 1 else ''
     raise UsageError(
         f'{len(bad)} of {len(files)} images{share} cannot be read, and nothing was started:{listed}\n'
-        f'Repair them or remove them from the data set, or pass over them: --bad-images skip'
+        f'Repair them, remove them from the data set, or skip them: --bad-images skip'
     )
 
 
 def _files(cfg: Config, splits: Sequence[str]) -> List[Tuple[str, str, str, Optional[dict]]]:
-    """The images and maps of the splits, each once, with the arguments of :func:`read_image`."""
+    """The images and label maps of the splits, each once, as arguments of :func:`read_image`."""
     found = {}
     scope = cfg.get('default_scope') or 'mmengine'
     for split, loader in find_loaders(cfg).items():
@@ -245,12 +245,12 @@ def _try_to_read(arguments: tuple) -> Tuple[str, Optional[str]]:
 
 @HOOKS.register_module()
 class BadImagesHook(Hook):
-    """Name the images that could not be read, once each, and count them after every epoch.
+    """Warn of each image that could not be read, once, and count them after every epoch.
 
-    Maps with labels outside of the classes are often all of them; one for each set of such labels is named.
+    Of label maps with labels outside the classes, often all of them, one is named for each set of such labels.
 
-    They are met by :class:`xcit_mm.datasets.loading.LoadImageFromFile`, mostly in the processes that load data, and
-    listed in ``bad_images.txt`` beside the log.
+    :class:`xcit_mm.datasets.loading.LoadImageFromFile` finds them, mostly in the workers, and lists them in
+    ``bad_images.txt`` beside the log.
     """
 
     priority = 'VERY_LOW'
@@ -262,7 +262,7 @@ class BadImagesHook(Hook):
 
     @staticmethod
     def path(runner) -> str:
-        """Where the list is. Data sets are told when they are built, which may be before any hook is called."""
+        """Path of the list. Data sets need it when they are built, possibly before any hook is called."""
         return os.path.abspath(os.path.join(runner.log_dir, 'bad_images.txt'))
 
     def before_run(self, runner) -> None:
