@@ -1,4 +1,4 @@
-"""MMEngine's runner as the tools use it: a short screen, data that make a batch, and learning rates by update."""
+"""MMEngine's runners as the tools use them: short console output, checked batches, learning rates per update."""
 
 from typing import Optional
 
@@ -10,7 +10,7 @@ from .screen import shorten
 
 
 class ToolRunner(Runner):
-    """Runner whose learning rate is scaled by the images of one update, whatever number of batches these come in."""
+    """Runner that scales the learning rate by the images per update, gradient accumulation included."""
 
     def build_logger(self, *args, **kwargs):
         logger = super().build_logger(*args, **kwargs)
@@ -28,7 +28,7 @@ class ToolRunner(Runner):
 
 
 class FlexibleToolRunner(FlexibleRunner):
-    """MMEngine's runner for models divided between processes, with a short screen from its first line on."""
+    """MMEngine's runner for sharded models (FSDP, DeepSpeed), with short console output from its first line."""
 
     def build_strategy(self, *args, **kwargs):
         strategy = super().build_strategy(*args, **kwargs)
@@ -37,14 +37,14 @@ class FlexibleToolRunner(FlexibleRunner):
 
 
 def by_update(runner, auto_scale_lr: Optional[dict]) -> Optional[dict]:
-    """``auto_scale_lr`` with the base that makes MMEngine, which counts the images of a batch, scale by an update's."""
-    images, product = images_of_update(runner)
+    """``auto_scale_lr`` with a base for which MMEngine, which counts one batch, scales by the images per update."""
+    images, factors = images_of_update(runner)
     scaling = auto_scale_lr or {}
     base = scaling.get('base_batch_size')
     if not images or not scaling.get('enable') or not base:
         return auto_scale_lr
     runner.logger.info(
-        f'{images} images ({product}) make one update, and the learning rate of the config is for {base}. '
+        f'One update uses {images} images ({factors}), and the learning rate of the config is for {base}. '
         f'Scaling the original LR by {images / base:g}'
     )
     return {**scaling, 'base_batch_size': base * images_of_batch(runner) / images}
