@@ -28,7 +28,7 @@ _HASH = re.compile(r'-(?!(?:19|20)\d{6}\.)([0-9a-f]{8,64})(?:\.[A-Za-z]\w*)+$')
 
 
 def is_address(source: str) -> bool:
-    """Whether it names something to fetch, and no file of this machine."""
+    """True if it names something to fetch, and no file of this machine."""
     return '://' in source or source.startswith(HUB)
 
 

@@ -28,7 +28,7 @@ LIBRARIES = ('mmdet', 'mmseg', 'mmpretrain')
 
 
 def check_classes(cfg: Config, scope: str) -> List[str]:
-    """Whether classes are lists, agree between the splits, and are as many as the heads and the palette have.
+    """Check that classes are lists, agree between the splits, and are as many as the heads and the palette have.
 
     Args:
         cfg (Config): The config; surplus colours are taken out of it.
@@ -76,7 +76,7 @@ def _data(split: str, dataset: dict, scope: str) -> Data:
 
 
 def compare_classes(train: Data, other: Data) -> None:
-    """Whether another split has the classes of training in the same order: labels are their numbers.
+    """Check that another split has the classes of training in the same order: labels are their numbers.
 
     Raises:
         UsageError: With both lists side by side, if both are known and differ.
@@ -100,7 +100,7 @@ def _settings(dataset: dict, scope: str) -> Iterator[Tuple[str, Any]]:
 
 
 def _check_place(path: str, dataset: dict, scope: str) -> None:
-    """Whether classes and colours are where the libraries read them, and not where older versions did."""
+    """Check that classes and colours are where the libraries read them, and not where older versions did."""
     metainfo = dataset.get('metainfo') or {}
     for key in metainfo:
         right = OLD_KEYS.get(key)
@@ -137,7 +137,7 @@ def _check_palette(key: str, metainfo: dict) -> List[str]:
 
 
 def _check_splits(known: Dict[str, dict], scope: str, reads_text: bool) -> None:
-    """Whether training and validation have the same classes in the same order: labels are their numbers.
+    """Check that training and validation have the same classes in the same order: labels are their numbers.
 
     Data for testing may be left over from a base while a model is trained. When it is tested, its checkpoint says which
     classes it was trained for.

@@ -29,7 +29,7 @@ BY_NAME = ('CustomDataset', 'ImageNet', 'ImageNet21k')
 
 
 def check_folders(data: Data, datasets: List[Data], cfg: Config) -> None:
-    """Whether there is one folder for each class, with images in it; or a list with a label for each image."""
+    """Check that there is one folder for each class, with images in it; or a list with a label for each image."""
     folder = data.path(data.prefix('img_path') or data.cfg.get('split'))
     check_exist(data, [folder])
     if not data.setting('with_label') or data.cfg.get('split') == 'test':  # ImageNet's, without labels
@@ -68,7 +68,7 @@ def check_folders(data: Data, datasets: List[Data], cfg: Config) -> None:
 
 
 def _check_order(data: Data, folder: str, found: set) -> None:
-    """Whether it is known which folder belongs to which class."""
+    """Check that it is known which folder belongs to which class."""
     own = _module_of(data, '_find_samples'), _module_of(data, 'load_data_list')
     if not all(module.startswith('mmpretrain.') for module in own):
         return  # a class of the user's gives the labels
@@ -90,7 +90,7 @@ def _module_of(data: Data, method: str) -> str:
 
 
 def _count_images(data: Data, folder: str, found: set, files: List[str]) -> None:
-    """Whether every folder has an image; what is left out is counted."""
+    """Check that every folder has an image; what is left out is counted."""
     read = tuple(suffix.lower() for suffix in data.setting('extensions') or MMPRETRAIN_SUFFIXES)
     names = {name: list(list_files(os.path.join(folder, name))) for name in sorted(found)}
     empty = [name for name, inside in names.items() if not any(file.lower().endswith(read) for file in inside)]
@@ -117,7 +117,7 @@ def _count_images(data: Data, folder: str, found: set, files: List[str]) -> None
 
 
 def _check_numbers(data: Data, folder: str, expected: Optional[int]) -> None:
-    """Whether the folders are labels, as ImageNet-V2's."""
+    """Check that the folders are labels, as ImageNet-V2's."""
     names = [entry.name for entry in os.scandir(folder) if entry.is_dir()]
     bad = [name for name in names if not name.isdigit() or (expected and int(name) >= expected)]
     if bad or not names:
@@ -128,7 +128,7 @@ def _check_numbers(data: Data, folder: str, expected: Optional[int]) -> None:
 
 
 def _check_list(data: Data, path: str, folder: str, expected: Optional[int]) -> None:
-    """Whether each line of a list is ``NAME NUMBER``, with a number that the config has."""
+    """Check that each line of a list is ``NAME NUMBER``, with a number that the config has."""
     if path.endswith('.json'):
         raise UsageError(
             f"{data}: {path} is JSON, which type='BaseDataset' reads; {data.name} reads a text with one image in each "
@@ -180,7 +180,7 @@ def _check_list(data: Data, path: str, folder: str, expected: Optional[int]) -> 
 
 
 def _compare_with_folders(data: Data, path: str, folders: Dict[str, Counter]) -> None:
-    """Whether a list gives the images in folders that are named by classes the labels of these classes."""
+    """Check that a list gives the images in folders that are named by classes the labels of these classes."""
     classes = list(map(str, data.classes or ()))
     usual = {folder: labels.most_common(1)[0][0] for folder, labels in folders.items() if folder in classes}
     if any(classes[label] != folder for folder, label in usual.items()):
@@ -211,7 +211,7 @@ def _head_classes(cfg: Config) -> Optional[int]:
 
 
 def _learns_from_labels(cfg: Config) -> bool:
-    """Whether the model is a plain classifier; others, as DINO, need no labels."""
+    """True if the model is a plain classifier; others, as DINO, need no labels."""
     return str(cfg.model.get('type')).split('.')[-1] in ('ImageClassifier', 'DistilledClassifier')
 
 
@@ -321,7 +321,7 @@ def _evaluators(cfg: Config, split: str) -> List[dict]:
 
 
 def _check_categories(data: Data) -> None:
-    """Whether annotations of OpenMMLab's own format (JSON) list the classes as the config does."""
+    """Check that annotations of OpenMMLab's own format (JSON) list the classes as the config does."""
     path = data.path(data.cfg.get('ann_file'))
     if not data.classes or not os.path.isfile(path) or not _module_of(data, 'load_data_list').startswith('mmengine.'):
         return
@@ -345,7 +345,7 @@ def _check_categories(data: Data) -> None:
 
 
 def check_classification(datasets: List[Data], cfg: Config) -> None:
-    """Whether data sets of training and testing, and metrics and classes, belong together.
+    """Check that data sets of training and testing, and metrics and classes, belong together.
 
     Args:
         datasets (list[Data]): Those of MMPretrain that the run uses.

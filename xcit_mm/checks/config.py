@@ -63,7 +63,7 @@ def apply_options(cfg: Config, options: Optional[dict]) -> None:
 
 
 def check_options(cfg: Config, options: dict) -> None:
-    """Whether ``--cfg-options`` change what is there, or add what the type at that place takes.
+    """Check that ``--cfg-options`` change what is there, or add what the type at that place takes.
 
     Args:
         cfg (Config): The config before they are merged into it.
@@ -156,7 +156,7 @@ def _is_dict(value) -> bool:
 
 
 def check_config(cfg: Config) -> List[str]:
-    """Whether every type of a config exists and takes the arguments it is given, and its settings agree.
+    """Check that every type of a config exists and takes the arguments it is given, and its settings agree.
 
     Args:
         cfg (Config): The config; what only one meaning is possible for is changed in it.

@@ -30,7 +30,7 @@ USE_MASKS = ('CopyPaste', 'InstaBoost')
 
 
 def check_coco(data: Data) -> None:
-    """Whether the annotations are a whole JSON file that names images of the folder; it is not parsed."""
+    """Check that the annotations are a whole JSON file that names images of the folder; it is not parsed."""
     annotations = data.path(data.cfg.get('ann_file'))
     images = data.path(data.prefix('img'))
     if os.path.isdir(annotations):
@@ -186,7 +186,7 @@ def leave_out_masks(cfg: Config) -> None:
 
 
 def gives_boxes_alone(cfg: Config) -> bool:
-    """Whether a detector is known to give no masks."""
+    """True if a detector is known to give no masks."""
     model = cfg.get('model') or {}
     part = 'roi_head' if 'roi_head' in model else 'bbox_head'
     head = model.get(part)

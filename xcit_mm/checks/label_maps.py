@@ -58,7 +58,7 @@ def check_labels(datasets: List[Data]) -> None:
 
 
 def _plain_maps(data: Data) -> bool:
-    """Whether maps are found and read by MMSegmentation's own data set and step."""
+    """True if maps are found and read by MMSegmentation's own data set and step."""
     backends = [step.get('imdecode_backend', 'pillow') for step in load_steps(data.cfg.get('pipeline') or ())]
     return finds_files(data) and bool(backends) and set(backends) <= {'pillow', 'cv2'}
 

@@ -123,7 +123,7 @@ def _read_by_head(place: str, head: dict, strides: tuple, scope: str) -> Set[int
 
 
 def _check_channels(place: str, settings: dict, where: str, strides: tuple, channels, scope: str) -> None:
-    """Whether ``in_channels`` has as many numbers as there are maps, and the right ones."""
+    """Check that ``in_channels`` has as many numbers as there are maps, and the right ones."""
     given = settings.get('in_channels')
     if given is None or _library(find_type(MODELS, settings.get('type'), scope)) not in ('mmdet', 'mmseg'):
         return  # somebody's own, of which nothing is known

@@ -51,7 +51,7 @@ def length_of(loop) -> Run:
 
 
 def check_batches(loader, processes: int) -> None:
-    """Whether the data make at least one batch.
+    """Check that the data make at least one batch.
 
     Raises:
         UsageError: If not.

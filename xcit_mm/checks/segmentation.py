@@ -37,7 +37,7 @@ OTHER_FILES = {
 
 
 def check_maps(data: Data) -> None:
-    """Whether every image has its map of classes, and every map its image."""
+    """Check that every image has its map of classes, and every map its image."""
     if not finds_files(data):
         return
     image_suffix, map_suffix = data.setting('img_suffix'), data.setting('seg_map_suffix')
@@ -83,7 +83,7 @@ def check_maps(data: Data) -> None:
 
 
 def finds_files(data: Data) -> bool:
-    """Whether images and maps are found by MMSegmentation's base class, and not by a class of the user's."""
+    """True if images and maps are found by MMSegmentation's base class, and not by a class of the user's."""
     found_by = next(parent for parent in data.kind.__mro__ if 'load_data_list' in parent.__dict__)
     return found_by.__name__ == 'BaseSegDataset'
 
@@ -194,7 +194,7 @@ def _heads(cfg: Config) -> Iterator[tuple]:
 
 
 def check_segmentation(datasets: List[Data], cfg: Config) -> None:
-    """Whether data sets of training and testing, pipelines, heads and metrics belong together.
+    """Check that data sets of training and testing, pipelines, heads and metrics belong together.
 
     Args:
         datasets (list[Data]): Those of MMSegmentation that the run uses.
@@ -290,7 +290,7 @@ def load_steps(pipeline: Sequence) -> Iterator[dict]:
 
 
 def _check_zero_label(data: Data) -> None:
-    """Whether data set and pipeline agree on what 0 is; a step that says nothing follows the data set."""
+    """Check that data set and pipeline agree on what 0 is; a step that says nothing follows the data set."""
     of_data = bool(data.setting('reduce_zero_label'))
     for step in load_steps(data.cfg.get('pipeline') or ()):
         value = step.get('reduce_zero_label')
@@ -304,7 +304,7 @@ def _check_zero_label(data: Data) -> None:
 
 
 def _check_maps_are_read(data: Data, cfg: Config) -> None:
-    """Whether the data set names a folder of maps, and its pipeline reads them, where they are needed."""
+    """Check that the data set names a folder of maps, and its pipeline reads them, where they are needed."""
     metrics = [metric for metric in as_list(cfg.get(f'{data.split}_evaluator')) if _is_iou(metric)]
     if data.split != 'train' and all(metric.get('format_only') for metric in metrics):
         return
@@ -329,7 +329,7 @@ def _is_iou(metric: dict) -> bool:
 
 
 def _check_metrics(split: str, cfg: Config) -> None:
-    """Whether the metric counts what the heads learn."""
+    """Check that the metric counts what the heads learn."""
     ignored = {path: head.get('ignore_index', IGNORED) for path, head in _heads(cfg)}
     for metric in as_list(cfg.get(f'{split}_evaluator')):
         if not _is_iou(metric):

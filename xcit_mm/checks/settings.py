@@ -36,7 +36,7 @@ LOOPS = {'max_epochs': ('EpochBasedTrainLoop', True), 'max_iters': ('IterBasedTr
 
 
 def check_settings(cfg: Config) -> List[str]:
-    """Whether settings agree with each other.
+    """Check that settings agree with each other.
 
     Args:
         cfg (Config): The config; what only one meaning is possible for is changed in it.
@@ -72,7 +72,7 @@ def agree_workers(cfg: Config) -> List[str]:
 
 
 def check_loops(cfg: Config, split: str) -> None:
-    """Whether all that MMEngine builds a loop from is there, and fits it.
+    """Check that all that MMEngine builds a loop from is there, and fits it.
 
     Args:
         cfg (Config): The config.
@@ -173,7 +173,7 @@ def _check_train_cfg(train: Optional[dict]) -> None:
 
 
 def _check_save_best(cfg: Config) -> None:
-    """Whether the metrics give what the best checkpoint is chosen by; only those of known types are asked."""
+    """Check that the metrics give what the best checkpoint is chosen by; only those of known types are asked."""
     best = ((cfg.get('default_hooks') or {}).get('checkpoint') or {}).get('save_best')
     given, evaluators = [], cfg.get('val_evaluator')
     for evaluator in [evaluators] if hasattr(evaluators, 'get') else evaluators or ():

@@ -80,7 +80,7 @@ MISSING = object()
 
 
 def check_options(cfg: Config, options: dict, before: Dict[str, List[str]]) -> None:
-    """Whether every ``--cfg-options`` reaches something that is built.
+    """Check that every ``--cfg-options`` reaches something that is built.
 
     Args:
         cfg (Config): With the options merged into it.
@@ -214,7 +214,7 @@ class _File(NamedTuple):
 
 
 def check_files(path: str) -> None:
-    """Whether all variables that config files assign reach something that is built.
+    """Check that all variables that config files assign reach something that is built.
 
     Args:
         path (str): The config file. Those that it inherits are checked too, except those of installed packages.
@@ -238,7 +238,7 @@ def check_files(path: str) -> None:
 
 
 def _check_file(file: _File, names: Sequence[str]) -> None:
-    """Whether names that a file assigns and does not use agree with what is built."""
+    """Check that names that a file assigns and does not use agree with what is built."""
     if not names:
         return
     ours = _load(file.path)

@@ -43,7 +43,7 @@ class Sorted(NamedTuple):
 
 
 def check_tables(content, name: str) -> None:
-    """Whether a file has COCO's tables of images, categories and annotations, with ids that are unique.
+    """Check that a file has COCO's tables of images, categories and annotations, with ids that are unique.
 
     Raises:
         UsageError: Saying what is missing and, where it can be told, which other format the file is in.
@@ -160,7 +160,7 @@ def _as_number(value) -> Optional[int]:
 
 
 def check_categories(content: dict, classes: Sequence[str], name: str, by_type: str = '') -> List[str]:
-    """Whether every class of the config is one category of the file.
+    """Check that every class of the config is one category of the file.
 
     A file may list fewer categories than the config has classes, as those of a part of the data do, but then no others.
 
@@ -206,7 +206,7 @@ def check_categories(content: dict, classes: Sequence[str], name: str, by_type: 
 
 
 def check_boxes(content: dict, name: str) -> None:
-    """Whether boxes are [x, y, width, height] in pixels, as far as numbers tell.
+    """Check that boxes are [x, y, width, height] in pixels, as far as numbers tell.
 
     Raises:
         UsageError: If hardly any can be that, saying what they look like.

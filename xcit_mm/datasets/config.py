@@ -98,7 +98,7 @@ class Data(NamedTuple):
 
     @property
     def is_own(self) -> bool:
-        """Whether it is a user's own data, by its type or its classes, and not one of the published data sets."""
+        """True if it is a user's own data, by its type or its classes, and not one of the published data sets."""
         classes = (self.cfg.get('metainfo') or {}).get('classes') or self.cfg.get('classes')
         return bool(classes) or self.name not in HOW_TO_GET
 
@@ -178,7 +178,7 @@ def suffixes(names: Sequence[str]) -> str:
 
 
 def check_names(key: str, text: str) -> None:
-    """Whether a text in place of a list of names is the path of a file with one name in each line."""
+    """Check that a text in place of a list of names is the path of a file with one name in each line."""
     if '://' in text or os.path.isfile(os.path.expanduser(text)):
         return
     parts = tuple(part.strip() for part in text.split(',') if part.strip())

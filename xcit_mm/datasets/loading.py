@@ -92,7 +92,7 @@ def decode(data: bytes, flag: str = 'color', backend: str = 'cv2') -> np.ndarray
 
 
 def is_turned(data: bytes) -> bool:
-    """Whether a picture is stored lying on its side, with a note (EXIF) to turn it, which decoders follow."""
+    """True if a picture is stored lying on its side, with a note (EXIF) to turn it, which decoders follow."""
     if b'Exif' not in data[: 1 << 16]:
         return False
     try:
@@ -102,7 +102,7 @@ def is_turned(data: bytes) -> bool:
 
 
 def _is_deep(data: bytes) -> bool:
-    """Whether a picture has more than 8 bits a channel in Pillow's eyes."""
+    """True if a picture has more than 8 bits a channel in Pillow's eyes."""
     try:
         return Image.open(io.BytesIO(data)).mode.startswith(('I', 'F'))
     except Exception:  # whoever decodes it says what is wrong
@@ -128,7 +128,7 @@ def widen(image: np.ndarray, value: Optional[int] = None) -> np.ndarray:
 
 
 def _may_be_cut_off(data: bytes) -> bool:
-    """Whether a JPEG lacks its end. Many versions of OpenCV fill up the picture with grey and say nothing."""
+    """True if a JPEG lacks its end. Many versions of OpenCV fill up the picture with grey and say nothing."""
     return data[:2] == b'\xff\xd8' and b'\xff\xd9' not in data[-4096:]
 
 

@@ -92,7 +92,7 @@ class Images(List[Tuple[str, Source]]):
 
 
 def is_several(images) -> bool:
-    """Whether that is more than one image, or may be."""
+    """True if that is more than one image, or may be."""
     is_list = isinstance(images, (list, tuple, set, frozenset)) or _gives_one_by_one(images)
     return is_list or (isinstance(images, np.ndarray) and images.ndim == 4)
 
@@ -249,7 +249,7 @@ def in_words(left_out: Counter) -> str:
 
 
 def _opens(path: Path) -> bool:
-    """Whether a file is an image, whatever its name."""
+    """True if a file is an image, whatever its name."""
     try:
         with Image.open(path):
             return True

@@ -67,7 +67,7 @@ class DetectionDataHook(Hook):
 
     @staticmethod
     def _check_best(runner) -> None:
-        """Whether the metric of ``save_best`` can be measured."""
+        """Check that the metric of ``save_best`` can be measured."""
         loop = built_loop(runner, 'val')
         metrics = loop.evaluator.metrics if loop else []
         for hook in runner.hooks:

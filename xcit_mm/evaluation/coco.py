@@ -265,7 +265,7 @@ def _is_same_file(first: str, second: str) -> bool:
 
 
 def _differs(ours: CheckedAnnotations, theirs: CheckedAnnotations, image, classes: Sequence[str]) -> bool:
-    """Whether two files say different things of an image; a file without any annotation says nothing."""
+    """True if two files say different things of an image; a file without any annotation says nothing."""
     mine, other = ours.imgs[image], theirs.imgs[image]
     if (mine['height'], mine['width']) != (other['height'], other['width']):
         return True
