@@ -1,4 +1,4 @@
-"""Classification: whether folders or lists give every image a label that the config has, and images to every class."""
+"""Classification: every image has a label of the config, and every class has images."""
 
 import json
 import os
@@ -71,7 +71,7 @@ def _check_order(data: Data, folder: str, found: set) -> None:
     """Check that it is known which folder belongs to which class."""
     own = _module_of(data, '_find_samples'), _module_of(data, 'load_data_list')
     if not all(module.startswith('mmpretrain.') for module in own):
-        return  # a class of the user's gives the labels
+        return  # a custom class assigns the labels
     classes = data.classes
     published = list(getattr(data.kind, 'METAINFO', {}).get('classes') or [])
     declared = (data.cfg.get('metainfo') or {}).get('folders')
@@ -85,12 +85,12 @@ def _check_order(data: Data, folder: str, found: set) -> None:
 
 
 def _module_of(data: Data, method: str) -> str:
-    """The module of the class that a method of the data set comes from."""
+    """The module that defines a method of the data set's class."""
     return next(kind.__module__ for kind in data.kind.__mro__ if method in kind.__dict__) + '.'
 
 
 def _count_images(data: Data, folder: str, found: set, files: List[str]) -> None:
-    """Check that every folder has an image; what is left out is counted."""
+    """Check that every folder has an image, and count the files that are ignored."""
     read = tuple(suffix.lower() for suffix in data.setting('extensions') or MMPRETRAIN_SUFFIXES)
     names = {name: list(list_files(os.path.join(folder, name))) for name in sorted(found)}
     empty = [name for name, inside in names.items() if not any(file.lower().endswith(read) for file in inside)]
@@ -117,7 +117,7 @@ def _count_images(data: Data, folder: str, found: set, files: List[str]) -> None
 
 
 def _check_numbers(data: Data, folder: str, expected: Optional[int]) -> None:
-    """Check that the folders are labels, as ImageNet-V2's."""
+    """Check that the folders are named by their labels, as ImageNet-V2's."""
     names = [entry.name for entry in os.scandir(folder) if entry.is_dir()]
     bad = [name for name in names if not name.isdigit() or (expected and int(name) >= expected)]
     if bad or not names:
@@ -180,7 +180,7 @@ def _check_list(data: Data, path: str, folder: str, expected: Optional[int]) -> 
 
 
 def _compare_with_folders(data: Data, path: str, folders: Dict[str, Counter]) -> None:
-    """Check that a list gives the images in folders that are named by classes the labels of these classes."""
+    """Check that a list labels images in a folder named like a class with that class."""
     classes = list(map(str, data.classes or ()))
     usual = {folder: labels.most_common(1)[0][0] for folder, labels in folders.items() if folder in classes}
     if any(classes[label] != folder for folder, label in usual.items()):
@@ -211,7 +211,7 @@ def _head_classes(cfg: Config) -> Optional[int]:
 
 
 def _learns_from_labels(cfg: Config) -> bool:
-    """True if the model is a plain classifier; others, as DINO, need no labels."""
+    """True if the model is a plain classifier; others, such as DINO, need no labels."""
     return str(cfg.model.get('type')).split('.')[-1] in ('ImageClassifier', 'DistilledClassifier')
 
 
@@ -257,7 +257,7 @@ def _why_no_folders(files: List[str], folder: str, data: Data, cfg: Config) -> s
 
 
 def _advice(data: Data, found: set) -> str:
-    """Where to get what is missing; not of ImageNet, if the folders are others."""
+    """Where to get missing data; nothing about ImageNet if the folders have other names."""
     own = data.name == 'ImageNet' and not any(map(IMAGENET_FOLDER.fullmatch, found))
     return data.where_else() if own else data.advice()
 
@@ -293,7 +293,7 @@ def _same_data(data: Data, datasets: List[Data]) -> Iterator[tuple]:
 
 
 def _other_folders(data: Data, cfg: Config) -> Iterator[tuple]:
-    """The same for all splits of the config, wherever they lie, whose folders are the labels as well."""
+    """The same for all splits of the config whose labels come from their folders, wherever they are."""
     if (data.cfg.get('metainfo') or {}).get('folders'):
         return
     for other in _classified(cfg):

@@ -1,6 +1,6 @@
-"""What can be known to be wrong with the data before any of it is read: missing, empty and incomplete folders.
+"""Missing, empty and incomplete folders, found before any data is read.
 
-Folders are listed, and no image is opened, so that this takes a second or two for ImageNet as well.
+Folders are listed and no image is opened, so this takes a second or two even for ImageNet.
 """
 
 import os
@@ -23,10 +23,10 @@ DOWNLOADED = ('CIFAR10', 'CIFAR100', 'MNIST', 'FashionMNIST')
 
 
 def check_data(cfg: Config, splits: Sequence[str]) -> None:
-    """Make sure that the files and folders of the splits exist and are complete, as far as their listing tells.
+    """Check that the files and folders of the splits exist and are complete, as far as a listing tells.
 
     Raises:
-        UsageError: Naming what is missing, how to get it and how to point elsewhere.
+        UsageError: With what is missing, how to get it, and how to use a copy elsewhere.
     """
     datasets = [
         Data(split, dataset, None)

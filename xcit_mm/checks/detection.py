@@ -1,4 +1,4 @@
-"""Detection: whether annotations, images, metrics and the model belong together, before any data are parsed."""
+"""Detection: annotations, images, metrics and the model match, checked before any data is parsed."""
 
 import json
 import os
@@ -13,7 +13,7 @@ from ..datasets.config import MMPRETRAIN_SUFFIXES, Data, find_loaders, find_type
 from ..errors import UsageError
 
 LOOKED_AT = 20
-PART = 1 << 16  # bytes of a file that are looked at, at its beginning and its end
+PART = 1 << 16  # bytes to inspect at the start and at the end of a file
 FILE_NAME = rb'"file_name"\s*:\s*("(?:[^"\\]|\\.)+")'
 TO_COCO = (
     'convert it to COCO, for instance with supervision (pip install supervision): '
@@ -108,7 +108,7 @@ def _folder_of(folder: str) -> str:
 
 
 def _other_format(start: bytes, path: str) -> Optional[str]:
-    """What a file is that is not COCO's JSON, as far as its beginning tells."""
+    """What a file is instead of COCO's JSON, judging by its first bytes."""
     text = start.decode(errors='replace')
     line = text.splitlines()[0].strip() if text.strip() else ''
     if not line:
@@ -151,9 +151,9 @@ def _other_format(start: bytes, path: str) -> Optional[str]:
 
 
 def leave_out_masks(cfg: Config) -> None:
-    """Let a detector without masks, such as a Mask R-CNN with ``mask_head=None``, be trained and tested on boxes alone.
+    """Train and test a detector without masks, such as a Mask R-CNN with ``mask_head=None``, on boxes only.
 
-    Pipelines then load no masks, and metrics compare none; what is changed is said.
+    Pipelines then load no masks, and metrics compare none; the changes are printed.
 
     Raises:
         UsageError: If only masks are to be scored.

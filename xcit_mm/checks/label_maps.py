@@ -1,4 +1,4 @@
-"""Whether label maps hold the numbers of the classes: a look at some of them before anything runs."""
+"""Label maps hold class indices: a sample of them is read before anything runs."""
 
 import io
 import os
@@ -14,22 +14,22 @@ from ..datasets.config import Data, stems
 from ..errors import UsageError
 from .segmentation import IGNORED, finds_files, load_steps, prefix
 
-# So many maps are looked at, spread over the data set; and further ones for as many seconds.
+# Read so many maps, spread over the data set, and then more for so many seconds.
 LOOKED_AT, SECONDS = 200, 2
 CONVERT = 'docs/segmentation.md has the few lines that turn such maps into numbers'
 
 
 class Seen(NamedTuple):
-    """What the maps of a data set hold.
+    """Statistics of the label maps of a data set.
 
     Attributes:
-        maps (Counter): Number of maps by the number in them.
-        pixels (Counter): Number of pixels by the number in the maps.
-        modes (Counter): Number of maps by kind, for those that are not one number a pixel.
-        wide (Counter): Number of maps with numbers above 255, by the largest.
-        misfits (Counter): Number of maps by the sizes of map and image, where these differ.
+        maps (Counter): Number of maps by label value.
+        pixels (Counter): Number of pixels by label value.
+        modes (Counter): Number of maps by kind of picture, for maps without one value per pixel.
+        wide (Counter): Number of maps with values above 255, by the largest.
+        misfits (Counter): Number of maps by the sizes of map and image, where they differ.
         read (int): Number of maps that were read.
-        whole (bool): Whether these are all.
+        whole (bool): Whether all maps were read.
     """
 
     maps: Counter
@@ -42,14 +42,14 @@ class Seen(NamedTuple):
 
 
 def check_labels(datasets: List[Data]) -> None:
-    """Look at some label maps: whether they hold numbers, and the numbers are those of the classes.
+    """Read a sample of the label maps, and check that their values are class indices.
 
-    200 maps are read, spread over the data set, and further ones until two seconds are over. A class is said to be
-    absent only if all of them were read.
+    Reads 200 maps, spread over the data set, and more until 2 s have passed. A class is reported as absent only if all
+    maps were read.
 
     Raises:
-        UsageError: If nothing can be learnt or scored: the maps are pictures in colours, or none of their numbers is
-            that of a class, or, in training, of no class but one.
+        UsageError: If nothing can be learnt or scored: the maps are colour pictures, or hold no class index, or, in
+            training, a single class.
     """
     for split in ('train', 'val', 'test'):
         parts = [data for data in datasets if data.split == split and prefix(data, 'seg_map_path') is not None]
@@ -70,7 +70,7 @@ def _check_split(parts: List[Data]) -> None:
     for data in parts:
         seen = _look(data)
         if not seen.read:
-            return  # files that cannot be read are named by the run
+            return  # the run itself reports unreadable files
         _refuse_what_is_no_map(data, seen)
         _refuse_numbers_from_one(data, seen)
         present |= _present(data, seen.pixels)
@@ -113,7 +113,7 @@ def _maps_of(data: Data) -> List[Tuple[str, str]]:
 
 
 def _look(data: Data) -> Seen:
-    """Read maps until there are enough; where they hold one class alone, until another is found."""
+    """Read maps until there are enough; while they hold a single class, until another is found."""
     files = _maps_of(data)
     backend = next(load_steps(data.cfg.get('pipeline') or ())).get('imdecode_backend', 'pillow')
     maps: Counter = Counter()
@@ -128,7 +128,7 @@ def _look(data: Data) -> Seen:
         image, path = files[at]
         try:
             array, mode = _read(path, backend)
-        except Exception:  # a missing or damaged file is named by the run
+        except Exception:  # the run itself reports missing and damaged files
             continue
         read += 1
         if array.ndim > 2:
@@ -139,7 +139,7 @@ def _look(data: Data) -> Seen:
                 size = opened.size[::-1]
         except Exception:
             size = array.shape
-        if size not in (array.shape, array.shape[::-1]):  # a picture may be stored on its side
+        if size not in (array.shape, array.shape[::-1]):  # a picture may be stored rotated (EXIF)
             misfits[f'{array.shape[0]} x {array.shape[1]} for {size[0]} x {size[1]}'] += 1
         largest = int(array.max(initial=0))
         if largest > IGNORED or array.min(initial=0) < 0:
@@ -153,14 +153,14 @@ def _look(data: Data) -> Seen:
 
 
 def _spread(total: int) -> Iterator[int]:
-    """All numbers below ``total``, first some that are evenly spread."""
+    """All indices below ``total``, starting with an even spread."""
     step = max(1, total // LOOKED_AT)
     for start in range(step):
         yield from range(start, total, step)
 
 
 def _read(path: str, backend: str = 'pillow'):
-    """Array of a map, and which kind of picture it is, if it is not one number a pixel."""
+    """The array of a map, and its kind of picture if it has not one value per pixel."""
     with Image.open(io.BytesIO(fileio.get(path))) as image:
         if image.mode == 'P' and backend == 'cv2':  # which reads the colours
             image = image.convert('RGB')
@@ -177,7 +177,7 @@ def _colours(array: np.ndarray) -> str:
 
 
 def _label(data: Data, number: int) -> Optional[int]:
-    """The class that a number of the maps is; None if it is ignored. May be one that there is not."""
+    """The class index of a label value, possibly out of range; None if it is ignored."""
     if number in (IGNORED, data.cfg.get('ignore_index', IGNORED)):
         return None
     if data.setting('reduce_zero_label'):
@@ -225,7 +225,7 @@ def _refuse_what_is_no_map(data: Data, seen: Seen) -> None:
 
 
 def _refuse_numbers_from_one(data: Data, seen: Seen) -> None:
-    """Numbers from 1 to the number of classes are those of classes from 0, one higher."""
+    """Refuse maps whose values are 1 to the number of classes: class indices that are one too high."""
     numbers = sorted(number for number in seen.pixels if _label(data, number) is not None)
     if seen.whole and not data.setting('reduce_zero_label') and numbers == list(range(1, len(data.known_classes) + 1)):
         raise UsageError(

@@ -1,4 +1,4 @@
-"""Whether the neck or the heads of a model take the maps that an XCiT's pyramid makes, and all of them."""
+"""Necks and heads read the feature maps of an XCiT's pyramid, and all of them."""
 
 import inspect
 import os
@@ -10,15 +10,15 @@ from mmengine.registry import MODELS
 from ..datasets.config import find_type
 from ..errors import UsageError
 
-# Necks of MMDetection that read the coarsest map alone.
+# Necks of MMDetection that read only the coarsest map.
 ONLY_THE_LAST = ('DilatedEncoder', 'CTResNetNeck')
 
 
 def check_pyramid(cfg: Config, training: bool = True) -> None:
-    """Compare the pyramid with what reads it.
+    """Compare the maps of the pyramid with those that necks and heads read.
 
-    A map that nothing reads costs time and memory, and in data-parallel training its layers get no gradient, which ends
-    the run at the second iteration. So this is said, and several processes are told to look for such layers.
+    An unused map costs time and memory, and in data-parallel training its layers get no gradient, which ends the run at
+    the second iteration. So unused maps are reported, and DDP gets ``find_unused_parameters``.
 
     Args:
         cfg (Config): The config, changed if there are several processes and unused maps.
@@ -80,13 +80,13 @@ def _pyramid(backbone, necks: List[dict], scope: str) -> Optional[Tuple[str, tup
     try:
         channels = _arch_settings(backbone.get('arch', 's12'))['embed_dims']
         strides = check_strides(backbone.get('out_strides', MultiScaleAdapter.STRIDES))
-    except ValueError:  # the backbone says it better
+    except ValueError:  # the backbone reports this better
         return None
     return 'model.backbone', strides, channels, necks
 
 
 def _readers(model: dict, necks: List[dict], strides: tuple, scope: str) -> Iterator[Tuple[str, dict, Set[int]]]:
-    """Whoever is known to read maps of the pyramid: its place in the config, its settings, and which maps."""
+    """Known readers of the pyramid: path in the config, settings, and which maps."""
     count = len(strides)
     every = set(range(count))
     if necks:
@@ -110,7 +110,7 @@ def _readers(model: dict, necks: List[dict], strides: tuple, scope: str) -> Iter
 
 def _read_by_head(place: str, head: dict, strides: tuple, scope: str) -> Set[int]:
     count = len(strides)
-    if not hasattr(find_type(MODELS, head.get('type'), scope), '_init_inputs'):  # reads what it likes
+    if not hasattr(find_type(MODELS, head.get('type'), scope), '_init_inputs'):  # it may read any map
         return set(range(count))
     index = head.get('in_index', -1)
     index = [index] if isinstance(index, int) else list(index)
@@ -126,7 +126,7 @@ def _check_channels(place: str, settings: dict, where: str, strides: tuple, chan
     """Check that ``in_channels`` has as many numbers as there are maps, and the right ones."""
     given = settings.get('in_channels')
     if given is None or _library(find_type(MODELS, settings.get('type'), scope)) not in ('mmdet', 'mmseg'):
-        return  # somebody's own, of which nothing is known
+        return  # a custom class
     several = isinstance(given, (list, tuple))
     numbers = list(given) if several else [given]
     if place.startswith('neck') and several and len(numbers) != len(strides):

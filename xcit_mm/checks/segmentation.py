@@ -1,4 +1,4 @@
-"""Segmentation: whether images, label maps, classes, settings and metrics belong together."""
+"""Segmentation: images, label maps, classes, settings and metrics match."""
 
 import os
 from collections import Counter
@@ -24,7 +24,7 @@ from .classes import compare_classes
 
 ADE20K_IMAGES = {'training': 20210, 'validation': 2000}
 IGNORED = 255
-# One learns edges, the other takes class names as texts; their numbers are not those of the data.
+# One learns edges, the other takes class names as text; their num_classes is not that of the data.
 OTHER_HEADS = ('STDCHead', 'SideAdapterCLIPHead')
 IOU_METRICS = ('mIoU', 'mDice', 'mFscore')
 OTHER_FILES = {
@@ -83,7 +83,7 @@ def check_maps(data: Data) -> None:
 
 
 def finds_files(data: Data) -> bool:
-    """True if images and maps are found by MMSegmentation's base class, and not by a class of the user's."""
+    """True if MMSegmentation's base class finds images and maps, and not a custom class."""
     found_by = next(parent for parent in data.kind.__mro__ if 'load_data_list' in parent.__dict__)
     return found_by.__name__ == 'BaseSegDataset'
 
@@ -109,7 +109,7 @@ def _listed(data: Data, path: str, image_names: set, suffix: str) -> set:
 
 
 def _advice(data: Data, images: str) -> str:
-    """Where to get what is missing; not of ADE20K, if other images lie in its place."""
+    """Where to get missing data; nothing about ADE20K if other images are in its place."""
     names = list(list_files(images))
     if data.name != 'ADE20KDataset' or data.is_own or not names:
         return data.advice()
@@ -128,7 +128,7 @@ def _suffix_hint(folder: str, setting: str) -> str:
 
 
 def _count_others(data: Data, folder: str, suffix: str, setting: str, has_maps: bool) -> None:
-    """Say which images a folder holds besides those that are read."""
+    """Print which images of a folder are not read."""
     others = [
         name
         for name in list_files(folder)
@@ -143,7 +143,7 @@ def _count_others(data: Data, folder: str, suffix: str, setting: str, has_maps: 
 
 
 def _no_maps(data: Data, folder: str, suffix: str, image_names: set) -> None:
-    """No image has a map: say what the folder of the maps holds, and which setting takes it."""
+    """Report that no image has a map: what the folder of maps holds, and which setting reads it."""
     if not os.path.isdir(folder):
         return  # check_exist has said so
     names = list(list_files(folder))
@@ -204,7 +204,7 @@ def check_segmentation(datasets: List[Data], cfg: Config) -> None:
         return
     for data in datasets:
         if not data.classes and not finds_files(data):
-            return  # a class of its own knows them
+            return  # a custom class may have them
         _check_classes(data)
         _check_zero_label(data)
         _check_maps_are_read(data, cfg)
@@ -279,7 +279,7 @@ def _check_heads(data: Data, cfg: Config) -> None:
 
 
 def load_steps(pipeline: Sequence) -> Iterator[dict]:
-    """The steps that read maps, also inside of TestTimeAug."""
+    """The steps that read maps, also within TestTimeAug."""
     for step in pipeline or ():
         if isinstance(step, (list, tuple)):
             yield from load_steps(step)
@@ -290,7 +290,7 @@ def load_steps(pipeline: Sequence) -> Iterator[dict]:
 
 
 def _check_zero_label(data: Data) -> None:
-    """Check that data set and pipeline agree on what 0 is; a step that says nothing follows the data set."""
+    """Check that data set and pipeline agree on ``reduce_zero_label``; without one, a step follows the data set."""
     of_data = bool(data.setting('reduce_zero_label'))
     for step in load_steps(data.cfg.get('pipeline') or ()):
         value = step.get('reduce_zero_label')

@@ -1,4 +1,4 @@
-"""Settings that clash with each other or do nothing, and the loops, loaders and metrics that need one another.
+"""Settings that contradict each other or have no effect; loops, loaders and metrics that need each other.
 
 ===============================================  ====================================================================
 what is found                                    what is done
@@ -24,7 +24,7 @@ from torch.utils.data import DataLoader
 from ..datasets.config import check_names, find_loaders, innermost_datasets
 from ..errors import UsageError
 
-# What a loader without workers refuses, or does not use.
+# Settings that a loader without workers refuses or ignores.
 OF_WORKERS = ('persistent_workers', 'prefetch_factor', 'timeout', 'multiprocessing_context')
 LOADER_KEYS = (set(inspect.signature(DataLoader.__init__).parameters) - {'self', 'shuffle'}) | {
     'disable_subprocess_warning',
@@ -39,13 +39,13 @@ def check_settings(cfg: Config) -> List[str]:
     """Check that settings agree with each other.
 
     Args:
-        cfg (Config): The config; what only one meaning is possible for is changed in it.
+        cfg (Config): The config; unambiguous mistakes are fixed in place.
 
     Returns:
-        list[str]: What a user should know of.
+        list[str]: Notes for the user.
 
     Raises:
-        UsageError: Naming the keys that clash, and what to do.
+        UsageError: With the keys that contradict each other, and what to do.
     """
     for split, loader in find_loaders(cfg).items():
         for dataset in innermost_datasets(loader['dataset']):
@@ -58,10 +58,10 @@ def check_settings(cfg: Config) -> List[str]:
 
 
 def agree_workers(cfg: Config) -> List[str]:
-    """Without workers, no settings of workers: PyTorch refuses them after the data were read.
+    """Remove settings of workers where there are none: PyTorch would refuse them after the data were read.
 
     Returns:
-        list[str]: What was taken out, for each data loader.
+        list[str]: What was removed, per data loader.
     """
     changes = []
     for split, loader in find_loaders(cfg).items():
@@ -72,7 +72,7 @@ def agree_workers(cfg: Config) -> List[str]:
 
 
 def check_loops(cfg: Config, split: str) -> None:
-    """Check that all that MMEngine builds a loop from is there, and fits it.
+    """Check that everything MMEngine builds a loop from is there, and fits it.
 
     Args:
         cfg (Config): The config.
@@ -173,7 +173,7 @@ def _check_train_cfg(train: Optional[dict]) -> None:
 
 
 def _check_save_best(cfg: Config) -> None:
-    """Check that the metrics give what the best checkpoint is chosen by; only those of known types are asked."""
+    """Check that the metrics return what ``save_best`` names; only known types are checked."""
     best = ((cfg.get('default_hooks') or {}).get('checkpoint') or {}).get('save_best')
     given, evaluators = [], cfg.get('val_evaluator')
     for evaluator in [evaluators] if hasattr(evaluators, 'get') else evaluators or ():

@@ -1,4 +1,4 @@
-"""The data sets of a config, as the checks see them."""
+"""The data sets of a config: their files, classes and types."""
 
 import inspect
 import os
@@ -9,7 +9,7 @@ from mmengine.config import Config
 
 from ..errors import UsageError
 
-# How to get each data set, by the type that reads it.
+# Where to get each data set, by type.
 HOW_TO_GET = {
     'CocoDataset': (
         'COCO 2017: download train2017.zip, val2017.zip and annotations_trainval2017.zip from cocodataset.org '
@@ -69,12 +69,12 @@ class Data(NamedTuple):
 
     @property
     def classes(self) -> Optional[List[str]]:
-        """The names of the classes, of the config or else of the type; None if neither lists them.
+        """Class names from the config, else from the type; None if neither lists them.
 
         Raises:
-            UsageError: If they are a text, or if a name is there twice.
+            UsageError: If they are a string that is no file, or if a name is listed twice.
         """
-        # MMPretrain's argument ``classes`` counts for more than metainfo.
+        # MMPretrain's argument ``classes`` overrides metainfo.
         own = self.cfg.get('classes')
         own = (self.cfg.get('metainfo') or {}).get('classes') if own is None else own
         classes = own if own is not None else getattr(self.kind, 'METAINFO', {}).get('classes')
@@ -98,7 +98,7 @@ class Data(NamedTuple):
 
     @property
     def is_own(self) -> bool:
-        """True if it is a user's own data, by its type or its classes, and not one of the published data sets."""
+        """True for a user's own data, judging by type and classes; False for published data sets."""
         classes = (self.cfg.get('metainfo') or {}).get('classes') or self.cfg.get('classes')
         return bool(classes) or self.name not in HOW_TO_GET
 
@@ -106,7 +106,7 @@ class Data(NamedTuple):
         return HOW_TO_GET_DIGITS if 'digits' in self.root else HOW_TO_GET.get(self.name, 'the data set')
 
     def advice(self) -> str:
-        """What to do where files are not as expected: get the data set, or correct settings for data of one's own."""
+        """What to do if files are not as expected: get the data set, or correct the settings."""
         own = (self.cfg.get('metainfo') or {}).get('classes') and 'digits' not in self.root
         if not own and self.name in HOW_TO_GET:
             return f'To get it: {self.how_to_get()}. {self.where_else()}'
@@ -159,7 +159,7 @@ def some(names, limit: int = 3) -> str:
 
 
 def list_files(folder: str) -> Iterator[str]:
-    """The files below a folder by their path from there, as MMEngine lists them: without hidden ones."""
+    """Relative paths of all files below a folder, without hidden ones, as MMEngine lists them."""
     pending = ['']
     while pending:
         inside = pending.pop()
@@ -172,13 +172,13 @@ def list_files(folder: str) -> Iterator[str]:
 
 
 def suffixes(names: Sequence[str]) -> str:
-    """The suffixes of files with their numbers, the most frequent first."""
+    """The suffixes of files with their counts, the most frequent first."""
     counts = Counter(os.path.splitext(name)[1] or 'no suffix' for name in names)
     return ', '.join(f'{suffix} ({number})' for suffix, number in counts.most_common(4)) or 'no files'
 
 
 def check_names(key: str, text: str) -> None:
-    """Check that a text in place of a list of names is the path of a file with one name in each line."""
+    """Check that a string in place of a list of names is the path of a file with one name per line."""
     if '://' in text or os.path.isfile(os.path.expanduser(text)):
         return
     parts = tuple(part.strip() for part in text.split(',') if part.strip())
@@ -190,7 +190,7 @@ def check_names(key: str, text: str) -> None:
 
 
 def side_by_side(first: Sequence, second: Sequence, titles: Sequence[str], limit: int = 12) -> str:
-    """The places at which two lists differ, as the rows of a table that begins on a new line."""
+    """A table of the places at which two lists differ, starting on a new line."""
     longest = max(len(first), len(second))
     names = [[str(name) for name in side] + ['-'] * (longest - len(side)) for side in (first, second)]
     pairs = [(str(at), one, other) for at, (one, other) in enumerate(zip(*names)) if one != other]
