@@ -1,6 +1,6 @@
-"""COCO annotations, one by one: what is wrong with them, and what the libraries leave out without a word.
+"""Checks of COCO annotations, one by one: mistakes, and what the libraries drop silently.
 
-Everything here works on the content of the JSON file, a dict of lists, and knows no library.
+Everything here works on the content of the JSON file, a dict of lists, without any library.
 """
 
 import difflib
@@ -13,13 +13,13 @@ from typing import Dict, List, NamedTuple, Optional, Sequence
 from ..errors import UsageError
 
 SHOWN_IDS = 3
-# Mistakes that a test would not notice, or that make an annotation one that nothing can match.
+# Mistakes that would change a score silently, or that make an annotation impossible to match.
 HARMLESS = ('box outside the image', 'box without area', 'unknown category', 'unknown image')
 # Boxes count as outside where they reach this share of the side beyond it; annotators overshoot by a pixel or two.
 BEYOND = 0.05
 # So many boxes have to be outside before another way to write them is tried, and so many have to fit it.
 LEAST_OUTSIDE, SHARE_OUTSIDE, SHARE_FITTING = 3, 0.2, 0.98
-# From so many boxes on, a file of which most are outside is no matter of a few sloppy ones.
+# With at least so many boxes, a file of which most are outside is not a matter of a few sloppy ones.
 MANY_BOXES = 10
 NO_MASK, CROWD, NORMALISED = 'no mask', 'crowd (iscrowd=1)', 'normalised box (all numbers between 0 and 1)'
 
@@ -258,9 +258,9 @@ def _fits_centre(x, y, w, h, width, height) -> bool:
 
 
 def mend_backslashes(images: List[dict], folder: str) -> int:
-    """Write Windows paths as the files lie in the folder, where no file has the path as it is.
+    """Turn Windows paths into those of files in the folder, where a path does not exist as written.
 
-    A path is taken without its first folders if only that is a file: exports name folders of another machine.
+    Leading folders are dropped if only then there is a file: exports name folders of another machine.
 
     Returns:
         int: How many there were; none if two images would become one file.
@@ -330,7 +330,7 @@ def counted(reasons: Reasons) -> str:
 
 
 def some(texts, limit: int = SHOWN_IDS) -> str:
-    """The first of some texts, with dots if there are more."""
+    """The first few strings, with dots if there are more."""
     texts = list(texts)
     return ', '.join(texts[:limit]) + (', ...' if len(texts) > limit else '')
 
@@ -359,7 +359,7 @@ def _mistake(annotation: dict, images: dict, names: dict) -> Optional[str]:
         image = images.get(annotation.get('image_id'))
         known = annotation.get('category_id') in names
     except TypeError:
-        return 'id that is no number'
+        return 'id that is not a number'
     if image is None:
         return 'unknown image'
     if not known:
@@ -379,11 +379,11 @@ def _mistake(annotation: dict, images: dict, names: dict) -> Optional[str]:
         if key == 'iscrowd' or key in annotation:  # the metric asks for it, and takes the text "0" for a yes
             annotation[key] = int(value)
     # Many tools do not write it; MMDetection and the metric ask for it.
-    return None if _is_number(annotation.setdefault('area', width * height)) else 'area that is no number'
+    return None if _is_number(annotation.setdefault('area', width * height)) else 'area that is not a number'
 
 
 def _too_small(annotation: dict) -> Optional[str]:
-    """Why MMDetection would not train on an annotation, without a word."""
+    """Why MMDetection would silently skip an annotation in training; None if it would not."""
     box = annotation['bbox']
     if min(box[2:]) < 1:
         return NORMALISED if max(map(abs, box)) <= 1 else 'box smaller than a pixel'
@@ -402,7 +402,7 @@ def mistake_of_mask(annotation: dict, image: dict, test_mode: bool) -> Optional[
         except TypeError:
             finite = False
         if not finite:
-            return 'polygon that is no list of numbers'
+            return 'polygon that is not a list of numbers'
         good = [polygon for polygon in mask if len(polygon) >= 6 and len(polygon) % 2 == 0]
         if not any(map(len, mask)):
             return NO_MASK
@@ -410,7 +410,7 @@ def mistake_of_mask(annotation: dict, image: dict, test_mode: bool) -> Optional[
             return 'polygon of fewer than three points'
         side = max(image['height'], image['width'])
         if any(min(polygon) < -side or max(polygon) > 2 * side for polygon in good):
-            return 'polygon far outside the image'  # pycocotools would hold every place on its border
+            return 'polygon far outside the image'  # pycocotools would allocate every pixel of its outline
         annotation['segmentation'] = good
         return None
     if not isinstance(mask, dict) or mask.get('size') != [image['height'], image['width']]:

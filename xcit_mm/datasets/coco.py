@@ -1,7 +1,7 @@
-"""COCO annotations of which some are wrong: what cannot be trained on is left out and counted, or refused for testing.
+"""COCO data sets that check their annotations: wrong ones are skipped and counted in training, refused in testing.
 
-MMDetection leaves out boxes without area and unknown categories without a word, fails on many other mistakes in the
-middle of an epoch, and gives the wrong labels where the file lists its categories in another order than the config.
+MMDetection silently drops boxes without area and unknown categories, fails on many other mistakes in the middle of an
+epoch, and assigns wrong labels if the file lists its categories in another order than the config.
 """
 
 import io
@@ -45,8 +45,8 @@ class CheckedLoading(Mixin):
     """Mixin for MMDetection's :class:`mmdet.datasets.CocoDataset` and what inherits its way to read a file.
 
     Labels follow the classes of the config by name, whatever the order and the ids of the categories in the file.
-    Training goes on without annotations that are wrong, and one warning counts them by what is wrong. In testing they
-    would change what is measured, so that those which the metric cannot take are refused.
+    Training skips wrong annotations, and one warning counts them by mistake. In testing they would change what is
+    measured, so those that the metric cannot take are refused.
 
     Attributes:
         annotations (CheckedAnnotations, optional): In test mode the file's, for the metric.
@@ -132,7 +132,7 @@ def log_objects(dataset: MMDetCocoDataset, images: int, left_out: Reasons) -> No
 
 
 def _subset(items: list, indices) -> list:
-    """What BaseDataset takes of its data for ``indices``."""
+    """The items that BaseDataset selects by ``indices``."""
     if indices is None:
         return items
     if isinstance(indices, int):
@@ -161,7 +161,7 @@ def checked(kind: type) -> type:
 
 @lru_cache(maxsize=None)
 def _checked_subclass(kind: type) -> type:
-    # Processes that are not forked get the data set by pickling, and find no class that was made here.
+    # Spawned workers unpickle the data set, and need a way to create this class again.
     return type(kind.__name__, (CheckedLoading, kind), {'__reduce__': lambda self: (_rebuild, (kind, self.__dict__))})
 
 
@@ -274,5 +274,5 @@ def _in_order(categories: List[dict], classes: Sequence[str], missing: Sequence[
 
 
 def warn(message: str) -> None:
-    """Into the log of the run."""
+    """Warn in the log of the run."""
     print_log(message, 'current', logging.WARNING)

@@ -206,7 +206,7 @@ class _Watch:
         if self.report:
             try:
                 return self.report.add(file)
-            except OSError:  # a full disk, say, is no reason to lose the run
+            except OSError:  # do not lose the run because of, say, a full disk
                 pass
         print_log(f'bad image {file.path}: {file.reason}; {file.consequence}', 'current', logging.WARNING)
 

@@ -125,7 +125,7 @@ def count_multiply_adds(model: nn.Module, height: int, width: int) -> Counter:
 
 @contextmanager
 def without_memory():
-    """Inside, models are built on the meta device, without drawing start values, which takes half of the time."""
+    """Within it, models are built on the meta device without initialisation, which would take half of the time."""
     with torch.device('meta'), _NoStartValues():
         yield
 
