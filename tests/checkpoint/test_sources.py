@@ -408,7 +408,7 @@ except CheckpointError as error:
     [
         (
             'hf-hub:me/nothing',
-            r'could not be fetched from the Hugging Face hub .*hf download me/nothing model.safetensors',
+            r'could not be fetched from the Hugging Face .*hf download me/nothing model.safetensors',
         ),
         ('hf-hub:me/nothing@v2:x.pth', r'hf download me/nothing x.pth --revision v2'),
         ('hf-hub:', 'is no address of the Hugging Face hub; expected hf-hub:OWNER/NAME'),

@@ -1,4 +1,4 @@
-"""What people hand over as images: files, folders, globs, addresses, videos, arrays, and what gives them one by one."""
+"""Inputs of inference: files, folders, globs, addresses, videos, arrays, and iterables of them."""
 
 import glob
 import os
@@ -62,7 +62,7 @@ class Video(NamedTuple):
 
 
 class Missing(NamedTuple):
-    """Something that was named, and is not there; the reason is for its result."""
+    """An input that does not exist; the reason goes into its result."""
 
     given: str
     reason: str
@@ -92,20 +92,20 @@ class Images(List[Tuple[str, Source]]):
 
 
 def is_several(images) -> bool:
-    """True if that is more than one image, or may be."""
+    """True if the input may be more than one image."""
     is_list = isinstance(images, (list, tuple, set, frozenset)) or _gives_one_by_one(images)
     return is_list or (isinstance(images, np.ndarray) and images.ndim == 4)
 
 
 def _gives_one_by_one(images) -> bool:
-    return isinstance(images, Iterates) and not hasattr(images, 'read')  # an open file would give lines
+    return isinstance(images, Iterates) and not hasattr(images, 'read')  # iterating an open file would give lines
 
 
 def find_images(images, recursive: bool = True) -> Union[Images, Iterator[Tuple[str, Source]]]:
-    """Images with names for what will be written about them: unique, relative to the folder they have in common.
+    """Expand inputs to images with unique names, relative to their common folder.
 
     Args:
-        images: See ``ACCEPTED``. What gives images one by one is asked for them one by one.
+        images: See ``ACCEPTED``. Iterables are consumed lazily.
         recursive (bool): Whether sub-folders of folders are searched.
 
     Raises:
@@ -155,7 +155,7 @@ def _path(item: Source) -> Optional[Path]:
 
 
 def _stem(item: Source, number: int) -> str:
-    """A name for what is written about an image that has no folder to be relative to."""
+    """A name for an image that has no common folder."""
     if isinstance(item, Image.Image):
         return Path(getattr(item, 'filename', '') or f'image_{number}').stem
     if isinstance(item, Missing):
@@ -249,7 +249,7 @@ def in_words(left_out: Counter) -> str:
 
 
 def _opens(path: Path) -> bool:
-    """True if a file is an image, whatever its name."""
+    """True if Pillow can open a file as an image, whatever its suffix."""
     try:
         with Image.open(path):
             return True
@@ -264,13 +264,13 @@ def _image_or_video(path: Path) -> Source:
         try:
             with Image.open(path) as image:
                 return Video(path) if getattr(image, 'is_animated', False) else path
-        except Exception:  # which is said when it is read
+        except Exception:  # reported when it is read
             pass
     return path
 
 
 def fetch(address: str) -> bytes:
-    """What an address sends.
+    """Download an address.
 
     Raises:
         BadImage: If it cannot be reached, or sends nothing.

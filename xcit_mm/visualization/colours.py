@@ -1,4 +1,4 @@
-"""Colours that tell classes apart, RGB."""
+"""Distinct colours of classes, RGB."""
 
 import colorsys
 from typing import Any, List, Optional, Sequence, Tuple
@@ -9,7 +9,7 @@ from mmengine.registry import DATASETS
 from ..datasets.config import find_loaders, find_type, innermost_datasets
 
 Colour = Tuple[int, int, int]
-# Okabe and Ito's, then Tol's; told apart with every kind of colour blindness.
+# Okabe and Ito's, then Tol's: safe for every kind of colour blindness.
 FIRST = (
     (0, 114, 178),
     (230, 159, 0),
@@ -27,11 +27,11 @@ LIGHT, DARK = (255, 255, 255), (0, 0, 0)
 
 
 def class_colours(number: int) -> List[Colour]:
-    """``number`` different colours; the first ten are told apart with every kind of colour blindness as well."""
+    """``number`` distinct colours; the first ten are safe for every kind of colour blindness."""
     colours: List[Colour] = list(FIRST[:number])
     step = 0
     while len(colours) < number:
-        # Hues by the golden section are far from all before them; brightness and saturation take turns.
+        # Golden-section hues are far from all earlier ones; brightness and saturation alternate.
         hue, (saturation, value) = (step * GOLDEN) % 1, ((0.9, 0.95), (0.55, 0.75), (0.95, 0.55))[step % 3]
         red, green, blue = (round(255 * part) for part in colorsys.hsv_to_rgb(hue, saturation, value))
         colour = red, green, blue
@@ -67,6 +67,6 @@ def palette_of(cfg: Config) -> Optional[list]:
 
 
 def text_colour(background: Colour) -> Colour:
-    """Black or white, whichever is read on that colour."""
+    """Black or white, whichever has more contrast on that colour."""
     red, green, blue = background
     return DARK if 0.299 * red + 0.587 * green + 0.114 * blue > 140 else LIGHT
