@@ -21,8 +21,8 @@ NORMALISED = {
     'CIFAR-100': ((0.5071, 0.4867, 0.4408), (0.2675, 0.2565, 0.2761)),
 }
 NOT = (0.0,) * 3, (1.0,) * 3
-HUB_DATASETS = {'ImageNet-1k': 'imagenet-1k', 'CIFAR-10': 'cifar10', 'CIFAR-100': 'cifar100'}  # names of the hub
-NUM_CLASSES = {'ImageNet-1k': 1000, 'ImageNet-1k without labels': 0, 'CIFAR-10': 10, 'CIFAR-100': 100}
+DATASETS = {'ImageNet-1k': 'imagenet-1k', 'CIFAR-10': 'cifar10', 'CIFAR-100': 'cifar100'}  # names of the hub
+CLASSES = {'ImageNet-1k': 1000, 'ImageNet-1k without labels': 0, 'CIFAR-10': 10, 'CIFAR-100': 100}
 
 
 @dataclass(frozen=True)
@@ -122,7 +122,7 @@ def find_published(source: str, path: str, arch, num_classes: int) -> Optional[W
             and (weights.address in names or f'xcit_mm://{weights.name}' in names or _file_name(weights) in names)
             and (sizes['embed_dims'], sizes['depth'], sizes['num_heads'], weights.patch_size)
             == (arch.embed_dims, arch.depth, arch.num_heads, arch.patch_size)
-            and num_classes in (0, NUM_CLASSES[weights.data])
+            and num_classes in (0, CLASSES[weights.data])
         ):
             return weights
     return None
@@ -216,8 +216,8 @@ def write_card(
     header = [f'tags: [{task}, timm, xcit]', 'library_name: timm', f'pipeline_tag: {task}']
     if published:
         header.insert(0, f'license: {published.licence.lower()}')
-        if published.data in HUB_DATASETS:
-            header.append(f'datasets: [{HUB_DATASETS[published.data]}]')
+        if published.data in DATASETS:
+            header.append(f'datasets: [{DATASETS[published.data]}]')
     head = f'a linear head of {num_classes} classes' if num_classes else 'no head'
     lines = [
         '---',

@@ -51,7 +51,7 @@ class MultiplyAdds(TorchDispatchMode):
 
     def __init__(self):
         super().__init__()
-        self.counts: Counter = Counter()
+        self.counts = Counter()
         self._part = REST
 
     def __torch_dispatch__(self, func, types, args=(), kwargs=None):
@@ -125,7 +125,7 @@ def count_multiply_adds(model: nn.Module, height: int, width: int) -> Counter:
 
 @contextmanager
 def without_memory():
-    """Within it, models are built on the meta device without initialisation, which would take half of the time."""
+    """Inside, models are built on the meta device, without drawing start values, which takes half of the time."""
     with torch.device('meta'), _NoStartValues():
         yield
 

@@ -4,9 +4,8 @@ import csv
 import io
 import textwrap
 from dataclasses import dataclass, field
-from functools import partial
 from pathlib import Path
-from typing import Any, Callable, Dict, List, Optional, Sequence
+from typing import Callable, Dict, List, Optional, Sequence
 
 from rich import box
 from rich.console import Console
@@ -15,7 +14,7 @@ from rich.table import Table
 from ..errors import UsageError
 from ..published import TASKS, TOP1, TOP1_MMPRETRAIN, TOP1_V2, TOP5_MMPRETRAIN, Model
 from . import complexity
-from .complexity import CONVENTION, REST, Counter
+from .complexity import CONVENTION, REST, Counter, Parameters
 
 TITLES = {
     'classification': 'Classification on ImageNet-1k',
@@ -43,7 +42,7 @@ class Row:
     """
 
     model: Model
-    parameters: Any
+    parameters: Optional[Parameters]
     here: Counter
     mmpretrain: Optional[Counter]
     measured: Dict[str, float] = field(default_factory=dict)
@@ -137,13 +136,13 @@ def _measured(row: Row, metric: str) -> str:
 
 
 def _metric_columns(rows: Sequence[Row]) -> List[_Column]:
-    columns: List[_Column] = []
+    columns = []
     measured = {metric for row in rows for metric in row.measured}
     metrics = [*METRICS[rows[0].model.task], *([TOP1_V2] if TOP1_V2 in measured else [])]
     for metric in metrics:
-        columns.append(_Column(metric, partial(_published, metric=metric)))
+        columns.append(_Column(metric, lambda row, metric=metric: _published(row, metric)))
         if metric in measured:
-            columns.append(_Column(f'{metric} measured', partial(_measured, metric=metric)))
+            columns.append(_Column(f'{metric} measured', lambda row, metric=metric: _measured(row, metric)))
     return columns
 
 
@@ -254,7 +253,7 @@ def _multiply_adds_note(rows: Sequence[Row]) -> str:
     if not known:
         return 'MMPretrain is not installed, so its backbone was not counted.'
     exact = sum(row.multiply_adds_mmpretrain == row.model.flops for row in known)
-    shares = [1 - row.multiply_adds / (row.multiply_adds_mmpretrain or 1) for row in known]
+    shares = [1 - row.multiply_adds / row.multiply_adds_mmpretrain for row in known]
     unexplained = sum(row.saved[REST] != 0 for row in known)
     return (
         f'So counted on the backbone of MMPretrain, the published number is exact in {exact} of {len(rows)} rows. '
@@ -287,9 +286,9 @@ def as_text(rows: Sequence[Row]) -> str:
             table.add_column(title, justify='left' if column.left else 'right', no_wrap=True)
         for row in group:
             table.add_row(*(column.cell(row) for column in columns))
-        drawn = io.StringIO()
-        Console(file=drawn, width=1000).print(table)
-        lines = (line.rstrip() for line in drawn.getvalue().splitlines())
+        console = Console(file=io.StringIO(), width=1000)
+        console.print(table)
+        lines = (line.rstrip() for line in console.file.getvalue().splitlines())
         folder = group[0].model.weights.rsplit('/', 1)[0]
         remarks = [*notes(group), f'Weights: {folder}/FILE; all addresses are in --format csv.']
         out += [TITLES[group[0].model.task], *lines, *(textwrap.fill(note, 118) for note in remarks), '']
@@ -369,8 +368,8 @@ def summary(rows: Sequence[Row]) -> str:
         detection='cut to one decimal',
         segmentation='without the adapter and cut to one decimal',
     )
-    listed = ', '.join(f'{kinds[task]} {way}' for task, way in ways.items() if kinds[task])
-    parts = [f'Summary: parameters as published in {len(agreeing)} of {len(rows)} rows ({listed or NONE})']
+    ways = ', '.join(f'{kinds[task]} {way}' for task, way in ways.items() if kinds[task])
+    parts = [f'Summary: parameters as published in {len(agreeing)} of {len(rows)} rows ({ways or NONE})']
     differing = [row.model.name for row in known if not row.parameters_agree]
     if differing:
         parts.append(f'different without an explanation: {", ".join(differing)}')
@@ -383,7 +382,7 @@ def summary(rows: Sequence[Row]) -> str:
     counted = [row for row in rows if row.mmpretrain is not None]
     if counted:
         exact = sum(row.multiply_adds_mmpretrain == row.model.flops for row in counted)
-        fewer = sum(row.multiply_adds < (row.model.flops or 0) for row in counted)
+        fewer = sum(row.multiply_adds < row.model.flops for row in counted)
         explained = sum(row.saved[REST] == 0 for row in counted)
         parts.append(f'multiply-adds on the backbone of MMPretrain exact in {exact} of {len(counted)}')
         parts.append(
