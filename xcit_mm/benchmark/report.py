@@ -66,7 +66,7 @@ def verdict(rows: Sequence[Row]) -> str:
     """One sentence about the rows of one setting; '' if there is nothing to compare."""
     ours = next((row for row in rows if row.name == OURS), None)
     peers = [row for row in rows if row.name in PEERS]
-    fastest = min((row for row in peers if row.ratio), key=lambda row: row.ratio, default=None)
+    fastest = min((row for row in peers if row.ratio), key=lambda row: row.ratio or 0, default=None)
     sentences = []
     if fastest:
         sentences.append(f'{OURS} is {fastest.ratio:.2f} times as fast as the better peer, {fastest.name}')
@@ -143,7 +143,7 @@ def ratio_table(settings: Sequence[Sequence[Row]]) -> List[str]:
     if len(table) < 2:
         return []
     lines = ['| | ' + ' | '.join(sizes) + ' |', '| --- ' + '| ---: ' * len(sizes) + '|']
-    for family, ratios in table.items():
-        lines.append(f'| {family} | ' + ' | '.join(_format(ratios.get(size), '{:.2f}x') for size in sizes) + ' |')
+    for family, by_size in table.items():
+        lines.append(f'| {family} | ' + ' | '.join(_format(by_size.get(size), '{:.2f}x') for size in sizes) + ' |')
     lowest = min(ratio for ratios in table.values() for ratio in ratios.values())
     return ['## Times as fast as the better peer', '\n'.join(lines), f'Lowest: {lowest:.2f}x.']

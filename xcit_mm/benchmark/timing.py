@@ -3,7 +3,7 @@
 import math
 import time
 from statistics import median
-from typing import Callable, Dict, List, Optional, Sequence, Tuple
+from typing import Any, Callable, Dict, List, Optional, Sequence, Tuple
 
 import torch
 from torch import Tensor
@@ -108,7 +108,7 @@ def _reference_outputs(setting: Setting, weights: Dict[str, Tensor], image: Tens
     return out.detach(), image.grad
 
 
-def _first_run(step: Step, image: Tensor, reference: Optional[tuple], row: Row) -> Callable[[], None]:
+def _first_run(step: Step, image: Tensor, reference: Optional[tuple], row: Row) -> Callable[[], Any]:
     """Run a step once, and fill in how it deviates; the step as it is to be timed."""
     setting = step.setting
     start = time.perf_counter()
@@ -136,7 +136,7 @@ def _deviation(out: Tensor, reference: Tensor) -> Tuple[float, float]:
     return largest.item(), (torch.linalg.vector_norm(difference) / torch.linalg.vector_norm(reference)).item()
 
 
-def _matrix_product(setting: Setting) -> Tuple[int, Callable[[], None]]:
+def _matrix_product(setting: Setting) -> Tuple[int, Callable[[], Any]]:
     """Multiply-adds of a large square matrix product, and the product, by the faster library."""
     n = 2048 if setting.device == 'cpu' else 8192
     a, b = (torch.randn(n, n, device=setting.device).to(DTYPES[setting.dtype]) for _ in range(2))
@@ -196,7 +196,7 @@ def _check(rows: Dict[str, Row]) -> None:
     if ours and ours.gradient is not None and ours.setting.dtype == 'fp32' and not ours.gradient < GRADIENT_TOLERANCE:
         ours.note = f'its gradient deviates by {ours.gradient:.1e}, more than {GRADIENT_TOLERANCE:.0e}'
     if ours and ours.rms is not None and ours.setting.dtype != 'fp32':
-        peers = [rows[name].rms for name in PEERS if name in rows and rows[name].rms is not None]
-        peers = [rms for rms in peers if math.isfinite(rms)]
+        found = (rows[name].rms for name in PEERS if name in rows)
+        peers = [rms for rms in found if rms is not None and math.isfinite(rms)]
         if not ours.rms < HALF_MARGIN * min(peers, default=float('inf')):
             ours.note = f'deviates by {ours.rms:.1e} (rms), more than the better peer with {min(peers, default=0):.1e}'
