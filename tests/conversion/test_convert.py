@@ -311,6 +311,9 @@ __import__('os').abort()
     assert config.get('label_names') == (['a', 'b', 'c'] if kind == 'with its config' else None)
     card = (target / 'README.md').read_text()
     assert ('license: apache-2.0' in card) == ('top-1' in card) == (kind == 'published')
+    assert all(f'## {section}\n' in card for section in ('Use', 'Evaluation', 'Data', 'Licence'))
+    assert ('TODO' in card) == (kind != 'published')  # nothing is made up of what only the user knows
+    assert ('- Classes: a, b, c\n' in card) == (kind == 'with its config')
     assert ('(assumed)' in card) == (kind in ('of another size', 'backbone'))
 
     snapshot = tmp_path / 'hub' / 'models--me--repo' / 'snapshots' / ('f' * 40)

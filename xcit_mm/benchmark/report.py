@@ -21,7 +21,7 @@ EXPLANATION = (
     'the paper writes it), largest difference over largest value; rms: root mean square of one over the other; '
     'gradient: as deviation, of the gradient of the image. On the CPU and with a batch of 1, that of timm and '
     'MMPretrain can be wrong altogether: PyTorch 2.10 misreads the layout in memory of the gradient that their '
-    'patch embedding passes to batch norm. Of peak: multiply-adds of the layers (not of what replaces them) in this '
+    'patch embedding passes to batch norm. Of peak: MACs of the layers (not of what replaces them) in this '
     'time, over those of a large matmul in the same round and type. Who needs fewer than the layers can pass 100 %.'
 )
 

@@ -163,7 +163,7 @@ def _describe(old: '_Checkpoint', folder: str, title: str) -> None:
     try:
         os.mkdir(folder)
         hub_folder.write_config(folder, old.arch, old.num_classes, images, names)
-        hub_folder.write_card(folder, title, old.arch, old.num_classes, images, published, old.source)
+        hub_folder.write_card(folder, title, old.arch, old.num_classes, images, published, old.source, names)
     except OSError as error:
         raise UsageError(f'{folder} could not be written ({error.strerror}); nothing was left behind') from None
     if images.origin == 'assumed':

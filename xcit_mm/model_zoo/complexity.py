@@ -1,4 +1,4 @@
-"""Parameters and multiply-adds, counted without memory and without arithmetic: only shapes are computed."""
+"""Parameters and MACs, counted without memory and without arithmetic: only shapes are computed."""
 
 import math
 from contextlib import contextmanager
@@ -17,8 +17,8 @@ from ..errors import UsageError
 from ..models import xcit
 
 CONVENTION = (
-    'Multiply-adds as mmengine.analysis.get_model_complexity_info counts them, on the backbone without its head, for '
-    'one image: one for each multiply-add of a matrix product or convolution (bias not counted), 5 for each element '
+    'MACs (multiply-accumulates) as mmengine.analysis.get_model_complexity_info counts them, on the backbone without '
+    'its head, for one image: one for each multiply-accumulate of a matmul or convolution (bias not counted), 5 for each element '
     'of a layer norm and 2 of a batch norm; activations, softmax, sums, scalings and the l2 norm are not counted.'
 )
 
@@ -27,13 +27,13 @@ SHAPED_LIKE_INPUT = ('gelu', 'native_batch_norm', 'native_layer_norm')
 
 
 class MultiplyAdds(TorchDispatchMode):
-    """Count the multiply-adds of everything that runs inside.
+    """Count the MACs of everything that runs inside.
 
     MMEngine's own counter reads a TorchScript trace, which needs a real forward pass (minutes for the large models),
     and passes over operators that are new to it. This one sees every operator that is executed.
 
     Attributes:
-        count (int): Multiply-adds.
+        count (int): MACs.
     """
 
     def __init__(self):
@@ -78,7 +78,7 @@ def count_multiply_adds(model: nn.Module, height: int, width: int) -> int:
         height, width (int): Pixels.
 
     Returns:
-        int: Multiply-adds.
+        int: MACs.
     """
     model.train(False)
     counter = MultiplyAdds()
@@ -105,7 +105,7 @@ class _NoStartValues(TorchDispatchMode):
 
 @lru_cache(maxsize=None)
 def backbone_multiply_adds(arch: str, patch_size: int, out_type: str, height: int, width: int) -> int:
-    """Multiply-adds of the layers of this project's backbone; with 'pyramid', those of the adapter too."""
+    """MACs of the layers of this project's backbone; with 'pyramid', those of the adapter too."""
     with without_memory():
         model = xcit.XCiT(arch, patch_size, out_type)
     return count_multiply_adds(model, height, width)
@@ -113,7 +113,7 @@ def backbone_multiply_adds(arch: str, patch_size: int, out_type: str, height: in
 
 @lru_cache(maxsize=None)
 def mmpretrain_multiply_adds(arch: str, patch_size: int, height: int, width: int) -> Optional[int]:
-    """Multiply-adds of MMPretrain's backbone; None without MMPretrain."""
+    """MACs of MMPretrain's backbone; None without MMPretrain."""
     if not find_spec('mmpretrain'):
         return None
     from mmpretrain.models.backbones import XCiT

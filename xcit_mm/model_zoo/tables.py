@@ -148,12 +148,12 @@ def _file(address: str) -> str:
 def _text_columns(rows: Sequence[Row]) -> List[_Column]:
     task = rows[0].model.task
     columns = [_Column('config', lambda row: row.model.name, left=True)]
-    here = _Column('multiply-adds here (G)', lambda row: _giga(row.multiply_adds))
+    here = _Column('MACs here (G)', lambda row: _giga(row.multiply_adds))
     if task == 'classification':
         columns += [
             _Column('parameters published', lambda row: _exact(row.model.params)),
             _Column('parameters here', lambda row: _exact(_total(row))),
-            _Column('multiply-adds published (G)', lambda row: _giga(row.model.flops)),
+            _Column('MACs published (G)', lambda row: _giga(row.model.flops)),
             _Column('on MMPretrain backbone', lambda row: _giga(row.multiply_adds_mmpretrain)),
             here,
         ]
@@ -174,7 +174,7 @@ def _markdown_columns(rows: Sequence[Row]) -> List[_Column]:
     if task == 'classification':
         columns += [
             _Column('parameters', lambda row: f'{_mega(_total(row))} M'),
-            _Column('multiply-adds', lambda row: f'{_giga(row.model.flops)} G'),
+            _Column('MACs', lambda row: f'{_giga(row.model.flops)} G'),
         ]
     else:
         if task == 'segmentation':
@@ -184,7 +184,7 @@ def _markdown_columns(rows: Sequence[Row]) -> List[_Column]:
             columns.append(_Column('without adapter', lambda row: f'{_mega(_without_adapter(row))} M'))
         columns += [
             _Column(_paper_table(task), lambda row: f'{row.model.params_m:.1f} M'),
-            _Column('multiply-adds of the backbone', lambda row: f'{_giga(row.multiply_adds)} G'),
+            _Column('MACs of the backbone', lambda row: f'{_giga(row.multiply_adds)} G'),
         ]
     columns += _metric_columns(rows)
     return [*columns, _Column('weights', _weights_links, left=True)]
@@ -215,9 +215,7 @@ def notes(rows: Sequence[Row]) -> List[str]:
             f'{CONVENTION} {_multiply_adds_note(rows)}',
         ]
     height, width = rows[0].model.input_size
-    counted = (
-        f'Multiply-adds are of the backbone with its adapter at {height}x{width}, by the convention of the classifiers.'
-    )
+    counted = f'MACs are of the backbone with its adapter at {height}x{width}, by the convention of the classifiers.'
     if task == 'detection':
         return [
             f'The paper cuts its parameters to one decimal instead of rounding them: table 5 is the count of the whole '
@@ -357,7 +355,7 @@ def summary(rows: Sequence[Row]) -> str:
     counted = [row for row in rows if row.multiply_adds_mmpretrain is not None]
     if counted:
         exact = sum(row.multiply_adds_mmpretrain == row.model.flops for row in counted)
-        parts.append(f'multiply-adds on the backbone of MMPretrain exact in {exact} of {len(counted)}')
+        parts.append(f'MACs on the backbone of MMPretrain exact in {exact} of {len(counted)}')
     return '; '.join(parts) + '.'
 
 

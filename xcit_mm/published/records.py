@@ -32,14 +32,14 @@ class Model:
         arch (str): As for :class:`xcit_mm.models.XCiT`.
         patch_size (int): 8 or 16.
         variant (str): '', 'dist' or 'dist_384'.
-        input_size (tuple[int, int]): Height and width in pixels that multiply-adds are counted at: the test size of a
+        input_size (tuple[int, int]): Height and width in pixels that MACs are counted at: the test size of a
             classifier, the training crop of a segmentor, a typical padded COCO image.
         weights (str): Address of the original release.
         metrics (dict[str, float]): Published accuracies in per cent, by name.
         params (int, optional): Published parameters, exact.
         params_m (float): Published parameters in millions, as printed.
         params_original (float, optional): Millions of parameters of the original modules, to two decimals.
-        flops (int, optional): Published multiply-adds of the backbone.
+        flops (int, optional): Published MACs of the backbone.
         weights_mmpretrain (str, optional): Address of the same weights in MMPretrain's layout.
     """
 
