@@ -5,8 +5,8 @@ by one column, which hit the same lines of the L1 cache. So DRAM and L2 see ever
 rows of halo.
 
 Images are (B, H, W, C), contiguous; places outside are zero *after* the prologue, as with ``padding=1`` of conv2d.
-Prologues, applied in fp32 registers to what is loaded: 'layer_norm' (mean and rstd of each token, weight and bias of each
-channel), 'batch_norm' (mean, rstd, weight and bias of each channel), 'image' (one weight for each image) or 'none'.
+Prologues, applied in fp32 registers to what is loaded: 'layer_norm' (mean and rstd of each token, weight and bias of
+each channel), 'batch_norm' (mean, rstd, weight and bias of each channel), 'image' (one weight for each image), 'none'.
 """
 
 from typing import Optional, Sequence, Tuple
@@ -118,7 +118,7 @@ def forward_kernel(
     c = tl.program_id(1) * BLOCK_C + tl.arange(0, BLOCK_C)
     real = c < C
     mask = (w < W)[:, None] & real[None, :]
-    l, f, o = _per_channel(mean, rstd, norm_weight, norm_bias, b, c, C, PROLOGUE)
+    v, f, o = _per_channel(mean, rstd, norm_weight, norm_bias, b, c, C, PROLOGUE)
     t0, t1, t2 = _taps(weight, gamma, c, 0, C, FLIPPED, False)
     t3, t4, t5 = _taps(weight, gamma, c, 1, C, FLIPPED, False)
     t6, t7, t8 = _taps(weight, gamma, c, 2, C, FLIPPED, False)
@@ -129,21 +129,21 @@ def forward_kernel(
         if HAS_KEEP:
             scale = scale * tl.load(keep + b).to(tl.float32)
 
-    x0 = _load(image, mean, rstd, l, f, o, b, top - 1, w - 1, c, H, W, C, PROLOGUE)
-    x1 = _load(image, mean, rstd, l, f, o, b, top - 1, w, c, H, W, C, PROLOGUE)
-    x2 = _load(image, mean, rstd, l, f, o, b, top - 1, w + 1, c, H, W, C, PROLOGUE)
+    x0 = _load(image, mean, rstd, v, f, o, b, top - 1, w - 1, c, H, W, C, PROLOGUE)
+    x1 = _load(image, mean, rstd, v, f, o, b, top - 1, w, c, H, W, C, PROLOGUE)
+    x2 = _load(image, mean, rstd, v, f, o, b, top - 1, w + 1, c, H, W, C, PROLOGUE)
     here = x0 * t0 + x1 * t1 + x2 * t2
-    x0 = _load(image, mean, rstd, l, f, o, b, top, w - 1, c, H, W, C, PROLOGUE)
-    x1 = _load(image, mean, rstd, l, f, o, b, top, w, c, H, W, C, PROLOGUE)
-    x2 = _load(image, mean, rstd, l, f, o, b, top, w + 1, c, H, W, C, PROLOGUE)
+    x0 = _load(image, mean, rstd, v, f, o, b, top, w - 1, c, H, W, C, PROLOGUE)
+    x1 = _load(image, mean, rstd, v, f, o, b, top, w, c, H, W, C, PROLOGUE)
+    x2 = _load(image, mean, rstd, v, f, o, b, top, w + 1, c, H, W, C, PROLOGUE)
     here += x0 * t3 + x1 * t4 + x2 * t5
     below = x0 * t0 + x1 * t1 + x2 * t2
     average = tl.zeros((BLOCK_W, BLOCK_C), tl.float32)
     deviation = tl.zeros((BLOCK_W, BLOCK_C), tl.float32)
     for i in tl.range(rows, num_stages=4):
-        x0 = _load(image, mean, rstd, l, f, o, b, top + i + 1, w - 1, c, H, W, C, PROLOGUE)
-        x1 = _load(image, mean, rstd, l, f, o, b, top + i + 1, w, c, H, W, C, PROLOGUE)
-        x2 = _load(image, mean, rstd, l, f, o, b, top + i + 1, w + 1, c, H, W, C, PROLOGUE)
+        x0 = _load(image, mean, rstd, v, f, o, b, top + i + 1, w - 1, c, H, W, C, PROLOGUE)
+        x1 = _load(image, mean, rstd, v, f, o, b, top + i + 1, w, c, H, W, C, PROLOGUE)
+        x2 = _load(image, mean, rstd, v, f, o, b, top + i + 1, w + 1, c, H, W, C, PROLOGUE)
         result = here + x0 * t6 + x1 * t7 + x2 * t8 + level
         here = below + x0 * t3 + x1 * t4 + x2 * t5
         below = x0 * t0 + x1 * t1 + x2 * t2
@@ -177,22 +177,22 @@ def backward_kernel(
 ):  # fmt: skip
     """A window of 3x3 places of ``image`` around each place, its weighted sum, and its products with one value there.
 
-    SECOND, from the gradient g of LPI's output (times keep) to that of BN's output, dz: the window is of g, its weighted
-    sum by the flipped weights of conv2 is dz, and z times the window are the gradients of these weights.
+    SECOND, from the gradient g of LPI's output (times keep) to that of BN's output, dz: the window is of g, its
+    weighted sum by the flipped weights of conv2 is dz, and z times the window are the gradients of these weights.
     Otherwise, from dz to the gradient da of conv1's output: the window is of the normed tokens, its weighted sum is
     conv1's output, which gives GELU's slope, and da times the window are the gradients of conv1's weights.
 
     Args:
         averages (2, C): Unless SECOND, means of dz and of dz times the normalised hidden values, over the batch.
-        sums (programs, 12, C): Nine gradients of taps; then SECOND: sum of dz, of dz times the normalised hidden values,
-            and of g. Otherwise the sum of da.
+        sums (programs, 12, C): Gradients of the nine weights; then, SECOND, the sums of dz, of dz times the normalised
+            hidden values and of g; otherwise the sum of da.
     """
     b, top, rows, left = _strip(H, W, ROWS, BLOCK_W)
     w = left + tl.arange(0, BLOCK_W)
     c = tl.program_id(1) * BLOCK_C + tl.arange(0, BLOCK_C)
     real = c < C
     mask = (w < W)[:, None] & real[None, :]
-    l, f, o = _per_channel(mean, rstd, norm_weight, norm_bias, b, c, C, PROLOGUE)
+    v, f, o = _per_channel(mean, rstd, norm_weight, norm_bias, b, c, C, PROLOGUE)
     t0, t1, t2 = _taps(weight, gamma, c, 0, C, SECOND, SECOND)
     t3, t4, t5 = _taps(weight, gamma, c, 1, C, SECOND, SECOND)
     t6, t7, t8 = _taps(weight, gamma, c, 2, C, SECOND, SECOND)
@@ -209,16 +209,16 @@ def backward_kernel(
     s0 = tl.zeros((BLOCK_W, BLOCK_C), tl.float32)
     s1, s2, s3, s4, s5, s6, s7, s8, total, along, level_sum = s0, s0, s0, s0, s0, s0, s0, s0, s0, s0, s0
 
-    x0 = _load(image, mean, rstd, l, f, o, b, top - 1, w - 1, c, H, W, C, PROLOGUE)
-    x1 = _load(image, mean, rstd, l, f, o, b, top - 1, w, c, H, W, C, PROLOGUE)
-    x2 = _load(image, mean, rstd, l, f, o, b, top - 1, w + 1, c, H, W, C, PROLOGUE)
-    x3 = _load(image, mean, rstd, l, f, o, b, top, w - 1, c, H, W, C, PROLOGUE)
-    x4 = _load(image, mean, rstd, l, f, o, b, top, w, c, H, W, C, PROLOGUE)
-    x5 = _load(image, mean, rstd, l, f, o, b, top, w + 1, c, H, W, C, PROLOGUE)
+    x0 = _load(image, mean, rstd, v, f, o, b, top - 1, w - 1, c, H, W, C, PROLOGUE)
+    x1 = _load(image, mean, rstd, v, f, o, b, top - 1, w, c, H, W, C, PROLOGUE)
+    x2 = _load(image, mean, rstd, v, f, o, b, top - 1, w + 1, c, H, W, C, PROLOGUE)
+    x3 = _load(image, mean, rstd, v, f, o, b, top, w - 1, c, H, W, C, PROLOGUE)
+    x4 = _load(image, mean, rstd, v, f, o, b, top, w, c, H, W, C, PROLOGUE)
+    x5 = _load(image, mean, rstd, v, f, o, b, top, w + 1, c, H, W, C, PROLOGUE)
     for i in range(rows):
-        x6 = _load(image, mean, rstd, l, f, o, b, top + i + 1, w - 1, c, H, W, C, PROLOGUE)
-        x7 = _load(image, mean, rstd, l, f, o, b, top + i + 1, w, c, H, W, C, PROLOGUE)
-        x8 = _load(image, mean, rstd, l, f, o, b, top + i + 1, w + 1, c, H, W, C, PROLOGUE)
+        x6 = _load(image, mean, rstd, v, f, o, b, top + i + 1, w - 1, c, H, W, C, PROLOGUE)
+        x7 = _load(image, mean, rstd, v, f, o, b, top + i + 1, w, c, H, W, C, PROLOGUE)
+        x8 = _load(image, mean, rstd, v, f, o, b, top + i + 1, w + 1, c, H, W, C, PROLOGUE)
         result = x0 * t0 + x1 * t1 + x2 * t2 + x3 * t3 + x4 * t4 + x5 * t5 + x6 * t6 + x7 * t7 + x8 * t8
         place = ((b * H + top + i) * W) * C + (w[:, None] * C + c[None, :])
         normed = (tl.load(hidden + place, mask, 0.0).to(tl.float32) - bn_level) * bn_inverse

@@ -1,6 +1,6 @@
 """What every launch of a kernel needs: the tensors' device, and tiles chosen from sizes by rule, never by timing."""
 
-from typing import Dict, NamedTuple, Tuple
+from typing import Dict, NamedTuple
 
 import torch
 from torch import Tensor
@@ -52,6 +52,24 @@ def matmul_tile(rows: int, columns: int, images: int, operand: torch.dtype, stre
     stage = k * (m * streamed.itemsize + n * operand.itemsize)
     stages = max(2, min(4, SHARED_MEMORY // stage))
     return dict(BLOCK_M=m, BLOCK_N=n, BLOCK_K=k, num_warps=8 if m * n > 8192 else 4, num_stages=stages)
+
+
+def gram_tile(C: int, operand: torch.dtype) -> Dict[str, int]:
+    """Tile of a Gram matrix (C, C) and tokens of a step, as keyword arguments of its kernel."""
+    if operand == torch.float32:
+        return dict(BLOCK=64, BLOCK_K=16, num_warps=8, num_stages=2)
+    if C % 128 == 0:
+        return dict(BLOCK=128, BLOCK_K=32, num_warps=8, num_stages=3)
+    return dict(BLOCK=64, BLOCK_K=64, num_warps=4, num_stages=3)
+
+
+def gram_chunks(images: int, N: int, pairs: int) -> int:
+    """Parts that the tokens of an image are divided into for a Gram matrix of so many pairs of blocks.
+
+    As many as keep every multiprocessor at work, each of 512 tokens at least; and so many that no fp32 sum is over more
+    than 8192 tokens.
+    """
+    return max(1, min(N // 512, PROGRAMS // 8 // (pairs * images)), -(-N // 8192))
 
 
 def strip(B: int, H: int, W: int, C: int, columns: int) -> int:

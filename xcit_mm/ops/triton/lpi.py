@@ -121,9 +121,7 @@ class AddLpi(torch.autograd.Function):
         *batch_norm, hidden, conv2_weight, conv2_bias, gamma, keep = ctx.saved_tensors[7:]
         grad = grad.contiguous()
         image, grad_image = x.view(hidden.shape), grad.view(hidden.shape)
-        # All that follows is linear in gamma. fp16 has hardly any numbers for gradients times LayerScale at its
-        # published start of 1e-5, so its size comes in at the end.
-        size = gamma.abs().amax().float().clamp_min(torch.finfo(torch.float32).tiny)
+        size = norm.size_of(gamma)
         grad_hidden, averages = torch.empty_like(hidden), None
         by_keep = ('none', (None,) * 4) if keep is None else ('image', (None, None, keep, None))
         by_tap, (by_bias, by_weight, total) = convolve_backward(

@@ -121,3 +121,11 @@ def backward(
         )  # fmt: skip
     by_weight, by_bias = sums.sum(0)
     return out, by_weight, by_bias
+
+
+def size_of(gamma: Tensor) -> Tensor:
+    """The size of LayerScale, one fp32 number above zero, which gradients are divided by on their way.
+
+    fp16 has hardly any numbers for gradients times LayerScale at its published start of 1e-5; they are linear in it.
+    """
+    return gamma.detach().abs().amax().float().clamp_min(torch.finfo(torch.float32).tiny)
