@@ -31,7 +31,9 @@ def row_tile(C: int, values_per_thread: int = 16) -> Tile:
     return Tile(tokens, channels, max(1, min(8, tokens * channels // (32 * values_per_thread))))
 
 
-def matmul_tile(rows: int, columns: int, images: int, operand: torch.dtype, streamed: torch.dtype) -> Dict[str, int]:
+def matmul_tile(
+    rows: int, columns: int, images: int, operand: torch.dtype, streamed: torch.dtype, halved: bool = False
+) -> Dict[str, int]:
     """Tile of a matmul with sums in fp32, as keyword arguments of its kernel.
 
     128 x 128 sums are 64 registers for each thread of 8 warps. Smaller tiles where there are too few to fill a GPU, or
@@ -42,25 +44,26 @@ def matmul_tile(rows: int, columns: int, images: int, operand: torch.dtype, stre
         rows, columns, images (int): Of the result.
         operand (torch.dtype): What is multiplied.
         streamed (torch.dtype): What is loaded for it: the tokens may be fp32.
+        halved (bool): For an epilogue that needs registers of its own.
     """
     if operand == torch.float32:
         return dict(BLOCK_M=64, BLOCK_N=64, BLOCK_K=16, num_warps=8, num_stages=2)
     n = 128 if columns % 128 == 0 or columns > 512 else 64
     tiles = images * -(-rows // 128) * -(-columns // n)
-    m = 128 if tiles >= PROGRAMS // 8 else 64
+    m = 64 if halved or tiles < PROGRAMS // 8 else 128
     k = 64 if streamed != torch.float32 else 32
     stage = k * (m * streamed.itemsize + n * operand.itemsize)
     stages = max(2, min(4, SHARED_MEMORY // stage))
-    return dict(BLOCK_M=m, BLOCK_N=n, BLOCK_K=k, num_warps=8 if m * n > 8192 else 4, num_stages=stages)
+    return dict(BLOCK_M=m, BLOCK_N=n, BLOCK_K=k, num_warps=8 if m * n >= 8192 else 4, num_stages=stages)
 
 
 def gram_tile(C: int, operand: torch.dtype) -> Dict[str, int]:
     """Tile of a Gram matrix (C, C) and tokens of a step, as keyword arguments of its kernel."""
     if operand == torch.float32:
-        return dict(BLOCK=64, BLOCK_K=16, num_warps=8, num_stages=2)
+        return dict(BLOCK=64, BLOCK_K=16, num_warps=4, num_stages=2)
     if C % 128 == 0:
         return dict(BLOCK=128, BLOCK_K=32, num_warps=8, num_stages=3)
-    return dict(BLOCK=64, BLOCK_K=64, num_warps=4, num_stages=3)
+    return dict(BLOCK=64, BLOCK_K=32, num_warps=4, num_stages=4)
 
 
 def gram_chunks(images: int, N: int, pairs: int) -> int:

@@ -1,7 +1,7 @@
 """Matmuls over tokens with sums in fp32: layer norm in the prologue, GELU or LayerScale and residual in the epilogue.
 
-They save passes over the tokens and over the MLP's hidden values, which are four times as large. fp32 stays fp32, without
-tf32, and is then slower than cuBLAS.
+They save passes over the tokens and over the MLP's hidden values, which are four times as large. fp32 stays fp32,
+without tf32, and is then slower than cuBLAS.
 """
 
 from typing import Optional, Sequence, Tuple
@@ -141,7 +141,7 @@ def gram_sum_kernel(
     products, sums, gram, mean, scale, chunks, images,
     C: tl.constexpr, SYMMETRIC: tl.constexpr, BLOCK: tl.constexpr,
 ):  # fmt: skip
-    """Sums over the chunks in a fixed order, times ``scale``; SYMMETRIC: the lower triangle is the upper one's mirror."""
+    """Sums over the chunks in a fixed order, times ``scale``; SYMMETRIC: the lower triangle mirrors the upper one."""
     image = tl.program_id(0).to(tl.int64)
     row = tl.program_id(1) * BLOCK + tl.arange(0, BLOCK)
     column = tl.program_id(2) * BLOCK + tl.arange(0, BLOCK)
@@ -189,7 +189,7 @@ def matmul(
     B, N, K = a.shape
     D, by_image = matrix.shape[-1], matrix.dim() == 3
     out = a.new_empty(B, N, D, dtype=dtype)
-    tile = matmul_tile(N, D, B, matrix.dtype, a.dtype)
+    tile = matmul_tile(N, D, B, matrix.dtype, a.dtype, halved=epilogue == 'gelu_backward')
     programs = B * triton.cdiv(N, tile['BLOCK_M']) * triton.cdiv(D, tile['BLOCK_N'])
     mean, rstd, norm_weight, norm_bias = (a,) * 4 if norm is None else norm
 
