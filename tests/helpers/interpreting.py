@@ -8,18 +8,24 @@ import os
 from concurrent.futures import ProcessPoolExecutor
 from functools import lru_cache
 from multiprocessing import get_context
-from typing import Any, Callable
+from typing import Any, Callable, List
 
 import torch
 
 
-def interpreted(function: Callable, *args: Any, **settings: Any) -> Any:
+def interpreted(function: Callable, *args: Any) -> Any:
     """Call a function of a module that imports no Triton before it is called."""
-    return _processes().submit(function, *args, **settings).result()
+    return _process(0).submit(function, *args).result()
+
+
+def interpreted_by_all(function: Callable, processes: int, *args: Any) -> List[Any]:
+    """Call it in several processes at once, with the number of the process first."""
+    futures = [_process(rank).submit(function, rank, *args) for rank in range(processes)]
+    return [future.result() for future in futures]
 
 
 @lru_cache(maxsize=None)
-def _processes() -> ProcessPoolExecutor:
+def _process(rank: int) -> ProcessPoolExecutor:
     before = os.environ.get('TRITON_INTERPRET')
     os.environ['TRITON_INTERPRET'] = '1'
     try:

@@ -1,9 +1,8 @@
-"""Fused kernels in Triton for NVIDIA GPUs from Ampere on, forward and backward. Optional: without Triton nothing here runs.
+"""Fused kernels in Triton for NVIDIA GPUs from Ampere on, forward and backward; without Triton nothing here runs.
 
-A package of kernels that take tensors only and know no model. Beside :mod:`lpi`, :mod:`xca` and :mod:`mlp`, whose
-functions a block calls, there are what they are made of (:mod:`norm`, :mod:`depthwise`, :mod:`matmul`), the rules for
-tiles (:mod:`launch`), and the same functions for torch.compile and torch.export (:mod:`operators`). These modules import
-Triton; this one does not.
+They take tensors only and know no model. A block calls the functions of :mod:`lpi`, :mod:`xca` and :mod:`mlp`, or under
+torch.compile the same ones of :mod:`operators`. They are made of :mod:`norm`, :mod:`depthwise` and :mod:`matmul`, whose
+tiles follow from the rules in :mod:`launch`. These modules import Triton; this one does not.
 """
 
 from functools import lru_cache

@@ -1,7 +1,7 @@
-"""The functions without a backward pass as operators ``torch.ops.xcit_mm_triton.*``, for torch.compile and torch.export.
+"""The functions without a backward pass as operators ``torch.ops.xcit_mm_triton.*``, for torch.compile.
 
-They are opaque (``custom_op``, from PyTorch 2.4 on), not ``triton_op``: their tiles depend on the sizes of tensors, and
-a compiler that looked into them would compile a model anew for every size of image.
+They are opaque (``custom_op``, from PyTorch 2.4 on), not ``triton_op``: their tiles depend on the sizes of tensors, so
+that a compiler that looked into them would compile a model anew for every size of image.
 """
 
 from typing import Callable
