@@ -75,6 +75,9 @@ def plain(case: Case, tensors: Sequence[Tensor], dtype: torch.dtype) -> Tuple[Te
     C = case.channels
     normed = F.layer_norm(x, (C,), weight.to(x.dtype), bias.to(x.dtype), EPS).to(dtype)
     if case.part == 'moments':
+        if normed.is_cuda and not torch.is_grad_enabled() and 'dtype' in torch.ops.aten.bmm.overloads():
+            gram = torch.bmm(normed.transpose(1, 2), normed, out_dtype=torch.float32)
+            return gram / x.shape[1], normed.mean(1, keepdim=True, dtype=torch.float32)
         wide = normed.to(torch.promote_types(dtype, torch.float32))
         return wide.transpose(1, 2) @ wide / x.shape[1], wide.mean(1, keepdim=True)
     if case.part == 'affine':
@@ -171,3 +174,37 @@ def compare(case: Case, backward: bool = True) -> Dict[str, Errors]:
 def _error(value: Tensor, exact: Tensor) -> float:
     difference = (value.double() - exact).square().mean().sqrt()
     return (difference / exact.square().mean().sqrt().clamp_min(1e-300)).item()
+
+
+# Passes over the tokens in their own type, and over values of as many channels in the type of the products, read and
+# written by the kernels; FLOPs of matmuls for each token, in C^2. The forward pass is that of training.
+PASSES = {
+    'lpi': ((4, 2), (5, 8)),
+    'lpi, frozen statistics': ((4, 2), (5, 8)),
+    'moments': ((2, 0), (3, 2)),
+    'affine': ((3, 0), (6, 2)),
+    'mlp': ((4, 12), (5, 36)),
+}
+STORED = {'mlp': 4}  # of the forward pass, for the backward pass alone
+FLOPS = {'lpi': (0, 0), 'lpi, frozen statistics': (0, 0), 'moments': (4 / 3, 2), 'affine': (2, 4), 'mlp': (16, 32)}
+# Of LPI, which has no matmuls: instructions for each value of the tokens.
+INSTRUCTIONS = {'lpi': (100, 240), 'lpi, frozen statistics': (90, 240)}
+# An H100 SXM by its data sheet, and the shares of it that good kernels reach.
+BANDWIDTH, TENSOR_FLOPS, LANES = 0.85 * 3.35e12, 0.6 * 989e12, 0.7 * 132 * 128 * 1.755e9
+
+
+def predicted(case: Case, backward: bool) -> Tuple[float, float]:
+    """Bytes, and seconds of an H100 in half precision, that the kernels of a part are expected to take.
+
+    The time is the longest of those for memory, tensor cores and ordinary instructions, which overlap.
+    """
+    values = case.batch * case.height * case.width * case.channels
+    sizes = case.stream.itemsize, case.dtype.itemsize
+    total, flops, instructions = 0.0, 0.0, 0.0
+    for step in range(1 + backward):
+        stream, hidden = PASSES[case.part][step]
+        hidden -= 0 if backward or step else STORED.get(case.part, 0)
+        total += values * (stream * sizes[0] + hidden * sizes[1])
+        flops += values * case.channels * FLOPS[case.part][step]
+        instructions += values * INSTRUCTIONS.get(case.part, (0, 0))[step]
+    return total, max(total / BANDWIDTH, flops / TENSOR_FLOPS, instructions / LANES)
