@@ -176,35 +176,89 @@ def _error(value: Tensor, exact: Tensor) -> float:
     return (difference / exact.square().mean().sqrt().clamp_min(1e-300)).item()
 
 
-# Passes over the tokens in their own type, and over values of as many channels in the type of the products, read and
-# written by the kernels; FLOPs of matmuls for each token, in C^2. The forward pass is that of training.
-PASSES = {
-    'lpi': ((4, 2), (5, 8)),
-    'lpi, frozen statistics': ((4, 2), (5, 8)),
-    'moments': ((2, 0), (3, 2)),
-    'affine': ((3, 0), (6, 2)),
-    'mlp': ((4, 12), (5, 36)),
+class Kernel(NamedTuple):
+    """What one kernel moves and computes, for each value (token and channel) of the tokens.
+
+    Attributes:
+        name (str): What it computes.
+        stream (float): Values read and written in the type of the tokens.
+        hidden (float): The same in the type of the products.
+        flops (float): Of matmuls, over the number of channels.
+        instructions (float): Of others, as counted in the loop of the kernel.
+    """
+
+    name: str
+    stream: float
+    hidden: float
+    flops: float = 0
+    instructions: float = 0
+
+
+STATISTICS = Kernel('statistics of the layer norm', 1, 0, instructions=12)
+NORM_BACKWARD = Kernel('backward pass of the layer norm', 3, 1, instructions=30)
+LPI = (
+    [
+        STATISTICS,
+        Kernel('layer norm, conv1, GELU', 1, 1, instructions=60),
+        Kernel('BN, conv2, LayerScale, residual', 2, 1, instructions=40),
+    ],
+    [
+        Kernel('back through conv2, gradients of its weights', 1, 2, instructions=75),
+        Kernel('back through BN and GELU, gradients of conv1', 1, 3, instructions=110),
+        Kernel('back through conv1', 0, 2, instructions=30),
+        NORM_BACKWARD,
+    ],
+)
+# Of each part of a block, forward and backward. Matmuls of the MLP's backward pass for the weights are cuBLAS's.
+KERNELS: Dict[str, Tuple[List[Kernel], List[Kernel]]] = {
+    'lpi': LPI,
+    'lpi, frozen statistics': LPI,
+    'moments': (
+        [STATISTICS, Kernel('layer norm, Gram matrix (upper triangle of blocks)', 1, 0, 4 / 3)],
+        [Kernel('back through the Gram matrix', 1, 1, 2), NORM_BACKWARD],
+    ),
+    'affine': (
+        [STATISTICS, Kernel('layer norm, affine map, LayerScale, residual', 2, 0, 2)],
+        [
+            Kernel('gradient of the affine map', 2, 0, 2),
+            Kernel('back through the affine map', 1, 1, 2),
+            NORM_BACKWARD,
+        ],
+    ),
+    'mlp': (
+        [
+            STATISTICS,
+            Kernel('layer norm, first layer, GELU', 1, 4, 8),
+            Kernel('second layer, LayerScale, residual', 2, 4, 8),
+        ],
+        [
+            Kernel('back through the second layer and GELU', 1, 14, 8),
+            Kernel('layer norm again', 1, 1),
+            Kernel('gradients of the weights (cuBLAS)', 0, 10, 16),
+            Kernel('gradients of the biases (PyTorch)', 0, 5),
+            Kernel('back through the first layer (cuBLAS)', 0, 5, 8),
+            NORM_BACKWARD,
+        ],
+    ),
 }
-STORED = {'mlp': 4}  # of the forward pass, for the backward pass alone
-FLOPS = {'lpi': (0, 0), 'lpi, frozen statistics': (0, 0), 'moments': (4 / 3, 2), 'affine': (2, 4), 'mlp': (16, 32)}
-# Of LPI, which has no matmuls: instructions for each value of the tokens.
-INSTRUCTIONS = {'lpi': (100, 240), 'lpi, frozen statistics': (90, 240)}
+KEPT = {'mlp': 4}  # values that the forward pass writes for the backward pass alone
 # An H100 SXM by its data sheet, and the shares of it that good kernels reach.
 BANDWIDTH, TENSOR_FLOPS, LANES = 0.85 * 3.35e12, 0.6 * 989e12, 0.7 * 132 * 128 * 1.755e9
 
 
-def predicted(case: Case, backward: bool) -> Tuple[float, float]:
-    """Bytes, and seconds of an H100 in half precision, that the kernels of a part are expected to take.
-
-    The time is the longest of those for memory, tensor cores and ordinary instructions, which overlap.
-    """
+def predicted_kernel(kernel: Kernel, case: Case) -> Tuple[float, float]:
+    """Bytes, and seconds of an H100 in half precision: the longest of memory, tensor cores and other instructions."""
     values = case.batch * case.height * case.width * case.channels
-    sizes = case.stream.itemsize, case.dtype.itemsize
-    total, flops, instructions = 0.0, 0.0, 0.0
-    for step in range(1 + backward):
-        stream, hidden = PASSES[case.part][step]
-        hidden -= 0 if backward or step else STORED.get(case.part, 0)
-        total += values * (stream * sizes[0] + hidden * sizes[1])
-        flops += values * case.channels * FLOPS[case.part][step]
-        instructions += values * INSTRUCTIONS.get(case.part, (0, 0))[step]
-    return total, max(total / BANDWIDTH, flops / TENSOR_FLOPS, instructions / LANES)
+    moved = values * (kernel.stream * case.stream.itemsize + kernel.hidden * case.dtype.itemsize)
+    computing = values * kernel.flops * case.channels / TENSOR_FLOPS
+    return moved, max(moved / BANDWIDTH, computing, values * kernel.instructions / LANES)
+
+
+def predicted(case: Case, backward: bool) -> Tuple[float, float]:
+    """Bytes and seconds of all kernels of a part: inference, or a forward and a backward pass."""
+    forward, back = KERNELS[case.part]
+    found = [predicted_kernel(kernel, case) for kernel in (forward + back if backward else forward)]
+    if backward:
+        found.append(predicted_kernel(Kernel('', 0, KEPT.get(case.part, 0)), case))
+    moved, seconds = (sum(column) for column in zip(*found))
+    return moved, seconds
