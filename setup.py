@@ -95,6 +95,7 @@ setup(
     license='Apache-2.0',
     python_requires='>=3.8',
     packages=find_packages(include=['xcit_mm', 'xcit_mm.*']),
+    entry_points={'console_scripts': ['xcit-mm = xcit_mm.cli:main']},
     package_data={'xcit_mm.model_zoo': ['data/*']},
     include_package_data=False,
     cmdclass={'build_py': BuildWithMim},
