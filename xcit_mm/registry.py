@@ -89,6 +89,7 @@ HOOKS = Registry(
         'xcit_mm.engine.non_finite',
         'xcit_mm.engine.interruption',
         'xcit_mm.selfsup.hooks',
+        'xcit_mm.visualization.curves',
         'xcit_mm.visualization.results',
     ],
 )
