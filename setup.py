@@ -96,7 +96,7 @@ setup(
     python_requires='>=3.8',
     packages=find_packages(include=['xcit_mm', 'xcit_mm.*']),
     entry_points={'console_scripts': ['xcit-mm = xcit_mm.cli:main']},
-    package_data={'xcit_mm.model_zoo': ['data/*']},
+    package_data={'xcit_mm.published': ['data/*']},
     include_package_data=False,
     cmdclass={'build_py': BuildWithMim},
     install_requires=['torch>=2.0', 'numpy', 'safetensors'],

@@ -12,10 +12,11 @@ import argparse
 from mmengine.config import Config
 
 from xcit_mm.apis.training import train
-from xcit_mm.engine.checkpointing import has_checkpoint
 from xcit_mm.engine.screen import short_screen
-from xcit_mm.engine.setup import add_common_arguments, end_processes, load_config, use_average
+from xcit_mm.engine.setup import add_common_arguments, load_config, use_average
 from xcit_mm.errors import UsageError, clear_errors
+from xcit_mm.resilience.checkpointing import has_checkpoint
+from xcit_mm.resilience.interruption import end_processes
 
 
 def parse_args() -> argparse.Namespace:

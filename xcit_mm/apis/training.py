@@ -5,8 +5,8 @@ from mmengine.runner import Runner
 
 from ..checks.data import check_data
 from ..checks.settings import check_loops
-from ..engine.bad_images import check_images
 from ..engine.setup import adapt_to_device, build_runner, check_model, check_work_dir
+from ..resilience.bad_images import check_images
 
 
 def train(cfg: Config, bad_images: str = 'skip') -> Runner:

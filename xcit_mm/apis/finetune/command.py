@@ -214,7 +214,7 @@ def _run_training(config: Path, folder: Path, args: argparse.Namespace) -> None:
         if code:
             raise UsageError(f'training ended with code {code}; what is above says why. {_train(folder, True)} goes on')
         return
-    from ...engine.checkpointing import has_checkpoint
+    from ...resilience.checkpointing import has_checkpoint
     from ..training import train
 
     cfg = _load(config, folder / 'train')

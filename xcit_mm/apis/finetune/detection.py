@@ -16,7 +16,7 @@ from typing import Dict, List, Optional, Sequence, Tuple
 
 import yaml
 
-from ...checks.annotations import check_tables
+from ...datasets.annotations import check_tables
 from ...errors import UsageError
 from .data import Data, Files, Index, Options, Picture, Problems, sizes, some, split_of, split_word
 

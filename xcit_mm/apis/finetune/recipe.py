@@ -16,9 +16,9 @@ import torch
 from ...checkpoint import CheckpointError, is_address, load_checkpoint_file
 from ...checkpoint.sources import fetch, resolve
 from ...errors import UsageError
-from ...model_zoo import find_weights
 from ...models.xcit import ARCHS
 from ...package import mim_dir
+from ...published import find_weights
 from .data import Data
 from .show import object_sides
 
