@@ -136,7 +136,7 @@ def _classifier(data: Data, recipe: Recipe, annotations: Dict[str, str]):
 def _detector(data: Data, recipe: Recipe, annotations: Dict[str, str]):
     with_mask = data.task == 'instance-segmentation'
     size, long = recipe.size, round(recipe.size * 1333 / 800)
-    scales = [(long, round(size * share / 32) * 32) for share in (0.75, 0.875, 1.0, 1.125, 1.25)]
+    scales = [(round(long * 1.25), round(size * share / 16) * 16) for share in (0.75, 0.875, 1.0, 1.125, 1.25)]
     flip = "\n    dict(type='RandomFlip', prob=0.5)," if recipe.flip else ''
     count, channels = len(data.classes), recipe.channels
     metric = "['bbox', 'segm']" if with_mask else "'bbox'"

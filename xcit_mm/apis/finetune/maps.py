@@ -244,11 +244,14 @@ def _classes(totals: Counter, legend: Dict[Value, str], options: Options, notes:
             'the maps hold 0 and 255 alone. 255 may be the object, or mean "ignored": --classes background,NAME says '
             'the first; for the second, there is nothing to learn'
         )
-    if numbers == list(range(highest + 1)) and highest >= 1:
+    if len(numbers) > 1 and numbers == list(range(numbers[0], highest + 1)) and numbers[0] in (0, 1):
         notes.append('the maps have no legend, so classes are called by their numbers; --classes A,B,... names them')
         if IGNORED in there:
             notes.append('pixels of 255 are ignored')
-        return [str(value) for value in numbers], {**{value: value for value in numbers}, IGNORED: IGNORED}
+        return [str(value) for value in numbers], {
+            **{value: label for label, value in enumerate(numbers)},
+            IGNORED: IGNORED,
+        }
     raise UsageError(
         f'the maps hold the values {some(map(str, there), 12)}: not 0, 1, 2, ... without gaps, and it is not clear '
         f'which are classes. Say --classes A,B,... with a name for each, in this order, or give --legend FILE with '

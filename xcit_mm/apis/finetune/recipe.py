@@ -320,5 +320,5 @@ def _batch(task: str, size: int, train: int, pretrained: bool) -> int:
     images, pixels = BATCHES[task]
     area = size * size * (1333 / 800 if task in ('detection', 'instance-segmentation') else 1)
     most = images if pretrained else max(4, images // 2)
-    wanted = min(most, images * pixels / area, max(1, train / 8))
+    wanted = min(most, images * pixels / area, max(train / 8, min(2, train)))
     return 1 << max(0, int(wanted).bit_length() - 1)
