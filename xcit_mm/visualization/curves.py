@@ -3,6 +3,7 @@
 import json
 import os
 import time
+from numbers import Real
 from pathlib import Path
 from typing import Dict, List, Optional
 
@@ -54,7 +55,7 @@ class CurveHook(Hook):
     def after_val_epoch(self, runner, metrics: Optional[Dict[str, float]] = None) -> None:
         if not is_main_process() or not metrics:
             return
-        numbers = {key: float(value) for key, value in metrics.items() if isinstance(value, (int, float))}
+        numbers = {key: float(value) for key, value in metrics.items() if isinstance(value, Real)}
         self.val.append([runner.iter, numbers])
         self._draw(runner)
 

@@ -249,7 +249,7 @@ def report(data, folder: Path, seconds: Optional[float] = None) -> Path:
     from ...engine.setup import adapt_to_device, build_runner
     from .analysis import analyse
     from .records import Records
-    from .report import write_report
+    from .report import headline, write_report
 
     best = _link_checkpoints(folder)
     trained_with = torch.cuda.max_memory_allocated() if torch.cuda.is_available() else 0
@@ -270,7 +270,7 @@ def report(data, folder: Path, seconds: Optional[float] = None) -> Path:
     analysis = analyse(data.task, records.records, data.classes, metrics)
     facts = _facts(runner, best, seconds, trained_with, len(records.records))
     page = write_report(folder, data, split, records.records, analysis, metrics, facts, _next(folder, data))
-    shown = ', '.join(f'{key} {value:.4g}' for key, value in metrics.items() if not key.endswith('_precision'))
+    shown = ', '.join(f'{key} {value:.4g}' for key, value in headline(metrics).items())
     print(f'\n{split}: {shown}\nreport    {page}\nnext')
     print('\n'.join(f'  {line}' for line in _next(folder, data)), flush=True)
     return page

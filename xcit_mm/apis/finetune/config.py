@@ -235,7 +235,7 @@ def _segmentor(data: Data, recipe: Recipe, annotations: Dict[str, str]):
 def _schedule(recipe: Recipe):
     """Optimizer, learning rates and loop. Segmentors count iterations, as their library does."""
     by_epoch = recipe.task != 'semantic-segmentation'
-    warm_up = max(1, min(500, recipe.total // 20))
+    warm_up = min(500, recipe.total // 20) if recipe.total >= 60 else 0  # iterations; three at least, or none
     wrapper = (
         ["    type='AmpOptimWrapper',", "    loss_scale='dynamic',"] if recipe.amp else ["    type='OptimWrapper',"]
     )
@@ -255,7 +255,11 @@ def _schedule(recipe: Recipe):
         ')',
         f'epochs, iterations = {recipe.epochs}, {recipe.iterations}  # iterations of an epoch',
         'param_scheduler = [',
-        f"    dict(type='LinearLR', start_factor=0.01, by_epoch=False, begin=0, end={warm_up}),",
+        *(
+            [f"    dict(type='LinearLR', start_factor=0.01, by_epoch=False, begin=0, end={warm_up}),"]
+            if warm_up
+            else []
+        ),
         '    dict(',
         f"        type='CosineAnnealingLR', eta_min={recipe.lr / 100:.2g}, by_epoch=False,",
         f'        begin={warm_up}, end=epochs * iterations, T_max=epochs * iterations - {warm_up},',

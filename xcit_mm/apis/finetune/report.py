@@ -2,6 +2,7 @@
 
 import html
 import math
+from numbers import Real
 from pathlib import Path
 from typing import Dict, List, Sequence
 
@@ -16,6 +17,7 @@ from .maps import apply_values, has_colours, read_map
 from .show import open_picture
 
 WORST, WIDTH = 12, 480  # pictures, and pixels of each
+LEAST_TILE = 240  # pixels of the long side of an image
 NAMED = 30  # classes at most whose names a confusion matrix or a legend has
 CURVES = 10  # at most, those of the lowest area first
 STYLE = (
@@ -61,7 +63,7 @@ def write_report(
     body = [
         f'<h1>{html.escape(title)}</h1>',
         f'<p>{len(records)} images of {split}; '
-        + ', '.join(f'{html.escape(key)} <b>{value:.4g}</b>' for key, value in _headline(metrics).items())
+        + ', '.join(f'{html.escape(key)} <b>{value:.4g}</b>' for key, value in headline(metrics).items())
         + '</p>',
         '<pre>' + html.escape('\n'.join(facts)) + '</pre>',
         '<h2>By class</h2>',
@@ -96,12 +98,12 @@ def write_report(
     return page
 
 
-def _headline(metrics: Dict[str, float]) -> Dict[str, float]:
+def headline(metrics: Dict[str, float]) -> Dict[str, float]:
     """Numbers of the whole, without those by class."""
     return {
         key: float(value)
         for key, value in metrics.items()
-        if isinstance(value, (int, float)) and not key.endswith('_precision')
+        if isinstance(value, Real) and not key.endswith('_precision')
     }
 
 
@@ -205,9 +207,12 @@ def _draw_worst(data: Data, split: str, records: List[dict], analysis: Analysis,
 
 
 def _draw(data: Data, picture: Picture, record: dict, image: np.ndarray, colours) -> np.ndarray:
+    # Small pictures are enlarged, so that there is room for letters.
+    scale = max(1, round(LEAST_TILE / max(image.shape[:2])))
+    size = (image.shape[1] * scale, image.shape[0] * scale)
+    image = cv2.resize(image, size, interpolation=cv2.INTER_NEAREST)
     if data.task == 'classification':
         truth, found = record['truth'], int(record['scores'].argmax())
-        image = _enlarged(image)
         lines = [
             (f'truth: {data.classes[truth]}', colours[truth]),
             (f'{data.classes[found]} {record["scores"][found]:.2f}', colours[found]),
@@ -219,15 +224,10 @@ def _draw(data: Data, picture: Picture, record: dict, image: np.ndarray, colours
         return side_by_side([draw_map(image, labels, data.classes, colours) for labels in (truth, found)])
     boxes, labels, scores = record['predicted']
     sure = scores >= SCORE
+    parts = ((record['boxes'], record['labels'], None), (boxes[sure], labels[sure], scores[sure].tolist()))
     return side_by_side(
         [
-            draw_detections(image, record['boxes'], record['labels'].tolist(), data.classes, colours),
-            draw_detections(image, boxes[sure], labels[sure].tolist(), data.classes, colours, scores[sure].tolist()),
+            draw_detections(image, places * scale, numbers.tolist(), data.classes, colours, sureness)
+            for places, numbers, sureness in parts
         ]
     )
-
-
-def _enlarged(image: np.ndarray) -> np.ndarray:
-    """Small pictures large enough for letters."""
-    scale = max(1, round(200 / max(image.shape[:2])))
-    return cv2.resize(image, None, fx=scale, fy=scale, interpolation=cv2.INTER_NEAREST) if scale > 1 else image

@@ -131,7 +131,7 @@ def open_picture(picture: Picture) -> np.ndarray:
 
 def _tile(data: Data, picture: Picture, colours: Sequence[Tuple[int, int, int]]) -> np.ndarray:
     image = open_picture(picture)
-    scale = min(1.0, (EDGE - 4) / max(image.shape[:2]))
+    scale = (EDGE - 4) / max(image.shape[:2])
     size = tuple(max(1, round(side * scale)) for side in image.shape[1::-1])
     image = np.asarray(Image.fromarray(image).resize(size, Image.BILINEAR))
     if data.task == 'classification':
