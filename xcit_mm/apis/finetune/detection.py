@@ -298,8 +298,8 @@ def read_voc(files: Files, options: Options, paths: List[str]) -> Data:
                 continue
             hard = int(_number(one.findtext('difficult')) or 0)
             difficult += hard
-            # Pixels count from 1 there.
-            found.add(picture, label, [side - 1 for side in box], where, _voc_polygon(one), hard)
+            # Pixels count from 1 there, and the last one is inside.
+            found.add(picture, label, (box[0] - 1, box[1] - 1, *box[2:]), where, _voc_polygon(one), hard)
     notes = [f'{difficult} objects are marked difficult: neither trained on nor scored'] if difficult else []
     return found.data('voc', notes)
 

@@ -230,9 +230,16 @@ def _classes(totals: Counter, legend: Dict[Value, str], options: Options, notes:
     highest = max(numbers, default=-1)
     names = options.classes
     if names:
-        if len(there) == len(names) and highest >= len(names) - (IGNORED in there):
+        in_order = {value: label for label, value in enumerate(there)}
+        if len(there) == len(names) and (highest >= len(names) or there == [0, IGNORED]):
             notes.append(f'the values {some(map(str, there))} of the maps are the classes {some(names)}, in this order')
-            return list(names), {value: label for label, value in enumerate(there)}
+            return list(names), in_order
+        if len(there) == len(names) and IGNORED in there:
+            raise UsageError(
+                f'the maps hold the values {some(map(str, there), 12)}: 255 may be the class {names[-1]!r}, or mean '
+                f'"ignored" with that class absent. Write a text with a line "name number" for each class, and give it '
+                f'as --legend FILE'
+            )
         if highest >= len(names):
             raise UsageError(
                 f'the maps hold the values {some(map(str, there), 12)}, and --classes has {len(names)}. Name all, '
