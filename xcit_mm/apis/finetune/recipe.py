@@ -65,12 +65,12 @@ RATES = {
     ('semantic-segmentation', True): (2e-4, 16, 0.8),
     ('semantic-segmentation', False): (1e-3, 4, 1.0),
 }
-# Images of the published size that a GPU of 16 GB takes at once, and that size in pixels.
+# Images of the published size that a GPU of 16 GB takes at once, that size in pixels, and the most of smaller ones.
 BATCHES = {
-    'classification': (64, 224 * 224),
-    'detection': (4, 800 * 1333),
-    'instance-segmentation': (4, 800 * 1333),
-    'semantic-segmentation': (8, 512 * 512),
+    'classification': (64, 224 * 224, 64),
+    'detection': (4, 800 * 1333, 16),
+    'instance-segmentation': (4, 800 * 1333, 16),
+    'semantic-segmentation': (8, 512 * 512, 16),
 }
 VALIDATIONS = 20  # in the whole run
 LEAST_OBJECT = 24  # pixels that a small object should have: one and a half patches of 16
@@ -317,8 +317,8 @@ def _batch(task: str, size: int, train: int, pretrained: bool) -> int:
 
     From random weights, steps count for more than the size of each.
     """
-    images, pixels = BATCHES[task]
+    images, pixels, most = BATCHES[task]
     area = size * size * (1333 / 800 if task in ('detection', 'instance-segmentation') else 1)
-    most = images if pretrained else max(4, images // 2)
+    most = most if pretrained else most // 2
     wanted = min(most, images * pixels / area, max(train / 8, min(2, train)))
     return 1 << max(0, int(wanted).bit_length() - 1)
