@@ -155,8 +155,8 @@ def confuse(record: dict, number: int) -> np.ndarray:
             taken.add(found)
     for truth, label in enumerate(record['labels']):
         matrix[label, labels[matched[truth]] if truth in matched else number] += 1
-    crowd = bbox_overlaps(record['crowd'].astype(np.float32), boxes.astype(np.float32), mode='iof')
+    crowd = bbox_overlaps(boxes.astype(np.float32), record['crowd'].astype(np.float32), mode='iof')  # of a detection
     for found, label in enumerate(labels):
-        if found not in taken and not (len(crowd) and crowd[:, found].max() >= OVERLAP):
+        if found not in taken and not (crowd.size and crowd[found].max() >= OVERLAP):
             matrix[number, label] += 1
     return matrix

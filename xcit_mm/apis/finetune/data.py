@@ -252,7 +252,9 @@ def sizes(path: str) -> Optional[Tuple[Tuple[int, int], Tuple[int, int]]]:
     try:
         with Image.open(path) as image:
             stored = image.size
-            turned = image.getexif().get(EXIF_ORIENTATION, 1) in (5, 6, 7, 8)
+            # Of a PNG without the note, Pillow would decode all pixels to look behind them.
+            has_note = image.format != 'PNG' or 'exif' in image.info
+            turned = has_note and image.getexif().get(EXIF_ORIENTATION, 1) in (5, 6, 7, 8)
     except Exception:  # of any plugin
         return None
     return stored, stored[::-1] if turned else stored
