@@ -20,7 +20,7 @@ from .loading import BadImage
 IMAGE_SUFFIXES = ('.jpg', '.jpeg', '.png', '.bmp', '.tif', '.tiff', '.webp', '.ppm', '.pgm')
 VIDEO_SUFFIXES = ('.mp4', '.avi', '.mov', '.mkv', '.webm', '.m4v', '.mpg', '.mpeg', '.wmv', '.flv')
 ACCEPTED = (
-    'a file, a folder, a glob, an address (http://, https://, file://, rtsp://), the number of a camera, the bytes of a '
+    'a file, a folder, a glob, an address (http, https, file, rtsp), the number of a camera, the bytes of a '
     'file, a PIL image, an array (H, W) or (H, W, channels), or several of these in a list, a generator or an array '
     '(N, H, W, channels)'
 )

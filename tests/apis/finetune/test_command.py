@@ -3,12 +3,15 @@
 import errno
 import json
 import os
+import re
+import shlex
 import shutil
 from pathlib import Path
 
 import pytest
 from labelled_images import coco, folders, maps, save, scene, voc
 from mmengine.config import Config
+from processes import ROOT
 
 from xcit_mm.apis.finetune import command
 
@@ -172,3 +175,11 @@ def test_a_disk_that_is_full_while_the_labels_are_written(capsys, monkeypatch):
     monkeypatch.setattr(Path, 'write_text', full)
     assert 'No space left on device' in fails('data', *OPTIONS, capsys=capsys)
     assert not Path('runs/data').exists()
+
+
+def test_the_commands_of_the_documentation():
+    page = (ROOT / 'docs' / 'finetune.md').read_text()
+    commands = re.findall(r'^xcit-mm finetune ([^#\n]+)', page, re.M)
+    assert len(commands) >= 4
+    for words in commands:
+        assert command.parse_args(shlex.split(words)).data == 'my_images'
