@@ -87,6 +87,21 @@ def test_from_a_folder_to_a_report(task, make, capsys, one_thread):
     assert f'{headline} <b>{curve["val"][-1][1][headline]:.4g}</b>' in page
 
 
+def test_a_resumed_run_knows_what_was_said_of_the_data(monkeypatch):
+    """Another division would validate on what was trained on."""
+    folders(Path('data'), count=20)
+    run('data', *OPTIONS, '--dry-run', '--seed', 3, '--val-share', 0.4, '--classes', 'square,disk')
+    seen = []
+    monkeypatch.setattr(command, '_run_training', lambda *args: None)
+    monkeypatch.setattr(command, 'report', lambda data, *args: seen.append(data))
+    run('data', '--out-dir', 'runs/data', '--resume')
+    (data,) = seen
+    assert data.classes == ['square', 'disk']
+    listed = {line.rsplit(' ', 1)[0] for line in Path('runs/data/data/val.txt').read_text().splitlines()}
+    assert {data.relative(picture.path) for picture in data.of('val')} == listed
+    assert len(listed) == 16
+
+
 def test_a_second_run_has_a_folder_of_its_own_and_an_old_one_is_never_overwritten(capsys):
     folders(Path('data'))
     run('data', *OPTIONS, '--dry-run')

@@ -2,6 +2,7 @@
 
 import argparse
 import copy
+import json
 import os
 import shutil
 import subprocess
@@ -88,20 +89,9 @@ def run(args: argparse.Namespace) -> Path:
         UsageError: Where something is wrong or unclear; before training begins, nothing is left behind then.
     """
     from . import formats, recipe, show, split
-    from .data import Options
 
-    options = Options(
-        format=args.format,
-        task=args.task,
-        classes=args.classes,
-        legend=args.legend,
-        annotations=args.annotations,
-        label_column=args.label_column,
-        group_by=args.group_by,
-        val_share=args.val_share,
-        seed=args.seed,
-    )
     folder = _folder(args)
+    options = _options(args, folder)
     data = formats.read(args.data, options)
     split.divide(data, options)
     counts = show.counts_by_split(data)
@@ -112,7 +102,7 @@ def run(args: argparse.Namespace) -> Path:
         )
     show.print_found(data, counts)
     if not args.resume:
-        _prepare(data, chosen, folder)
+        _prepare(data, chosen, folder, options)
     config = folder / 'config.py'
     if args.dry_run:
         print(f'Nothing is trained (--dry-run). Look at {folder / "found.jpg"} and {config}, then:\n  {_train(folder)}')
@@ -150,7 +140,20 @@ def _folder(args: argparse.Namespace) -> Path:
     return folder
 
 
-def _prepare(data, chosen, folder: Path) -> None:
+def _options(args: argparse.Namespace, folder: Path):
+    """What the user says about the data; of a run that is resumed, what was said when it began."""
+    from .data import Options
+
+    kept = folder / 'data' / 'options.json'
+    if args.resume and kept.is_file():
+        return Options(**json.loads(kept.read_text()))
+    names = ('format', 'task', 'classes', 'legend', 'annotations', 'label_column', 'group_by', 'val_share', 'seed')
+    options = Options(**{name: getattr(args, name) for name in names})
+    options.legend = options.legend and os.path.abspath(options.legend)
+    return options
+
+
+def _prepare(data, chosen, folder: Path, options) -> None:
     """Contact sheet, annotations and config; nothing is left of them if something is wrong."""
     from . import show
     from .config import config_text
@@ -161,6 +164,7 @@ def _prepare(data, chosen, folder: Path) -> None:
         folder.mkdir(parents=True, exist_ok=True)
         show.draw_sheet(data, folder / 'found.jpg')
         annotations = write(data, folder / 'data')
+        (folder / 'data' / 'options.json').write_text(json.dumps(vars(options), indent=1))
         (folder / 'config.py').write_text(config_text(data, chosen, annotations, folder), encoding='utf-8')
         _check_space(folder, chosen)
     except BaseException:
