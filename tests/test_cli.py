@@ -1,5 +1,6 @@
 """The command ``xcit-mm``: its verbs, what it does without importing anything, and ``doctor``."""
 
+import os
 import subprocess
 import sys
 
@@ -102,3 +103,25 @@ def test_doctor_names_distributions_that_overwrite_each_other(monkeypatch):
     (found,) = doctor._families()
     assert found.name == 'mmcv'
     assert found.mend.startswith('pip uninstall -y onedl-mmcv mmcv-lite')
+
+
+def test_an_installation_has_the_command(installed, tmp_path):
+    """Its tools come from ``xcit_mm/.mim``, and pip makes the script."""
+    script = installed / 'bin' / 'xcit-mm'
+    assert script.is_file()
+    environment = {**os.environ, 'PYTHONPATH': str(installed), 'COLUMNS': '120'}
+    done = subprocess.run(
+        [sys.executable, script, 'infer', '--help'], cwd=tmp_path, env=environment, capture_output=True, text=True
+    )
+    assert done.returncode == 0, done.stderr
+    assert 'usage: xcit-mm infer' in done.stdout
+    assert (
+        str(installed)
+        in subprocess.run(
+            [sys.executable, '-c', 'import xcit_mm.cli as c; print(c._tool_path("infer"))'],
+            cwd=tmp_path,
+            env=environment,
+            capture_output=True,
+            text=True,
+        ).stdout
+    )
