@@ -90,6 +90,7 @@ HOOKS = Registry(
         'xcit_mm.resilience.non_finite',
         'xcit_mm.resilience.interruption',
         'xcit_mm.selfsup.hooks',
+        'xcit_mm.visualization.curves',
         'xcit_mm.visualization.results',
     ],
 )

@@ -90,8 +90,9 @@ class Inferencer:
 
         Args:
             images: An image file, a video, a folder (with its sub-folders), a glob, an address (http://, https://,
-                file://), the bytes of a file, a PIL image, an array (H, W) or (H, W, channels), or several of these in
-                a list, a generator or an array (N, H, W, channels). An array is read as a file of its pixels would be.
+                file://; of a video or an rtsp:// stream), the number of a camera, the bytes of a file, a PIL image, an
+                array (H, W) or (H, W, channels), or several of these in a list, a generator or an array (N, H, W,
+                channels). An array is read as a file of its pixels would be.
             out_dir (str, optional): Where to write ``results.json``, ``summary.json``, ``overview.jpg`` and the
                 pictures in ``overlays``; nothing is written if it is not given.
             score_thr (float): Detections of lower scores are left out.
@@ -139,6 +140,22 @@ class Inferencer:
         if not is_several(images) and len(results) == 1 and 'error' in results[0] and not _has_path(named):
             raise UsageError(results[0]['error'])
         return results
+
+    def stream(self, images, score_thr: float = 0.3, batch_size: int = 1, channel_order: str = 'BGR') -> Iterator[dict]:
+        """Predict one after another, and keep nothing: for cameras, streams and more images than memory holds.
+
+        ``for result in Inferencer('mask_rcnn_xcit_s12_8_3x_coco').stream(0): ...``
+
+        Args:
+            images, score_thr, batch_size, channel_order: As for :meth:`__call__`.
+
+        Yields:
+            dict: The result of an image as soon as its batch is done, as :meth:`__call__` returns them.
+        """
+        named = images if isinstance(images, Images) else find_images(images)
+        for batch in _batches(_shots(named), batch_size):
+            for result, *_ in self._look(batch, score_thr, channel_order, Clock()):
+                yield result
 
     def picture(self, image, score_thr: float = 0.3) -> np.ndarray:
         """One image with what is found in it drawn in.
@@ -234,9 +251,9 @@ def _shots(named: Iterable[Tuple[str, Source]]) -> Iterator[Shot]:
         elif isinstance(item, Video):
             try:
                 for number, frame in enumerate(item.frames()):
-                    yield Shot(name, str(item.path), frame, item, number)
+                    yield Shot(name, item.label, frame, item, number)
             except BadImage as error:
-                yield Shot(name, str(item.path), None, item, reason=f'cannot be read: {error}')
+                yield Shot(name, item.label, None, item, reason=f'cannot be read: {error}')
         else:
             yield Shot(name, str(item) if isinstance(item, (Path, str)) else _label(item, name), item)
 
