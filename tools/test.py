@@ -23,6 +23,7 @@ from xcit_mm.engine.classification import (
     use_protocol,
     use_real_labels,
 )
+from xcit_mm.engine.large_images import use_large_images
 from xcit_mm.engine.screen import short_screen
 from xcit_mm.engine.setup import (
     adapt_to_device,
@@ -68,7 +69,7 @@ def parse_args() -> argparse.Namespace:
 def dump_results(scope: str, path: str):
     """The metric that writes predictions instead of scoring them; MMDetection's encodes masks."""
     if scope == 'mmdet':
-        from mmdet.evaluation import DumpDetResults
+        from xcit_mm.evaluation.dump import DumpDetResults
 
         return DumpDetResults(out_file_path=path)
     return DumpResults(out_file_path=path)
@@ -102,6 +103,7 @@ def main() -> None:
             check_images(cfg, ('test',))
         if args.show_dir:
             draw_results(cfg, args.show_dir)
+        use_large_images(cfg)
         if args.tta:
             use_tta(cfg)
         adapt_to_device(cfg)

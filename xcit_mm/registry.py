@@ -49,6 +49,8 @@ MODELS = _OnDemand(
         'DistilledClassifier': 'xcit_mm.models.distillation',
         'LinearProbe': 'xcit_mm.selfsup.linear',
         'EncoderDecoder': 'xcit_mm.models.segmentor',
+        'FasterRCNN': 'xcit_mm.models.detector',
+        'MaskRCNN': 'xcit_mm.models.detector',
     },
 )
 DATASETS = _OnDemand(
