@@ -51,6 +51,7 @@ MODELS = _OnDemand(
         'EncoderDecoder': 'xcit_mm.models.segmentor',
         'FasterRCNN': 'xcit_mm.models.detector',
         'MaskRCNN': 'xcit_mm.models.detector',
+        'TiledModel': 'xcit_mm.models.tiling',
     },
 )
 DATASETS = _OnDemand(
@@ -71,9 +72,12 @@ TRANSFORMS = _OnDemand(
     parent=MMENGINE_TRANSFORMS,
     scope='xcit_mm',
     locations=['xcit_mm.datasets.loading', 'xcit_mm.datasets.plain_digits'],
-    modules=dict.fromkeys(
-        ('RandAugment', 'RandomErasing', 'Rotate', 'Shear', 'Translate'), 'xcit_mm.datasets.augmentation'
-    ),
+    modules={
+        'CutIntoTiles': 'xcit_mm.datasets.tiling',
+        **dict.fromkeys(
+            ('RandAugment', 'RandomErasing', 'Rotate', 'Shear', 'Translate'), 'xcit_mm.datasets.augmentation'
+        ),
+    },
 )
 METRICS = Registry('metric', parent=MMENGINE_METRICS, scope='xcit_mm', locations=['xcit_mm.evaluation'])
 HOOKS = Registry(

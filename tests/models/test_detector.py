@@ -5,12 +5,13 @@ import pickle
 import numpy as np
 import pytest
 import torch
-from conftest import ROOT
+
 from mmdet.structures import DetDataSample
 from mmdet.structures.mask import encode_mask_results
 from mmengine.config import Config
 from mmengine.model.utils import revert_sync_batchnorm
 from mmengine.registry import MODELS, DefaultScope
+from processes import ROOT
 
 from xcit_mm.engine.large_images import trained_size, use_large_images
 from xcit_mm.models.detector import LargeImages

@@ -22,6 +22,7 @@ from ..errors import DISK, UsageError
 from ..visualization.predictions import write_picture
 from .model import Model, choose
 from .overview import draw_overview
+from .tiles import Tiles, predict_image
 
 __all__ = ['Inferencer', 'find_images']
 COLUMNS = (TextColumn('{task.description}'), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
@@ -60,6 +61,9 @@ class Inferencer:
         device (str, optional): Such as 'cuda:0' or 'cpu'; a GPU if there is one.
         cfg_options (dict, optional): Settings of the config to change, such as
             ``{'test_dataloader.dataset.pipeline.1.scale': (6000, 4000)}``.
+        tiles (int, optional): Detectors and segmentors: cut images into tiles of that many pixels, each of which is
+            read as an image would be, and merge what is found.
+        overlap (float): Of neighbouring tiles, as a part of their size.
 
     Raises:
         UsageError: If there is no such model or setting, the config is wrong, or it comes without weights.
@@ -72,9 +76,14 @@ class Inferencer:
         checkpoint: Union[str, Path, None] = None,
         device: Optional[str] = None,
         cfg_options: Optional[dict] = None,
+        tiles: Optional[int] = None,
+        overlap: float = 0.25,
     ):
+        self.tiles = None if tiles is None else Tiles(tiles, overlap).check()
         cfg, checkpoint = choose(model, checkpoint, cfg_options)
         device = device or ('cuda:0' if torch.cuda.is_available() else 'cpu')
+        if self.tiles and cfg.get('default_scope') == 'mmpretrain':
+            raise UsageError('tiles are for detectors and segmentors, and the config is that of a classifier')
         self.task = _task_of(cfg)(cfg, checkpoint, device)
 
     def __call__(
@@ -95,7 +104,7 @@ class Inferencer:
             out_dir (str, optional): Where to write ``results.json``, ``summary.json``, ``overview.jpg`` and the
                 pictures in ``overlays``; nothing is written if it is not given.
             score_thr (float): Detections of lower scores are left out.
-            batch_size (int): Images that are computed together, if they are of one size.
+            batch_size (int): Images, or tiles, that are computed together, if they are of one size.
             overlays (bool): Whether to draw what was found.
             channel_order (str): 'BGR' or 'RGB', of arrays.
 
@@ -125,8 +134,9 @@ class Inferencer:
         results, clock = [], Clock()
         left_out = dict(getattr(named, 'left_out', {}))
         try:
-            for batch in _batches(self._progress(_shots(named), named, bool(writer)), batch_size):
-                for result, shot, image, sample in self._look(batch, score_thr, channel_order, clock):
+            images_at_once, tile_batch = (1, batch_size) if self.tiles else (batch_size, 1)
+            for batch in _batches(self._progress(_shots(named), named, bool(writer)), images_at_once):
+                for result, shot, image, sample in self._look(batch, score_thr, channel_order, clock, tile_batch):
                     if writer and sample is not None:
                         with clock.count('drawing'):
                             writer.write(result, shot, image, sample, score_thr)
@@ -165,7 +175,9 @@ class Inferencer:
         with Progress(*COLUMNS, disable=not shown) as progress:
             yield from progress.track(shots, len(named) if is_known else None, description='images')
 
-    def _look(self, batch: List[Shot], score_thr: float, channel_order: str, clock) -> Iterator[tuple]:
+    def _look(
+        self, batch: List[Shot], score_thr: float, channel_order: str, clock, tile_batch: int = 1
+    ) -> Iterator[tuple]:
         """Results of a batch, each with its shot and, if there is one, the image and the sample."""
         read: List[Tuple[Shot, Optional[dict], Optional[str]]] = []
         with clock.count('reading'):
@@ -176,7 +188,10 @@ class Inferencer:
                     read.append((shot, None, str(error)))
         good = [image for _, image, _ in read if image is not None]
         with clock.count('predicting'):
-            samples = iter(self.task.predict(good) if good else [])
+            if self.tiles:
+                samples = iter([predict_image(self.task, image, self.tiles, tile_batch) for image in good])
+            else:
+                samples = iter(self.task.predict(good) if good else [])
         clock.images += len(good)
         for shot, image, error in read:
             result = {'image': shot.label, **({'frame': shot.frame} if shot.video and not shot.reason else {})}

@@ -4,7 +4,7 @@ from typing import Iterator, List, Optional, Tuple
 
 from mmengine.config import Config
 
-from ..checks.datasets import find_loaders, innermost_datasets
+from ..datasets.config import find_loaders, innermost_datasets
 
 DETECTORS = ('FasterRCNN', 'MaskRCNN')
 
