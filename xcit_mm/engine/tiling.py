@@ -5,7 +5,7 @@ from copy import deepcopy
 from mmengine.config import Config, ConfigDict
 
 from ..datasets.config import innermost_datasets
-from ..datasets.reading import loads_annotations, loading_step
+from ..datasets.reading import loading_step, loads_annotations
 from ..errors import UsageError
 from ..models.tiling import Tiles
 
