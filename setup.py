@@ -108,6 +108,7 @@ setup(
         'export': ['onnx', 'onnxruntime'],
         'tensorboard': ['tensorboard'],
         'page': ['gradio'],
+        'geo': ['rasterio'],
         'fuzz': ['atheris'],
         'dev': [
             'pytest',
@@ -121,6 +122,9 @@ setup(
             'onnx',
             'onnxruntime',
             'grad-cam<1.5',
+            'rasterio',
+            'nbclient',
+            'ipykernel',
             'hypothesis',
         ],
     },

@@ -64,7 +64,7 @@ def report(folder: Path) -> int:
             print(f'  {what}: {result["image"]}{frame}: {result[key]}')
         if len(found) > NAMED:
             print(f'  {what}: {len(found) - NAMED} more, in results.json')
-    there = ('results.json', 'summary.json', 'overview.jpg', 'overlays/', 'maps/')
+    there = ('results.json', 'summary.json', 'overview.jpg', 'overlays/', 'maps/', 'geojson/')
     print(f'In {folder}: {", ".join(name for name in there if (folder / name).exists())}')
     return sum('error' in result for result in results)
 

@@ -20,6 +20,7 @@ from ..datasets.reading import to_picture
 from ..datasets.sources import Images, Missing, Source, Video, fetch, find_images, is_several
 from ..errors import DISK, UsageError
 from ..visualization.predictions import write_picture
+from .geo import Raster, add_world, at_scale, is_raster, write_map, write_world
 from .model import Model, choose
 from .overview import draw_overview
 from .tiles import Tiles, predict_image
@@ -117,6 +118,7 @@ class Inferencer:
               the array (H, W) itself if nothing is written;
             - of a classifier 'predictions': 'class', 'label' and 'score' of the five best.
 
+            What is written of a georeferenced TIFF has 'crs' and the corners of boxes as 'world', and its 'geojson'.
             A frame of a video has its number as 'frame'. An image that cannot be read has 'error' instead; 'warning'
             says what is odd about one.
 
@@ -201,7 +203,7 @@ class Inferencer:
             if error:
                 result['error'] = error
             else:
-                result['height'], result['width'] = image['img'].shape[:2]
+                result['height'], result['width'] = image['ori_shape'][:2]
                 warning = self.task.warn(image) or _more_pages(shot.source)
                 if warning:
                     result['warning'] = warning
@@ -212,6 +214,11 @@ class Inferencer:
     def _read(self, shot: Shot, channel_order: str) -> dict:
         if shot.reason:
             raise BadImage(shot.reason)
+        if self.tiles and is_raster(shot.source) and self.task.reader.is_plain:
+            try:
+                return Raster(shot.source, self.task.reader).preview()
+            except BadImage as error:
+                raise BadImage(f'cannot be read: {error}') from None
         try:
             source = fetch(shot.source) if isinstance(shot.source, str) else shot.source
             image = self.task.reader.read(source, 'BGR' if shot.video else channel_order)
@@ -341,12 +348,22 @@ class Writer:
             if 'map' in result:
                 labels = result.pop('map')
                 path = self.folder / 'maps' / f'{name}.png'
-                path.parent.mkdir(parents=True, exist_ok=True)
-                kind = np.uint8 if labels.max() < 256 else np.uint16
-                path.write_bytes(cv2.imencode('.png', labels.astype(kind))[1].tobytes())
+                labels = labels.astype(np.uint8 if labels.max() < 256 else np.uint16)
+                geo = path.with_suffix('.tif')
+                if is_raster(shot.source) and write_map(labels, shot.source, geo):
+                    path = geo
+                else:
+                    path.parent.mkdir(parents=True, exist_ok=True)
+                    path.write_bytes(cv2.imencode('.png', labels)[1].tobytes())
                 result['map'] = str(path.relative_to(self.folder))
+            features = add_world(result, shot.source)
+            if features is not None:
+                path = self.folder / 'geojson' / f'{name}.geojson'
+                write_world(features, path)
+                result['geojson'] = str(path.relative_to(self.folder))
             if self.overlays:
-                picture = self.task.draw(to_picture(image['img'], self.task.reader.order), sample, score_thr)
+                picture = to_picture(image['img'], self.task.reader.order)
+                picture = self.task.draw(picture, at_scale(sample, image['ori_shape'][:2], picture), score_thr)
                 self._show(shot, picture)
         except OSError as error:
             if error.errno in DISK:

@@ -13,7 +13,7 @@ def predict_image(task: Task, image: dict, tiles: Tiles, batch_size: int = 1) ->
 
     Args:
         task (Task): A detector or a segmentor.
-        image (dict): What the reader read.
+        image (dict): What the reader read; or with 'raster', a :class:`~xcit_mm.apis.geo.Raster` to read tiles from.
         tiles (Tiles): How it is cut.
         batch_size (int): Tiles that are computed together.
 
@@ -31,5 +31,10 @@ def predict_image(task: Task, image: dict, tiles: Tiles, batch_size: int = 1) ->
 
 
 def _packed(task: Task, image: dict, windows) -> Iterator[Tuple[Window, dict]]:
+    raster = image.get('raster')
     for window in windows:
+        if raster:
+            part = raster.read(window)
+            yield window, task.reader.rest(cut(part, part['img']))
+            continue
         yield window, task.reader.rest(cut(image, image['img'][window.part]))
