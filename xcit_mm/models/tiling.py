@@ -133,14 +133,15 @@ class Detections:
     @staticmethod
     def _parts(found: InstanceData) -> Tensor:
         """Which detections are parts of others."""
-        boxes, is_part = found.bboxes, torch.zeros(len(found), dtype=torch.bool)
-        area = (boxes[:, 2:] - boxes[:, :2]).clamp_min(0).prod(dim=1)
-        for i in found.is_cut.nonzero().flatten().tolist():
-            corner, end = torch.max(boxes[i, :2], boxes[:, :2]), torch.min(boxes[i, 2:], boxes[:, 2:])
-            covered = (end - corner).clamp_min(0).prod(dim=1) > COVERED * area[i]
-            others = (found.labels == found.labels[i]) & (found.tile != found.tile[i]) & (area > area[i])
-            is_sure = found.scores >= SURE * found.scores[i]
-            is_part[i] = bool((covered & others & is_sure).any())
+        is_part = torch.zeros(len(found), dtype=torch.bool)
+        for label in found.labels[found.is_cut].unique():
+            same = (found.labels == label).nonzero().flatten()
+            boxes, scores, tile = (found.get(key)[same] for key in ('bboxes', 'scores', 'tile'))
+            area = (boxes[:, 2:] - boxes[:, :2]).clamp_min(0).prod(dim=1)
+            for i in found.is_cut[same].nonzero().flatten().tolist():
+                others = ((tile != tile[i]) & (area > area[i]) & (scores >= SURE * scores[i])).nonzero().flatten()
+                corner, end = torch.max(boxes[i, :2], boxes[others, :2]), torch.min(boxes[i, 2:], boxes[others, 2:])
+                is_part[same[i]] = bool(((end - corner).clamp_min(0).prod(dim=1) > COVERED * area[i]).any())
         return is_part
 
 
