@@ -25,8 +25,9 @@ from torch import Tensor
 from ..errors import UsageError
 from ..models import SyncBN, XCiT
 from ..models.xcit import ARCHS
+from ..ops import use
 from . import machine
-from .contenders import OURS, Step, as_input, build, installed, make_image, plain, random_weights
+from .contenders import OURS, Step, as_input, build, installed, make_image, random_weights
 from .memory import rise
 from .settings import DTYPES, Row, Setting
 from .timing import measure
@@ -35,7 +36,7 @@ from .whole_model import Runs, Work
 ROOT = Path(__file__).resolve().parents[2]
 DETECTOR = 'configs/mask_rcnn_xcit_s12_8_3x_coco.py'
 DIGITS = 'configs/mask_rcnn_xcit_n12_8_digits.py'
-# Largest difference over largest value, from the plain form in fp32. Half precision has 11 and 8 significant bits.
+# Largest difference over largest value, from the reference in fp32. Half precision has 11 and 8 significant bits.
 LIMITS = {'fp32': 1e-5, 'fp16': 2e-2, 'bf16': 1e-1}
 GRADIENT_LIMITS = {'fp32': 1e-4, 'fp16': 5e-2, 'bf16': 3e-1}
 TOP = 20  # kernels of a profile
@@ -171,10 +172,10 @@ def _models(plan: Plan, dtype: str, features: str, training: bool = False) -> tu
 
 
 def _outputs(plan: Plan, dtype: str) -> Iterator[dict]:
-    """Class token and map against the plain form in fp32 on this device, which is compared with the CPU's."""
+    """Class token and map against the reference in fp32 on this device, which is compared with the CPU's."""
     for features in ('cls', 'map'):
         ours, reference, image = _models(plan, dtype, features)
-        with plain(reference):
+        with use('reference'):
             expected = reference(image).detach()
         with torch.no_grad():
             yield _record(f'{features}, {dtype}', _difference(ours(image.to(DTYPES[dtype])), expected), LIMITS[dtype])
@@ -184,7 +185,7 @@ def _outputs(plan: Plan, dtype: str) -> Iterator[dict]:
             yield _record('the reference, from the CPU', _difference(expected.cpu(), on_cpu), LIMITS['fp32'])
     ours, reference, image = _models(plan, dtype, 'map', training=True)
     images = image.clone().requires_grad_(), image.to(DTYPES[dtype]).requires_grad_()
-    with plain(reference):
+    with use('reference'):
         reference(images[0]).square().mean().backward()
     ours(images[1]).float().square().mean().backward()
     yield _record(
@@ -239,7 +240,7 @@ def _compiled(plan: Plan) -> Iterator[dict]:
     for dtype in ('fp32', plan.dtypes[0]):
         torch._dynamo.reset()
         ours, reference, image = _models(plan, dtype, 'map')
-        with plain(reference):
+        with use('reference'):
             expected = reference(image).detach()
         with torch.no_grad():
             out = torch.compile(ours)(image.to(DTYPES[dtype]))

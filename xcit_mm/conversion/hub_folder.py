@@ -4,13 +4,13 @@ import json
 import os
 import re
 from dataclasses import dataclass, replace
-from typing import List, Optional, Tuple
+from typing import Any, List, Optional, Tuple
 
 from mmengine.config import Config
 
 from ..datasets.reading import config_in_checkpoint, preprocessor_of, test_pipeline
 from ..errors import CheckpointError, UsageError, printable
-from ..published import SIZES, Weights, all_weights
+from ..published import SIZE_NAMES, Weights, all_weights
 
 WEIGHTS, CONFIG, CARD = 'model.safetensors', 'config.json', 'README.md'
 # What timm's own configs of XCiT say.
@@ -54,7 +54,7 @@ def describe_images(meta: dict, published: Optional[Weights], in_channels: int) 
     Raises:
         UsageError: If the images are BGR, which timm's are never.
     """
-    images = Images(published.size if published else 224, 1.0, IMAGENET_MEAN, IMAGENET_STD, 'assumed')
+    images = Images((published.size if published else None) or 224, 1.0, IMAGENET_MEAN, IMAGENET_STD, 'assumed')
     if in_channels != 3:
         images = replace(images, mean=(0.5,) * in_channels, std=(0.5,) * in_channels)
     if published:
@@ -67,8 +67,8 @@ def describe_images(meta: dict, published: Optional[Weights], in_channels: int) 
     if cfg is None:
         return images
     preprocessor = preprocessor_of(cfg)
-    mean, std = preprocessor.get('mean'), preprocessor.get('std')
-    if not (_are_numbers(mean, in_channels) and _are_numbers(std, in_channels)):
+    scaling: Any = preprocessor.get('mean'), preprocessor.get('std')
+    if not all(_are_numbers(values, in_channels) for values in scaling):
         return images
     if in_channels == 3 and not (preprocessor.get('to_rgb') or preprocessor.get('bgr_to_rgb')):
         raise UsageError(
@@ -76,7 +76,7 @@ def describe_images(meta: dict, published: Optional[Weights], in_channels: int) 
             'in BGR with most loading, and timm feeds RGB; --to timm writes the tensors alone'
         )
     size, crop = _size_and_crop(cfg, images.size)
-    mean, std = (tuple(round(value / 255, 6) for value in values) for values in (mean, std))
+    mean, std = (tuple(round(value / 255, 6) for value in values) for values in scaling)
     return Images(size, crop, mean, std, 'of the config in the checkpoint')
 
 
@@ -92,7 +92,7 @@ def _size_and_crop(cfg: Config, size: int) -> Tuple[int, float]:
     """Edge of the test images in pixels, and the share that a centre crop keeps."""
     resized = None
     for step in test_pipeline(cfg):
-        value = step.get('crop_size') if step.get('type') == 'CenterCrop' else step.get('scale')
+        value: Any = step.get('crop_size') if step.get('type') == 'CenterCrop' else step.get('scale')
         edge = min(value) if _are_numbers(value, 2) else value
         if type(edge) is not int or edge < 1:
             continue
@@ -168,7 +168,7 @@ def timm_arch(arch) -> Tuple[str, dict]:
         in_chans=arch.in_channels,
     )
     different = {key: value for key, value in ours.items() if value != theirs[key]}
-    return f'xcit_{SIZES[name[0]]}_{name[1:]}_p{arch.patch_size}_224', different
+    return f'xcit_{SIZE_NAMES[name[0]]}_{name[1:]}_p{arch.patch_size}_224', different
 
 
 def class_names(meta: dict, count: int) -> Optional[List[str]]:

@@ -74,9 +74,9 @@ def models_page(rows: Sequence[Row]) -> str:
         table = task_markdown(group).replace('](configs/', '](../configs/')
         parts.append(f'## {TITLES[group[0].model.task]}\n\n{table}\n')
     parts.append(f'## All {len(all_weights())} names\n')
-    for source, group in groupby(all_weights(), lambda weights: weights.source):
+    for source, weights_of_source in groupby(all_weights(), lambda weights: weights.source):
         title, remark = SOURCES[source]
-        parts.append(f'### {title}\n\n{remark}\n\n{_names(list(group))}\n')
+        parts.append(f'### {title}\n\n{remark}\n\n{_names(list(weights_of_source))}\n')
     return '\n'.join(parts)
 
 

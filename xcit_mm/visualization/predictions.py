@@ -97,7 +97,7 @@ def draw_detections(
             _blend_mask(image, masks[i], colour, width)
     sides = np.array(image.shape[1::-1] * 2)
     corners = np.clip(np.rint(boxes), -1, sides).astype(int)
-    has_area = (boxes[:, 2:] > boxes[:, :2]).all(axis=1)
+    has_area: np.ndarray = np.all(boxes[:, 2:] > boxes[:, :2], axis=1)
     for i in order:
         if has_area[i]:
             x1, y1, x2, y2 = corners[i].tolist()
@@ -183,7 +183,7 @@ def write_picture(path: str, picture: np.ndarray) -> None:
     if not done:
         raise OSError(f'{path} cannot be encoded')
     with open(path, 'wb') as file:
-        file.write(content)
+        file.write(content.tobytes())
 
 
 WRITABLE: List[str] = ['.jpg', '.jpeg', '.png', '.bmp', '.webp', '.tif', '.tiff']
