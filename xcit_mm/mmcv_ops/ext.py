@@ -9,10 +9,12 @@ from .attention import *  # noqa: F403
 from .deform import *  # noqa: F403
 from .focal import *  # noqa: F403
 from .nms import *  # noqa: F403
+from .polygons import *  # noqa: F403
 from .registration import OPERATORS
 from .resampling import *  # noqa: F403
 from .roi import *  # noqa: F403
 from .rotated import *  # noqa: F403
+from .rotated_features import *  # noqa: F403
 
 __all__ = [*OPERATORS, 'get_compiler_version', 'get_compiling_cuda_version']
 
