@@ -31,7 +31,9 @@ spec.loader.exec_module(quickstart)
 @pytest.fixture
 def setup(tmp_path):
     """The set-up of an empty checkout."""
-    return quickstart.Setup(tmp_path)
+    setup = quickstart.Setup(tmp_path)
+    with quickstart.locked(tmp_path / 'lock', 'busy') as setup.lock:
+        yield setup
 
 
 @pytest.fixture
@@ -157,7 +159,8 @@ def test_broken_environment_is_made_anew(setup, capfd):
 def test_progress_shows_what_is_being_done(tmp_path):
     """On a terminal in one line; counts of a download are too many for the log."""
     text = 'echo Collecting torch; echo Progress 1000000 of 900000000; sleep 1; printf unfinished'
-    code = f'{LOAD}quickstart.run(["bash", "-c", {text!r}], log=pathlib.Path("log"))'
+    run = f'quickstart.run(["bash", "-c", {text!r}], lock, ".", pathlib.Path("log"))'
+    code = f'{LOAD}with quickstart.locked(pathlib.Path("lock"), "busy") as lock: {run}'
     terminal, inner = os.openpty()
     subprocess.run([sys.executable, '-c', code], cwd=tmp_path, stdout=inner, check=True)
     os.close(inner)
@@ -206,12 +209,12 @@ def running(pid):
 def test_interruption_ends_what_was_started(tmp_path):
     """After Ctrl-C no command of the set-up is left running."""
     code = (
-        f'{LOAD}'
-        'command = ["bash", "-c", "sleep 60 & echo $! > pid; wait"]\n'
-        f'quickstart.run(command, cwd=pathlib.Path({str(tmp_path)!r}))\n'
+        f'{LOAD}with quickstart.locked(pathlib.Path("lock"), "busy") as lock:\n'
+        '    quickstart.run(["bash", "-c", "sleep 60 & echo $! > pid; wait"], lock, ".")\n'
     )
     process = subprocess.Popen(
         [sys.executable, '-c', code],
+        cwd=tmp_path,
         stderr=subprocess.DEVNULL,
         preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),  # ignored where tests run in the background
     )

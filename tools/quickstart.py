@@ -70,31 +70,24 @@ def clock(seconds):
     return f'{minutes} min {seconds:02d} s' if minutes else f'{seconds} s'
 
 
-def run(command, lock=None, cwd=ROOT, log=None, env=None):
-    """Run a command in a session of its own; return its exit code. Nothing of it outlives an interruption.
+def run(command, lock, cwd, log=None, env=None):
+    """Run a command that inherits the lock in a session of its own; return its exit code. An interruption ends it.
 
-    Args:
-        lock (int, optional): A lock file, which it inherits.
-        log (Path, optional): Where its output goes, with a line of progress on the screen; without, it is passed on.
+    Its output goes to the screen, or to the file ``log`` with a line of progress on the screen.
     """
     interrupted = []  # in the middle of starting a process, Ctrl-C would leave that running
     before = signal.signal(signal.SIGINT, lambda *_: interrupted.append(True))
-    options = dict(cwd=str(cwd), env={**os.environ, 'PYTHONUNBUFFERED': '1', **(env or {})})
-    if log:
-        options.update(stdout=subprocess.PIPE, stderr=subprocess.STDOUT)
-    if lock:
-        options.update(pass_fds=[lock])
+    pipes = dict(stdout=subprocess.PIPE, stderr=subprocess.STDOUT) if log else {}
+    options = dict(stdin=subprocess.DEVNULL, start_new_session=True, pass_fds=[lock], cwd=str(cwd), **pipes)
     try:
-        command = [str(part) for part in command]
-        process = subprocess.Popen(command, stdin=subprocess.DEVNULL, start_new_session=True, **options)
+        process = subprocess.Popen([str(part) for part in command], env={**os.environ, **(env or {})}, **options)
     finally:
         signal.signal(signal.SIGINT, before)
     try:
         if interrupted:
             raise KeyboardInterrupt
-        if lock:
-            os.ftruncate(lock, 0)
-            os.pwrite(lock, f'{os.getpid()} {process.pid}'.encode(), 0)  # who started what
+        os.ftruncate(lock, 0)
+        os.pwrite(lock, f'{os.getpid()} {process.pid}'.encode(), 0)  # who started what
         if log:
             follow(process.stdout, log)
         return process.wait()
@@ -104,7 +97,7 @@ def run(command, lock=None, cwd=ROOT, log=None, env=None):
 
 
 def stop(process):
-    """End a command and everything it started. Interrupted, pip and pytest still tidy up; then patience ends."""
+    """End a command and everything it started. Interrupted, pip still tidies up; then patience ends."""
     for number, patience in ((signal.SIGINT, 15), (signal.SIGTERM, 5), (signal.SIGKILL, 5)):
         with contextlib.suppress(ProcessLookupError, PermissionError, subprocess.TimeoutExpired):
             if process.poll() is None or number == signal.SIGKILL:  # the last also for what outlived the command
@@ -306,7 +299,7 @@ def demo(setup, again, lock):
 
     def step(number, title, *command):
         print(f'\n=== {number}/3 {title}\n    {python} {" ".join(command)}')
-        begin, code = time.monotonic(), run([setup.python, *command], lock, setup.root)
+        begin, code = time.monotonic(), run([setup.python, '-u', *command], lock, setup.root)
         if code:
             raise SetupError(f'step {number} ended with exit code {code}. Run again, the demo goes on from here.')
         print(f'=== {number}/3 done in {clock(time.monotonic() - begin)}')
@@ -333,18 +326,12 @@ def demo(setup, again, lock):
 
 
 def test(setup, arguments):
-    """Run the tests; return pytest's exit code."""
-    # One file of tests at a time on each core, up to the number that memory is enough for.
+    """Become pytest, with one file of tests at a time on each core, up to the number that memory is enough for."""
     workers = min(os.cpu_count() or 1, 4)
-    threads = os.environ.get('OMP_NUM_THREADS') or max(1, (os.cpu_count() or 1) // workers)
+    os.environ.setdefault('OMP_NUM_THREADS', str(max(1, (os.cpu_count() or 1) // workers)))
     several = ['-n', str(workers), '--dist', 'loadfile', '--no-loadscope-reorder']
-    pytest = [setup.python, '-m', 'pytest', *several, *arguments]
-    code = run(pytest, cwd=setup.root, env={'OMP_NUM_THREADS': str(threads)})
-    if code:
-        print(f'\nThe tests did not pass (exit code {code}). One alone: python3 tools/quickstart.py test -k NAME')
-    else:
-        print('\nThe tests passed. What next: python3 tools/quickstart.py demo')
-    return code if code >= 0 else 128 - code
+    os.chdir(str(setup.root))
+    os.execv(str(setup.python), [str(setup.python), '-m', 'pytest', *several, *arguments])
 
 
 def main():
@@ -381,7 +368,7 @@ def main():
     try:
         setup.install()
         if given.command == 'test':
-            return test(setup, passed_on)
+            test(setup, passed_on)
         if given.command == 'demo':
             with locked(setup.home / 'demo.lock', 'A demo is at work in this checkout') as lock:
                 demo(setup, given.again, lock)
