@@ -238,7 +238,10 @@ def test_agreement_with_compiled_mmcv(name):
 
 
 def store():
-    """Write the outputs of compiled mmcv: ``PYTHONPATH=../helpers python -c "import test_mmcv_ops as t; t.store()"``."""
+    """Write the outputs of compiled mmcv.
+
+    In this folder: ``PYTHONPATH=../helpers python -c "import test_mmcv_ops as t; t.store()"``.
+    """
     arrays = {}
     for name in CASES:
         expected = outputs(name, _ext)
