@@ -1,6 +1,6 @@
 """What mmcv finds as ``mmcv._ext``: the operators that are here, and an error for each of the others."""
 
-from typing import Callable
+from typing import Any, Callable
 
 import torch
 import torchvision
@@ -39,7 +39,7 @@ def __getattr__(name: str) -> Callable:
     if name.startswith('_'):
         raise AttributeError(f'module {__name__!r} has no attribute {name!r}')
 
-    def missing(*_, **__):
+    def missing(*_: Any, **__: Any) -> None:
         from ..errors import UsageError
 
         raise UsageError(f"mmcv's operator {name} is compiled code, which is not installed here. For it: {COMPILE}")

@@ -1,5 +1,7 @@
 """RoIAlign (He et al., 2017) by torchvision; its maximum, RoIPool and deformable RoI pooling in PyTorch."""
 
+from typing import Tuple
+
 import torch
 import torchvision  # noqa: F401  registers torch.ops.torchvision
 from torch import Tensor
@@ -209,7 +211,14 @@ def deform_roi_pool_backward(
 
 
 def _moved_bins(
-    maps: Tensor, rois: Tensor, offset: Tensor, shape, size, scale: float, ratio: int, gamma: float
+    maps: Tensor,
+    rois: Tensor,
+    offset: Tensor,
+    shape: torch.Size,
+    size: Tuple[int, int],
+    scale: float,
+    ratio: int,
+    gamma: float,
 ) -> Tensor:
     """Means of samples, (N * height * width, C), of flattened maps (B * H * W, C)."""
     grid = Grid.upright(rois, size, scale, ratio, True)

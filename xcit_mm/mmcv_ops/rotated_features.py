@@ -5,7 +5,7 @@ A rotated box is x and y of the centre, width, height and an angle in radians.
 """
 
 import math
-from typing import Tuple
+from typing import Iterator, Tuple
 
 import torch
 from torch import Tensor
@@ -70,7 +70,9 @@ def roi_align_rotated_backward(
     grad_input.copy_(total.view(batch, height, width, channels).permute(0, 3, 1, 2))
 
 
-def _rotated_samples(rois: Tensor, shape: tuple, size: tuple, scale: float, ratio: int, aligned: bool, clockwise: bool):
+def _rotated_samples(
+    rois: Tensor, shape: torch.Size, size: Tuple[int, int], scale: float, ratio: int, aligned: bool, clockwise: bool
+) -> Iterator[Tuple[slice, Grid, Tensor, Tensor]]:
     """Parts of the RoIs, with their samples and the pixels and weights of each."""
     height, width = shape[2:]
     for part in chunks(rois, size, ratio, scale):
