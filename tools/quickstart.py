@@ -54,19 +54,15 @@ HINTS = {
     'looks like the network: check connection and proxy settings and run the same command again',
     r'': 'run the same command again; if that fails as well, delete .venv* and .setup* and start afresh',
 }
-COMPILE = (
-    "nothing is compiled here: mmcv asks the compiler for C++17, the pinned PyTorch's headers need C++20. Leave this "
-    'out: mmcv gets its operators from torchvision and PyTorch. Or compile it for an older PyTorch: docs/install.md'
-)
 
 
 class SetupError(Exception):
     """Set-up cannot go on; the message says why and what to try."""
 
 
-def clock(seconds):
-    """A duration for people."""
-    minutes, seconds = divmod(round(seconds), 60)
+def clock(start):
+    """How long ago that was, for people."""
+    minutes, seconds = divmod(round(time.monotonic() - start), 60)
     return f'{minutes} min {seconds:02d} s' if minutes else f'{seconds} s'
 
 
@@ -127,8 +123,7 @@ def follow(stdout, log):
                 if not chunk:
                     return print('\r\x1b[2K' if tty else '', end='')
             if time.monotonic() - shown >= (0.5 if tty else 20):
-                shown = time.monotonic()
-                text = f'      {clock(shown - start)}: {what}'[:width]
+                shown, text = time.monotonic(), f'      {clock(start)}: {what}'[:width]
                 print(f'\r\x1b[2K{text}' if tty else text, end='' if tty else '\n')
 
 
@@ -178,8 +173,7 @@ class Setup:
 
     def ready(self):
         """Whether what is installed is what was verified."""
-        there = os.access(str(self.python), os.X_OK) and self.verified.exists()
-        return there and self.verified.read_text() == self.state()
+        return self.python.exists() and self.verified.exists() and self.verified.read_text() == self.state()
 
     def run(self, name, title, *command):
         """Run a step of the set-up, or raise SetupError with the end of its output and what to try."""
@@ -190,21 +184,18 @@ class Setup:
         code = run(command, self.lock, self.root, log, {'TMPDIR': str(self.home / 'tmp')})  # so a killed pip's is found
         if code:
             raise SetupError(failure(f'"{title}" failed with exit code {code}', log))
-        print(f'      done in {clock(time.monotonic() - start)}')
+        print(f'      done in {clock(start)}')
 
     def stages(self, replace=False):
-        """Name, title and command of what is installed, in order; pip passes over what is there.
-
-        Args:
-            replace (bool): Whether compiled operators in mmcv's folder are to be replaced, since they do not work.
-        """
+        """Name, title and command of each; pip passes over what is there. ``replace``: compiled operators as well."""
         pins = {path.stem: path.read_text() for path in self.root.glob(f'requirements/{self.family}*.txt')}
         mmcv = re.search(r'^\S*mmcv==\S+', pins[self.family], re.M)[0]
         torch = ' '.join(re.findall(r'^\S+==\S+', pins[f'{self.family}-torch'], re.M))
         files = ['-r', f'requirements/{self.family}-torch.txt'], ['-r', f'requirements/{self.family}.txt']
-        pip = [self.python, '-m', 'pip', 'install', '--progress-bar', 'raw']
+        pip = [self.python, '-m', 'pip', 'install']
+        yield 'pip', 'pip', [*pip, '--upgrade', 'pip>=25.3']  # with the options below
+        pip += ['--progress-bar', 'raw']
         build = [*pip, '--build-constraint', f'requirements/{self.family}.txt']
-        yield 'pip', 'pip', [*pip, '--upgrade', 'pip>=25.3']  # with --build-constraint
         yield 'torch', f'{torch} (some minutes: 3 GB)', [*pip, *files[0]]
         # Built in isolation, where there is no PyTorch, mmcv consists of Python alone; a wheel in pip's cache may not.
         yield 'mmcv', f'{mmcv}, without compiled operators', [*build, '--no-deps', '--no-cache-dir', mmcv]
@@ -274,7 +265,7 @@ class Setup:
             self.run_all()
             self.verify()
             shutil.rmtree(str(temporary), ignore_errors=True)
-            print(f'Set-up: complete in {clock(time.monotonic() - start)}.')
+            print(f'Set-up: complete in {clock(start)}.')
 
 
 def sweep(site):
@@ -302,7 +293,7 @@ def demo(setup, again, lock):
         begin, code = time.monotonic(), run([setup.python, '-u', *command], lock, setup.root)
         if code:
             raise SetupError(f'step {number} ended with exit code {code}. Run again, the demo goes on from here.')
-        print(f'=== {number}/3 done in {clock(time.monotonic() - begin)}')
+        print(f'=== {number}/3 done in {clock(begin)}')
 
     step(1, 'Making the data set (seconds)', 'tools/make_digits.py', 'data/digits')
     if again and pointer.exists():
@@ -352,7 +343,10 @@ def main():
     if passed_on and given.command != 'test':
         parser.error(f'unrecognized arguments: {" ".join(passed_on)}')
     if given.compile_mmcv:
-        parser.error(COMPILE)
+        parser.error(
+            "nothing is compiled here: mmcv asks for C++17, the pinned PyTorch's headers need C++20. Leave this out, "
+            'for operators of torchvision and PyTorch, or compile mmcv for an older PyTorch: docs/install.md'
+        )
     if fcntl is None:
         sys.exit('quickstart: this needs Linux; on Windows use WSL')
     # What torch, mmcv and their dependencies have in common.
