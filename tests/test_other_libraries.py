@@ -76,6 +76,7 @@ def test_mmrotate(config, tiny):
     model.backbone = dict(type='xcit_mm.XCiT', arch=tiny, patch_size=16, out_type='pyramid', out_indices=(0, 1, 2, 3))
     model.neck.in_channels = [32] * 4
     quadrilaterals = 'qbox' in config
+    size = (384, 384) if 'sasm' in config else (128, 160)  # nine points at least of stride 128
 
     def batch():
         samples = []
@@ -84,13 +85,13 @@ def test_mmrotate(config, tiny):
             boxes = boxes.convert_to('qbox') if quadrilaterals else boxes
             assert isinstance(boxes, QuadriBoxes if quadrilaterals else RotatedBoxes)
             sample = DetDataSample(
-                metainfo=dict(img_shape=(128, 160), ori_shape=(128, 160), pad_shape=(128, 160), scale_factor=(1.0, 1.0))
+                metainfo=dict(img_shape=size, ori_shape=size, pad_shape=size, scale_factor=(1.0, 1.0))
             )
             sample.gt_instances = InstanceData(bboxes=boxes, labels=torch.tensor([1, 4]))
             sample.ignored_instances = InstanceData(bboxes=boxes[:0], labels=torch.tensor([]).long())
             samples.append(sample)
         return dict(
-            inputs=[torch.randint(0, 255, (3, 128, 160), dtype=torch.uint8) for _ in samples], data_samples=samples
+            inputs=[torch.randint(0, 255, (3, *size), dtype=torch.uint8) for _ in samples], data_samples=samples
         )
 
     for sample in train_a_step_and_predict(model, 'mmrotate', batch):

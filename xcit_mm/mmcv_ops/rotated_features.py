@@ -154,13 +154,13 @@ def rotated_feature_align_forward(
     """Fill ``output`` (B, C, H, W) with ``features`` plus samples of them at the box of each pixel.
 
     Args:
-        best_bboxes (Tensor): (B, H, W, 5) rotated boxes; as in mmcv, the first number of one is its y, then x.
+        best_bboxes (Tensor): (B, H, W, 5), or flattened, rotated boxes; as in mmcv, y of one comes before x.
         points (int): 1 for the centre, 5 for the corners as well.
     """
     x, boxes = wide(features, best_bboxes)
     maps = x.permute(0, 2, 3, 1).flatten(0, 2)
-    sums = bag_sums(maps, *_box_samples(boxes, spatial_scale, points))
-    output.copy_((maps + sums).view(*boxes.shape[:3], -1).permute(0, 3, 1, 2))
+    sums = bag_sums(maps, *_box_samples(boxes, x.shape, spatial_scale, points))
+    output.copy_((maps + sums).view_as(output.permute(0, 2, 3, 1)).permute(0, 3, 1, 2))
 
 
 @operator('PyTorch')
@@ -169,20 +169,21 @@ def rotated_feature_align_backward(
 ) -> None:
     """Fill ``bottom_grad`` (B, C, H, W)."""
     grad, boxes = wide(top_grad, best_bboxes)
+    index, weights = _box_samples(boxes, grad.shape, spatial_scale, points)
     grad = grad.permute(0, 2, 3, 1).flatten(0, 2)
-    index, weights = _box_samples(boxes, spatial_scale, points)
     total = grad.clone()
     for tap in range(index.shape[1]):
         total.index_add_(0, index[:, tap], weights[:, tap, None] * grad)
-    bottom_grad.copy_(total.view(*boxes.shape[:3], -1).permute(0, 3, 1, 2))
+    bottom_grad.copy_(total.view_as(bottom_grad.permute(0, 2, 3, 1)).permute(0, 3, 1, 2))
 
 
-def _box_samples(boxes: Tensor, scale: float, points: int) -> Tuple[Tensor, Tensor]:
-    """Pixels (B * H * W, 4 * points) of the flattened batch, and their weights, that boxes (B, H, W, 5) sample."""
-    batch, height, width = boxes.shape[:3]
-    y, x, w, h = (boxes[..., :4] * scale).flatten(0, 2)[:, None].unbind(-1)
+def _box_samples(boxes: Tensor, shape: torch.Size, scale: float, points: int) -> Tuple[Tensor, Tensor]:
+    """Pixels (B * H * W, 4 * points) of the flattened maps, and their weights, that the box of each pixel samples."""
+    batch, _, height, width = shape
+    boxes = boxes.reshape(batch * height * width, 1, 5)
+    y, x, w, h = (boxes[..., :4] * scale).unbind(-1)
     if points > 1:
-        cos, sin = boxes[..., 4].flatten()[:, None].cos() / 2, boxes[..., 4].flatten()[:, None].sin() / 2
+        cos, sin = boxes[..., 4].cos() / 2, boxes[..., 4].sin() / 2
         across, down = boxes.new_tensor([0, 1, -1, -1, 1]), boxes.new_tensor([0, 1, 1, -1, -1])
         y, x = y + sin * w * across + cos * h * down, x + cos * w * across - sin * h * down
     taps, weights = bilinear_taps(y, x, height, width)
