@@ -1,0 +1,166 @@
+"""Whole detectors and models with their pipeline inside, against what the libraries themselves say of an image."""
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from mmengine.config import Config
+from mmengine.registry import MODELS, DefaultScope
+
+from xcit_mm.apis import export
+from xcit_mm.apis.export_check import detections_apart
+from xcit_mm.errors import UsageError
+
+onnxruntime = pytest.importorskip('onnxruntime', reason='pip install onnx onnxruntime')
+CONFIGS = Path(__file__).resolve().parents[2] / 'configs'
+FIRST_CHANNELS = 32
+STANDARD = ('', 'ai.onnx')  # the domains of ONNX's own operators
+PYRAMID = dict(
+    type='FPN',
+    in_channels=[FIRST_CHANNELS] * 4,
+    out_channels=32,
+    add_extra_convs='on_output',
+    num_outs=5,
+)
+ONE_STAGE = dict(num_classes=10, in_channels=32, stacked_convs=1, feat_channels=32)
+RETINA = dict(
+    type='RetinaHead',
+    anchor_generator=dict(
+        type='AnchorGenerator',
+        octave_base_scale=4,
+        scales_per_octave=3,
+        ratios=[0.5, 1.0, 2.0],
+        strides=[4, 8, 16, 32, 64],
+    ),
+    bbox_coder=dict(type='DeltaXYWHBBoxCoder', target_means=[0.0] * 4, target_stds=[1.0] * 4),
+    **ONE_STAGE,
+)
+FCOS = dict(type='FCOSHead', strides=[4, 8, 16, 32, 64], **ONE_STAGE)
+TEST_CFG = dict(nms_pre=1000, min_bbox_size=0, score_thr=0.05, nms=dict(type='nms', iou_threshold=0.5), max_per_img=100)
+
+
+def small_config(kind):
+    """The digits detector with a tiny backbone; or one of the others in its place."""
+    cfg = Config.fromfile(CONFIGS / f'{"faster" if kind == "faster" else "mask"}_rcnn_xcit_n12_8_digits.py')
+    cfg.model.backbone.update(arch=dict(embed_dims=FIRST_CHANNELS, depth=2, num_heads=4), out_indices=(0, 0, 1, 1))
+    cfg.model.neck.in_channels = [FIRST_CHANNELS] * 4
+    if kind == 'by_class':  # boxes and masks of each class, and RoIAlign with as many samples as fit, as for COCO
+        cfg.model.roi_head.bbox_head.reg_class_agnostic = False
+        cfg.model.roi_head.mask_head.class_agnostic = False
+        for extractor in (cfg.model.roi_head.bbox_roi_extractor, cfg.model.roi_head.mask_roi_extractor):
+            extractor.roi_layer.sampling_ratio = 0
+    if kind in ('retina', 'fcos'):
+        parts = dict(retina=('RetinaNet', RETINA), fcos=('FCOS', FCOS))
+        cfg.model = dict(
+            type=parts[kind][0],
+            data_preprocessor=cfg.model.data_preprocessor,
+            backbone=cfg.model.backbone,
+            neck=PYRAMID,
+            bbox_head=parts[kind][1],
+            test_cfg=TEST_CFG,
+        )
+    return cfg
+
+
+def write(cfg, folder):
+    """A config and a checkpoint, of start values but for the last layers, whose scores lie between 0 and 1."""
+    torch.manual_seed(0)
+    with DefaultScope.overwrite_default_scope('mmdet'):
+        model = MODELS.build(cfg.model)
+        model.init_weights()
+    with torch.no_grad():
+        for name, weights in model.named_parameters():
+            if name.endswith(('rpn_cls.weight', 'fc_cls.weight', 'retina_cls.weight', 'conv_cls.weight')):
+                weights.normal_(0, 0.2)
+            elif name.endswith(('rpn_reg.weight', 'fc_reg.weight', 'conv_logits.weight')):
+                weights.normal_(0, 0.05)
+            elif name.endswith(('retina_cls.bias', 'conv_cls.bias')):
+                weights.fill_(-1)
+    cfg.dump(folder / 'config.py')
+    torch.save({'state_dict': model.state_dict(), 'meta': {}}, folder / 'weights.pth')
+    return str(folder / 'config.py'), str(folder / 'weights.pth')
+
+
+@pytest.mark.parametrize('kind', ['mask', 'by_class', 'faster', 'retina', 'fcos'])
+def test_detectors_find_what_mmdetection_finds(kind, tmp_path):
+    """In images of sizes other than the recorded one, also of sizes that are padded; by standard operators."""
+    import onnx
+
+    model = write(small_config(kind), tmp_path)
+    deviations = export.export_model(*model, str(tmp_path / 'model.onnx'), size=(96, 128))
+    assert all(deviation.relative < 1e-4 and deviation.detections > 20 for deviation in deviations)
+    assert len({deviation.shape for deviation in deviations}) == 3
+    graph = onnx.load(str(tmp_path / 'model.onnx'))
+    assert {node.domain for node in graph.graph.node} <= set(STANDARD)
+    operators = {node.op_type for node in graph.graph.node}
+    assert 'NonMaxSuppression' in operators and ('RoiAlign' in operators) == (kind in ('mask', 'by_class', 'faster'))
+    assert [output.name for output in graph.graph.output][3:] == (['masks'] if kind in ('mask', 'by_class') else [])
+
+
+def test_an_image_without_detections(tmp_path):
+    cfg = small_config('mask')
+    cfg.model.test_cfg.rcnn.score_thr = 0.9999
+    model = write(cfg, tmp_path)
+    deviations = export.export_model(*model, str(tmp_path / 'model.onnx'), size=(64, 64))
+    assert [deviation.detections for deviation in deviations] == [0, 0, 0]
+
+
+def test_a_detector_from_pixels(tmp_path):
+    """RGB pixels of any size in, boxes and masks in them out, as the test pipeline and the model give them."""
+    cfg = small_config('mask')
+    cfg.model.data_preprocessor.bgr_to_rgb = False
+    model = write(cfg, tmp_path)
+    target = str(tmp_path / 'model.onnx')
+    deviations = export.export_model(*model, target, size=(120, 90), from_pixels=True)
+    assert all(deviation.relative < 1e-4 for deviation in deviations) and any(d.detections > 20 for d in deviations)
+    session = onnxruntime.InferenceSession(target)
+    said = {key: json.loads(value) for key, value in session.get_modelmeta().custom_metadata_map.items()}
+    assert (said['input'], said['channel_order'], said['task']) == ('pixels', 'RGB', 'detection')
+    pixels = np.random.default_rng(0).integers(0, 256, (200, 300, 3), dtype=np.uint8)
+    boxes, _, _, masks = session.run(None, {'pixels': pixels})
+    assert masks.shape == (len(boxes), 200, 300) and boxes[:, 2].max() > 160  # the network saw 160 columns
+
+
+@pytest.mark.parametrize('name, shape', [('classifier', (10,)), ('semantic_fpn', (97, 120)), ('upernet', (97, 120))])
+def test_other_models_from_pixels(name, shape, small_models, tmp_path):
+    target = str(tmp_path / 'model.onnx')
+    deviations = export.export_model(*small_models[name], target, size=(70, 100), from_pixels=True)
+    assert all(deviation.relative < 1e-3 for deviation in deviations)
+    pixels = np.random.default_rng(0).integers(0, 256, (97, 120, 3), dtype=np.uint8)
+    (found,) = onnxruntime.InferenceSession(target).run(None, {'pixels': pixels})
+    assert found.shape == shape
+
+
+def test_what_cannot_be_exported_is_named(small_models, tmp_path):
+    target = str(tmp_path / 'model.onnx')
+    cfg = small_config('mask')
+    cfg.model.test_cfg.rcnn.nms = dict(type='soft_nms', iou_threshold=0.5)
+    with pytest.raises(UsageError, match='this one has nms=.*soft_nms'):
+        export.export_model(*write(cfg, tmp_path), target)
+    cfg = small_config('mask')
+    cfg.test_dataloader.dataset.pipeline.insert(2, dict(type='RandomFlip', prob=0.0))
+    with pytest.raises(UsageError, match='also has RandomFlip'):
+        export.export_model(*write(cfg, tmp_path), target, from_pixels=True)
+    with pytest.raises(UsageError, match='exported to ONNX alone'):
+        export.export_model(*small_models['detector'], target.replace('.onnx', '.pt2'), 'torch')
+    assert not list(tmp_path.glob('*.onnx'))
+
+
+def test_detections_are_matched_by_class_and_overlap():
+    boxes = torch.tensor([[0.0, 0, 10, 10], [20, 20, 40, 40], [0, 0, 10, 10]])
+    scores, labels = torch.tensor([0.9, 0.8, 0.7]), torch.tensor([1, 2, 2])
+    masks = torch.zeros(3, 50, 50, dtype=torch.bool)
+    order = torch.tensor([2, 0, 1])
+    ours = [outputs[order] for outputs in (boxes, scores, labels, masks)]
+    theirs = [boxes, scores, labels, masks]
+    assert detections_apart(ours, theirs, 50) == 0
+    moved = [ours[0] + 0.1, *ours[1:]]
+    assert detections_apart(moved, theirs, 50) == pytest.approx(0.002, rel=1e-3)
+    relabelled = [*ours[:2], ours[2] + 1, masks]
+    assert detections_apart(relabelled, theirs, 50) == float('inf')
+    assert detections_apart([outputs[:2] for outputs in ours], theirs, 50) == float('inf')
+    masked = [*ours[:3], masks.clone()]
+    masked[3][0, 0, :5] = True
+    assert detections_apart(masked, theirs, 50) == pytest.approx(5 / 2500)
