@@ -95,7 +95,7 @@ setup(
     license='Apache-2.0',
     python_requires='>=3.8',
     packages=find_packages(include=['xcit_mm', 'xcit_mm.*']),
-    package_data={'xcit_mm.model_zoo': ['data/*']},
+    package_data={'xcit_mm.published': ['data/*']},
     include_package_data=False,
     cmdclass={'build_py': BuildWithMim},
     install_requires=['torch>=2.0', 'numpy', 'safetensors'],

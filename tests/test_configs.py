@@ -6,10 +6,10 @@ import sys
 
 import pytest
 import torch
-from conftest import ROOT
 from mmengine.config import Config
 from mmengine.optim import build_optim_wrapper
 from mmengine.registry import MODELS, DefaultScope
+from processes import ROOT
 from torch import nn
 
 from xcit_mm.engine.setup import build_runner

@@ -9,8 +9,8 @@ import sys
 
 import pytest
 import torch
-from conftest import ROOT
 from mmengine.config import Config
+from processes import ROOT
 
 import xcit_mm
 

@@ -10,11 +10,10 @@ from importlib.util import find_spec
 from pathlib import Path
 
 import pytest
-from conftest import ROOT
 from mmengine.config import Config
 from mmengine.optim import build_optim_wrapper
 from mmengine.registry import MODELS, init_default_scope
-from processes import call
+from processes import ROOT, call
 from processes import run as run_tool
 
 from xcit_mm.datasets.digits import make_digits

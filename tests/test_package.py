@@ -7,8 +7,7 @@ import sysconfig
 import zipfile
 
 import pytest
-from conftest import ROOT
-from processes import call
+from processes import ROOT, call
 
 LIBRARIES = ('mmdet', 'mmseg', 'mmpretrain')
 DISTRIBUTIONS = {
@@ -62,7 +61,7 @@ def test_the_wheel_holds_what_users_need_and_nothing_else(wheel):
     code = {f'{name}' for name in checkout('xcit_mm/**/*.py') if '.mim' not in name and 'xcit_mm/configs/' not in name}
     assert code <= names
     rest = names - generated - code - {f'xcit_mm/.mim/{name}' for name in mim}
-    assert all('.dist-info/' in name or name.startswith('xcit_mm/model_zoo/data/') for name in rest), rest
+    assert all('.dist-info/' in name or name.startswith('xcit_mm/published/data/') for name in rest), rest
     assert wheel.stat().st_size < 1e6
 
 
@@ -109,13 +108,11 @@ print(len(tools))
 
 def test_importing_the_package_imports_nothing_else(installed, tmp_path):
     code = f"""
-import sys, time
-begin = time.perf_counter()
+import sys
 import xcit_mm
-seconds = time.perf_counter() - begin
-print(sorted({{'torch', 'mmengine', 'mmcv', 'numpy', 'yaml', *{LIBRARIES}}} & set(sys.modules)), seconds < 1)
+print(sorted({{'torch', 'mmengine', 'mmcv', 'numpy', 'yaml', *{LIBRARIES}}} & set(sys.modules)))
 """
-    assert run_python(code, installed, tmp_path) == '[] True'
+    assert run_python(code, installed, tmp_path) == '[]'
 
 
 @pytest.fixture(scope='module')

@@ -3,8 +3,7 @@
 import sys
 
 import pytest
-from conftest import ROOT
-from processes import call
+from processes import ROOT, call
 
 BACKBONE = "dict(type='xcit_mm.XCiT', arch='n12', patch_size=16, out_type='{}')"
 MODELS = {

@@ -48,8 +48,8 @@ def main() -> None:
             import gradio  # noqa: F401
         except ImportError as error:
             raise UsageError(f'the page needs Gradio ({error}); pip install "xcit_mm[page]"') from None
+        from xcit_mm.apis.page import build_page, predictor
         from xcit_mm.visualization import load_backbone, load_input
-        from xcit_mm.visualization.page import build_page, predictor
 
         check_port(args.host, args.port)
         backbone = load_backbone(args.checkpoint, args.device) if args.checkpoint else None

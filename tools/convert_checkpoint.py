@@ -8,7 +8,7 @@ tools/convert_checkpoint.py work_dirs/xcit_n12_8_digits/epoch_40.pth xcit_n12_8_
 import argparse
 import os
 
-from xcit_mm.checkpoint.convert import CHOICES, TOLERANCE, convert, in_words
+from xcit_mm.conversion.convert import CHOICES, TOLERANCE, convert, in_words
 from xcit_mm.errors import clear_errors
 
 

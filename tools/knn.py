@@ -23,8 +23,7 @@ from rich.table import Table
 from torch import Tensor
 
 from xcit_mm.checks.data import check_data
-from xcit_mm.checks.datasets import innermost_datasets
-from xcit_mm.engine.bad_images import check_images, use_checked_dataset
+from xcit_mm.datasets.config import innermost_datasets
 from xcit_mm.engine.classification import is_imagenet, read_as_released
 from xcit_mm.engine.screen import short_screen
 from xcit_mm.engine.setup import (
@@ -33,10 +32,11 @@ from xcit_mm.engine.setup import (
     build_runner,
     check_model,
     check_work_dir,
-    end_processes,
     load_config,
 )
 from xcit_mm.errors import UsageError, clear_errors
+from xcit_mm.resilience.bad_images import check_images, use_checked_dataset
+from xcit_mm.resilience.interruption import end_processes
 from xcit_mm.selfsup.knn import extract_features, gather_in_order, knn_accuracy
 
 

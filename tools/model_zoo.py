@@ -25,8 +25,8 @@ from xcit_mm.errors import UsageError, clear_errors
 from xcit_mm.model_zoo import all_models, page
 from xcit_mm.model_zoo.evaluate import evaluate, plan
 from xcit_mm.model_zoo.metafile import metafiles
-from xcit_mm.model_zoo.published import TASKS
 from xcit_mm.model_zoo.tables import as_csv, as_markdown, as_text, compute, summary
+from xcit_mm.published import TASKS
 
 ROOT = Path(__file__).resolve().parents[1]
 FORMATS = {'text': as_text, 'markdown': as_markdown, 'csv': as_csv}

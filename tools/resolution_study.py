@@ -20,7 +20,6 @@ from mmengine.dist import get_dist_info, is_main_process
 
 from xcit_mm.checkpoint import CheckpointError
 from xcit_mm.checks.data import check_data
-from xcit_mm.engine.bad_images import check_images
 from xcit_mm.engine.classification import use_protocol
 from xcit_mm.engine.screen import short_screen
 from xcit_mm.engine.setup import (
@@ -29,10 +28,11 @@ from xcit_mm.engine.setup import (
     build_runner,
     check_model,
     check_work_dir,
-    end_processes,
     load_config,
 )
 from xcit_mm.errors import UsageError, clear_errors
+from xcit_mm.resilience.bad_images import check_images
+from xcit_mm.resilience.interruption import end_processes
 
 SIZES = (128, 160, 192, 224, 256, 288, 320, 384, 448, 512)
 FIELDS = ('model', 'checkpoint', 'size', 'top1')

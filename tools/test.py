@@ -14,7 +14,6 @@ from mmengine.evaluator import DumpResults
 
 from xcit_mm.checks.data import check_data
 from xcit_mm.checks.settings import check_loops
-from xcit_mm.engine.bad_images import check_images
 from xcit_mm.engine.classification import (
     PROTOCOLS,
     find_imagenet_v2,
@@ -30,13 +29,14 @@ from xcit_mm.engine.setup import (
     build_runner,
     check_model,
     check_work_dir,
-    end_processes,
     find_weights,
     load_config,
     use_average,
 )
 from xcit_mm.engine.tta import use_tta
 from xcit_mm.errors import clear_errors
+from xcit_mm.resilience.bad_images import check_images
+from xcit_mm.resilience.interruption import end_processes
 from xcit_mm.visualization.results import draw_results
 
 

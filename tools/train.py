@@ -13,8 +13,6 @@ from mmengine.config import Config
 
 from xcit_mm.checks.data import check_data
 from xcit_mm.checks.settings import check_loops
-from xcit_mm.engine.bad_images import check_images
-from xcit_mm.engine.checkpointing import has_checkpoint
 from xcit_mm.engine.screen import short_screen
 from xcit_mm.engine.setup import (
     adapt_to_device,
@@ -22,11 +20,13 @@ from xcit_mm.engine.setup import (
     build_runner,
     check_model,
     check_work_dir,
-    end_processes,
     load_config,
     use_average,
 )
 from xcit_mm.errors import UsageError, clear_errors
+from xcit_mm.resilience.bad_images import check_images
+from xcit_mm.resilience.checkpointing import has_checkpoint
+from xcit_mm.resilience.interruption import end_processes
 
 
 def parse_args() -> argparse.Namespace:

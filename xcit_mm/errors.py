@@ -5,8 +5,6 @@ import os
 import sys
 from contextlib import contextmanager
 
-from .checkpoint import CheckpointError
-
 # Errors of the disk that are not the program's.
 DISK = {errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EIO, errno.ESTALE}
 # How PyTorch's backends say that another process is gone.
@@ -15,6 +13,21 @@ GONE = ('Connection closed by peer', 'Connection reset by peer', 'NCCL', 'Broken
 
 class UsageError(Exception):
     """A mistake in the command, the config or the data; the message says what was found and what to do."""
+
+
+class CheckpointError(RuntimeError):
+    """A checkpoint that cannot be used; the message says what was found, what was expected and what to do."""
+
+    def naming(self, path) -> 'CheckpointError':
+        """The same error, naming the file where the message does not yet."""
+        return self if path is None or str(path) in str(self) else type(self)(f'{path}: {self}')
+
+
+def printable(text, limit: int = 80) -> str:
+    """A name from a file on one short line: control characters, which could move a terminal's cursor, are escaped."""
+    text = str(text)
+    text = text[:limit] + ('...' if len(text) > limit else '')
+    return ''.join(c if c.isprintable() else c.encode('unicode_escape').decode() for c in text)
 
 
 @contextmanager

@@ -54,7 +54,7 @@ def config_path(name: str) -> str:
     if path.is_file():
         return str(path)
     if not package:
-        from .model_zoo import find_weights
+        from .published import find_weights
 
         weights = find_weights(name)
         if weights:
@@ -114,7 +114,7 @@ def model_index() -> Dict[str, dict]:
     """
     import yaml
 
-    from .model_zoo import all_weights
+    from .published import all_weights
 
     folder = mim_dir()
     entries: Dict[str, dict] = {}
@@ -139,7 +139,7 @@ def list_models(pattern: str = '*', source: Optional[str] = None) -> List[str]:
     """
     import fnmatch
 
-    from .model_zoo import all_weights
+    from .published import all_weights
 
     names = [weights.name for weights in all_weights() if source in (None, weights.source)]
     return sorted(fnmatch.filter(names, pattern))
@@ -152,12 +152,12 @@ def model_info(name: str):
         name (str): A name of :func:`list_models`, or of the original release, such as 'xcit_small_12_p8_224_dist'.
 
     Returns:
-        xcit_mm.model_zoo.Weights
+        xcit_mm.published.Weights
 
     Raises:
         ValueError: If there are no published weights of that name; the message names similar ones.
     """
-    from .model_zoo import find_weights
+    from .published import find_weights
 
     found = find_weights(name)
     if found is None:

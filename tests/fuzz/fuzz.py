@@ -6,8 +6,8 @@
     python tests/fuzz/fuzz.py annotations -max_total_time=600
 
 Any other error than the one message, memory beyond 3 GB, a file that takes 20 s, or code that is run, is a find: the
-file stays as ``crash-...`` in the current folder. Each find becomes a case of ``tests/bad_checkpoints.py`` or
-``tests/test_hostile_annotations.py``.
+file stays as ``crash-...`` in the current folder. Each find becomes a case of ``tests/helpers/bad_checkpoints.py`` or
+``tests/datasets/test_hostile_annotations.py``.
 """
 
 import json
@@ -19,15 +19,15 @@ from pathlib import Path
 
 import atheris
 
-sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+sys.path.insert(0, str(Path(__file__).resolve().parents[1] / 'helpers'))
 # What is imported in here guides the search.
 with atheris.instrument_imports(include=['xcit_mm.checkpoint', 'xcit_mm.datasets.coco', 'pickle', 'zipfile']):
     import zipfile
 
     import xcit_mm.datasets.coco as coco
     from xcit_mm.checkpoint import CheckpointError, load_checkpoint_file
-    from xcit_mm.checkpoint.convert import infer_arch
     from xcit_mm.checkpoint.layouts import tensors_of
+    from xcit_mm.conversion.arch import infer_arch
 
 import torch
 from bad_checkpoints import bad_checkpoints, pack

@@ -6,8 +6,8 @@ from typing import Optional, Tuple, Union
 
 from ..checkpoint import CheckpointError  # noqa: F401  (also registers the loaders of checkpoints)
 from ..checkpoint.sources import HUB
-from ..model_zoo import Weights, find_weights
 from ..package import list_models
+from ..published import Weights, find_weights
 from .quiet import quiet
 
 _OUR_NAME = re.compile(r'xcit_([ntsml](?:12|24))_(4|8|16)(?:_|$)')
@@ -61,7 +61,7 @@ def create_backbone(name: str, checkpoint: Union[str, bool, None] = None, **kwar
 
 def _told_by_tensors(address: str, kwargs: dict) -> Tuple[dict, int]:
     """Arch and patch size of a file, whatever its repository is called."""
-    from ..checkpoint.convert import read_arch
+    from ..conversion.arch import read_arch
 
     arch = asdict(read_arch(address))
     kwargs.setdefault('in_channels', arch.pop('in_channels'))

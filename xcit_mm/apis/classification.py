@@ -7,10 +7,11 @@ import torch
 from mmengine.config import Config
 from mmengine.dataset import Compose, default_collate
 from mmengine.registry import init_default_scope
-from mmengine.runner.checkpoint import CheckpointLoader, _load_checkpoint_to_model
+from mmengine.runner.checkpoint import CheckpointLoader
 from mmpretrain.apis.model import ModelHub
 
-from ..checkpoint.heads import fit_state_dict
+from ..checkpoint.fit import fit_state_dict
+from ..compat import load_to_model
 from ..datasets.reading import model_input
 from ..errors import UsageError
 from ..package import mim_dir, model_index
@@ -72,7 +73,7 @@ def load_weights(model, path: str) -> None:
     """Load the weights of a whole classifier, and its class names if the file has them."""
     checkpoint = CheckpointLoader.load_checkpoint(path, map_location='cpu')
     fit_state_dict(model, checkpoint.get('state_dict', checkpoint), 'test')
-    _load_checkpoint_to_model(model, checkpoint)
+    load_to_model(model, checkpoint)
     meta = checkpoint.get('meta') or {}
     if 'dataset_meta' in meta:
         model._dataset_meta = meta['dataset_meta']

@@ -9,13 +9,14 @@ import torch
 from mmengine.config import Config
 from mmengine.model.utils import revert_sync_batchnorm
 from mmengine.registry import MODELS, init_default_scope
-from mmengine.runner.checkpoint import CheckpointLoader, _load_checkpoint_to_model
+from mmengine.runner.checkpoint import CheckpointLoader
 from torch import nn
 
 from ..checkpoint import is_address
-from ..checkpoint.heads import fit_state_dict
+from ..checkpoint.fit import fit_state_dict
 from ..checks.classes import check_checkpoint_classes
 from ..checks.config import apply_options, check_config
+from ..compat import load_to_model
 from ..engine.setup import read_config
 from ..errors import UsageError
 from ..package import warn_of_mixed_packages
@@ -75,7 +76,7 @@ def build(cfg: Config, checkpoint: str, device: Union[str, torch.device] = 'cpu'
             raise UsageError(f'the model of the config cannot be built: {type(error).__name__}: {error}') from error
         loaded = CheckpointLoader.load_checkpoint(checkpoint, map_location='cpu')
         fit_state_dict(model, loaded.get('state_dict', loaded), 'test')
-        _load_checkpoint_to_model(model, loaded)
+        load_to_model(model, loaded)
     check_checkpoint_classes(loaded.get('meta'), dataset_meta(cfg).get('classes'), 'test')
     model.dataset_meta = meta_of(cfg, loaded)
     model = revert_sync_batchnorm(model).eval()

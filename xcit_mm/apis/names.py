@@ -6,10 +6,10 @@ from typing import Optional, Tuple
 from mmengine.config import Config
 from mmengine.registry import DATASETS, DefaultScope
 
-from ..checkpoint.heads import fit_state_dict
+from ..checkpoint.fit import fit_state_dict
 from ..errors import UsageError
-from ..model_zoo import find_weights
 from ..package import mim_dir, model_index
+from ..published import find_weights
 
 
 def find_model(name: str) -> Optional[Tuple[str, str]]:

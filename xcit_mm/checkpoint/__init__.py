@@ -5,7 +5,7 @@
 copied into it.
 """
 
-from .errors import CheckpointError
+from ..errors import CheckpointError
 from .layouts import LAYOUTS, Layout, find_layout
 from .loading import load_checkpoint_file, read_checkpoint
 from .matching import match_state_dict

@@ -6,7 +6,7 @@ from typing import Dict
 import torch
 from torch import Tensor
 
-from .errors import CheckpointError, printable
+from ..errors import CheckpointError, printable
 
 # Whatever else these hold, loading code of MMEngine and PyTorch takes them for dicts.
 DICTS = ('state_dict', 'meta', 'message_hub')

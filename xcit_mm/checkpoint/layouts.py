@@ -11,7 +11,7 @@ from typing import Callable, Dict, Iterator, List, NamedTuple, Optional, Tuple, 
 import torch
 from torch import Tensor
 
-from .errors import printable
+from ..errors import printable
 
 StateDict = Dict[str, Tensor]
 Renames = Tuple[Tuple[str, Union[str, Callable[[re.Match], str]]], ...]

@@ -22,9 +22,9 @@ from mmengine.utils import digit_version
 from safetensors import safe_open
 from safetensors.torch import load_file as load_safetensors
 
+from ..errors import CheckpointError, printable
 from . import sources
 from .contents import check_tensors, check_values, checked
-from .errors import CheckpointError, printable
 from .inspection import NotAllowed, inspect_pth
 from .layouts import locate, unwrapped
 from .stem import stated_patch_size

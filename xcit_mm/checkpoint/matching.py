@@ -5,7 +5,7 @@ from typing import Dict
 from mmengine.logging import print_log
 from torch import Tensor, nn
 
-from .errors import CheckpointError, printable
+from ..errors import CheckpointError, printable
 from .layouts import describe, locate
 
 # Parts that a backbone may lack, depending on what it is asked to return, while the file has them.

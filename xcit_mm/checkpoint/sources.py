@@ -14,7 +14,7 @@ from urllib.parse import urlparse
 
 import torch
 
-from .errors import CheckpointError, printable
+from ..errors import CheckpointError, printable
 
 WEB = ('http://', 'https://')
 HUB = ('hf-hub:', 'hf_hub:')  # timm's prefixes, the second one from before 2023
@@ -40,7 +40,7 @@ def resolve(source: str) -> str:
     """
     if not source.startswith(ZOO):
         return source
-    from ..model_zoo.published import find_weights, weights_by_name
+    from ..published import find_weights, weights_by_name
 
     name = source[len(ZOO) :]
     found = find_weights(name)
@@ -125,7 +125,7 @@ def _remove_folder(path: str) -> None:
 
 def hub_twin(address: str) -> Optional[str]:
     """The hub's address of the weights that a server of the original release or of MMPretrain has."""
-    from ..model_zoo.published import all_models
+    from ..published import all_models
 
     for model in all_models():
         if model.timm_name and address in (model.weights, model.weights_mmpretrain):

@@ -8,7 +8,7 @@ from typing import Dict, Optional
 from mmengine.logging import print_log
 from torch import Tensor, nn
 
-from .errors import CheckpointError
+from ..errors import CheckpointError
 
 # In every layout, the first convolution.
 _FIRST = re.compile(r'patch_embed\.proj\.0\.(?:0|conv)\.weight$')

@@ -20,8 +20,8 @@ from typing import Any, Dict, Iterator, List, Optional, Sequence, Tuple
 from mmengine import registry as registries
 from mmengine.config import Config
 
+from ..datasets.config import check_names, find_loaders, find_type, innermost_datasets, side_by_side
 from ..errors import UsageError
-from .datasets import check_names, find_loaders, find_type, innermost_datasets, side_by_side
 
 # Names of classes and colours in metainfo that nothing reads, and the right ones.
 OLD_KEYS = {'CLASSES': 'classes', 'class': 'classes', 'class_names': 'classes', 'PALETTE': 'palette'}

@@ -8,8 +8,7 @@ from typing import Dict, Iterator, List, Optional
 from mmengine.config import Config
 from mmengine.registry import DATASETS
 
-from ..errors import UsageError
-from .datasets import (
+from ..datasets.config import (
     IMAGE_SUFFIXES,
     Data,
     check_exist,
@@ -21,7 +20,8 @@ from .datasets import (
     some,
     suffixes,
 )
-from .folders import IMAGENET_FOLDER, folder_labels
+from ..datasets.folder_labels import IMAGENET_FOLDER, folder_labels
+from ..errors import UsageError
 
 # Data sets whose folders follow the classes of the config, see xcit_mm.datasets.folders.
 BY_NAME = ('CustomDataset', 'ImageNet', 'ImageNet21k')

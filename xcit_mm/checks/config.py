@@ -12,10 +12,10 @@ from typing import Callable, Iterator, List, Optional, Sequence, Tuple
 from mmengine import registry as registries
 from mmengine.config import Config
 
+from ..datasets.config import find_loaders, find_type, innermost_datasets
 from ..errors import UsageError
 from .built import BUILT
 from .classes import check_classes
-from .datasets import find_loaders, find_type, innermost_datasets
 from .settings import check_settings
 from .variables import check_options as check_variables
 from .variables import find_variables

@@ -9,9 +9,9 @@ from typing import Sequence
 from mmengine.config import Config
 from mmengine.registry import DATASETS
 
+from ..datasets.config import IMAGE_SUFFIXES, Data, check_exist, find_loaders, find_type, innermost_datasets
 from ..errors import UsageError
 from .classification import check_classification, check_folders
-from .datasets import IMAGE_SUFFIXES, Data, check_exist, find_loaders, find_type, innermost_datasets
 from .detection import check_coco
 from .label_maps import check_labels
 from .segmentation import check_maps, check_segmentation

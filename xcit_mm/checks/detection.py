@@ -8,9 +8,9 @@ from typing import Optional
 from mmengine.config import Config
 from mmengine.registry import MODELS
 
+from ..datasets.annotations import find_file
+from ..datasets.config import IMAGE_SUFFIXES, Data, find_loaders, find_type, innermost_datasets, some
 from ..errors import UsageError
-from .annotations import find_file
-from .datasets import IMAGE_SUFFIXES, Data, find_loaders, find_type, innermost_datasets, some
 
 LOOKED_AT = 20
 PART = 1 << 16  # bytes of a file that are looked at, at its beginning and its end

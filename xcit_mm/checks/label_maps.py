@@ -10,8 +10,8 @@ import numpy as np
 from mmengine import fileio
 from PIL import Image
 
+from ..datasets.config import Data, stems
 from ..errors import UsageError
-from .datasets import Data, stems
 from .segmentation import IGNORED, finds_files, load_steps, prefix
 
 # So many maps are looked at, spread over the data set; and further ones for as many seconds.

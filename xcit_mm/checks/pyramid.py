@@ -7,8 +7,8 @@ from typing import Iterator, List, Optional, Set, Tuple
 from mmengine.config import Config
 from mmengine.registry import MODELS
 
+from ..datasets.config import find_type
 from ..errors import UsageError
-from .datasets import find_type
 
 # Necks of MMDetection that read the coarsest map alone.
 ONLY_THE_LAST = ('DilatedEncoder', 'CTResNetNeck')

@@ -8,8 +8,7 @@ from mmengine.config import Config
 from mmengine.registry import DATASETS, TRANSFORMS
 from PIL import Image
 
-from ..errors import UsageError
-from .datasets import (
+from ..datasets.config import (
     Data,
     check_exist,
     find_loaders,
@@ -21,6 +20,7 @@ from .datasets import (
     stems,
     suffixes,
 )
+from ..errors import UsageError
 
 ADE20K_IMAGES = {'training': 20210, 'validation': 2000}
 IGNORED = 255

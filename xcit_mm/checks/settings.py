@@ -21,8 +21,8 @@ from mmengine.config import Config
 from mmengine.runner import loops
 from torch.utils.data import DataLoader
 
+from ..datasets.config import check_names, find_loaders, innermost_datasets
 from ..errors import UsageError
-from .datasets import check_names, find_loaders, innermost_datasets
 
 # What a loader without workers refuses, or does not use.
 OF_WORKERS = ('persistent_workers', 'prefetch_factor', 'timeout', 'multiprocessing_context')

@@ -23,6 +23,7 @@ from typing import Any, Dict, Iterator, List, NamedTuple, Optional, Sequence, Tu
 
 from mmengine.config import Config
 
+from ..compat import base_files
 from ..errors import UsageError
 from .built import BUILT
 
@@ -302,7 +303,7 @@ def _read(path: str) -> Optional[_File]:
         names = {target.id for target in targets if isinstance(target, ast.Name)}
         if '_base_' in names:
             with suppress(Exception):
-                bases += [Config._get_cfg_path(base, path)[0] for base in Config._get_base_files(path)]
+                bases += base_files(path)
             continue
         assigned |= names
         used |= _used_names(statement)

@@ -16,7 +16,8 @@ from mmdet.datasets import CocoDataset as MMDetCocoDataset
 from mmdet.datasets.api_wrappers import COCO
 from mmengine.logging import print_log
 
-from ..checks.annotations import (
+from ..errors import UsageError
+from .annotations import (
     HARMLESS,
     NO_MASK,
     Reasons,
@@ -30,8 +31,7 @@ from ..checks.annotations import (
     sort_out,
     unify_ids,
 )
-from ..checks.datasets import side_by_side
-from ..errors import UsageError
+from .config import side_by_side
 
 NAMED_CLASSES = 10
 BOXES_ALONE = (

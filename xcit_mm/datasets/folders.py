@@ -4,7 +4,7 @@ from typing import List, Tuple
 
 import mmpretrain.datasets
 
-from ..checks.folders import folder_labels
+from .folder_labels import folder_labels
 
 
 class _LabelsByName:

@@ -239,7 +239,7 @@ class LoadImageFromFile(MMCVLoadImageFromFile):
         bad_image (str): 'resample', for training: the data set draws another image. 'blank', for testing: a grey image
             of the same size takes its place, so that it counts as wrong.
         report (str, optional): A file in which all processes of a run list the bad images, for
-            :class:`xcit_mm.engine.hooks.BadImagesHook`. Without one they are named in the log, each time.
+            :class:`xcit_mm.resilience.bad_images.BadImagesHook`. Without one they are named in the log, each time.
         as_stored (bool): Neither turn nor widen a picture, as torchvision's data sets read it.
         to_float32, color_type, imdecode_backend, backend_args: As for :class:`mmcv.transforms.LoadImageFromFile`.
 

@@ -24,8 +24,8 @@ from mmengine.registry import TRANSFORMS, DefaultScope
 from PIL import Image, ImageOps
 from torch import Tensor, nn
 
-from ..checks.datasets import find_loaders, find_type, innermost_datasets
 from ..errors import UsageError
+from .config import find_loaders, find_type, innermost_datasets
 from .loading import BadImage, LoadImageFromFile, decode, read_bytes, widen
 
 ORDERS = ('BGR', 'RGB')

@@ -1,1 +1,1 @@
-"""What ``tools/train.py`` and ``tools/test.py`` share."""
+"""Building and running: from a config to a runner, its optimizer, schedule and screen."""

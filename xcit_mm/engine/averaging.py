@@ -1,8 +1,8 @@
 """The average of the weights, kept beside them."""
 
 from mmengine.hooks import EMAHook as MMEngineEMAHook
-from mmengine.runner import BaseLoop
 
+from ..compat import built_loop, is_resuming
 from ..errors import UsageError
 from ..registry import HOOKS
 
@@ -41,10 +41,10 @@ class EMAHook(MMEngineEMAHook):
         checkpoint['meta'][RAW] = True
 
     def after_load_checkpoint(self, runner, checkpoint: dict) -> None:
-        testing = self.evaluate and not isinstance(runner._train_loop, BaseLoop)
+        testing = self.evaluate and built_loop(runner, 'train') is None
         if testing and 'ema_state_dict' not in checkpoint:
             raise UsageError('the average of the weights is to be tested, and the checkpoint has none (ema_state_dict)')
-        if 'ema_state_dict' in checkpoint and checkpoint.get('meta', {}).get(RAW) and (runner._resume or testing):
+        if 'ema_state_dict' in checkpoint and checkpoint.get('meta', {}).get(RAW) and (is_resuming(runner) or testing):
             # MMEngine's hook expects the average in state_dict, and gives it back when it resumes.
             self._swap_ema_state_dict(checkpoint)
         super().after_load_checkpoint(runner, checkpoint)

@@ -5,9 +5,9 @@ from typing import Optional
 
 from mmengine.config import Config, ConfigDict
 from mmengine.hooks import Hook
-from mmengine.runner import BaseLoop
 
-from ..checks.datasets import side_by_side
+from ..compat import built_loop, is_resuming
+from ..datasets.config import side_by_side
 from ..errors import UsageError
 from ..evaluation.real import read_labels
 from ..registry import HOOKS
@@ -121,9 +121,9 @@ class FolderLabelsHook(Hook):
     """
 
     def after_load_checkpoint(self, runner, checkpoint: dict) -> None:
-        training = isinstance(runner._train_loop, BaseLoop)
-        loop = runner._train_loop if training else runner._test_loop
-        if not isinstance(loop, BaseLoop) or (training and not runner._resume):
+        training = built_loop(runner, 'train') is not None
+        loop = built_loop(runner, 'train' if training else 'test')
+        if loop is None or (training and not is_resuming(runner)):
             return  # another model begins with these weights
         here = (getattr(loop.dataloader.dataset, 'metainfo', None) or {}).get('folders')
         meta = (checkpoint.get('meta') or {}).get('dataset_meta') or {}

@@ -5,8 +5,8 @@ from typing import Iterator, List
 
 from mmengine.dataset import BaseDataset
 from mmengine.hooks import CheckpointHook, Hook
-from mmengine.runner import BaseLoop
 
+from ..compat import built_loop
 from ..errors import UsageError
 from ..registry import HOOKS
 
@@ -26,8 +26,8 @@ class DetectionDataHook(Hook):
             return
         self._check_training(runner)
         for split in ('val', 'test'):
-            loop = getattr(runner, f'_{split}_loop', None)
-            if isinstance(loop, BaseLoop) and getattr(loop, 'evaluator', None) is not None:
+            loop = built_loop(runner, split)
+            if getattr(loop, 'evaluator', None) is not None:
                 self._join(loop, split)
         self._check_best(runner)
 
@@ -35,8 +35,8 @@ class DetectionDataHook(Hook):
     def _check_training(runner) -> None:
         from ..datasets.coco import CheckedLoading, some, warn
 
-        loop = runner._train_loop
-        datasets = list(innermost(loop.dataloader.dataset)) if isinstance(loop, BaseLoop) else []
+        loop = built_loop(runner, 'train')
+        datasets = list(innermost(loop.dataloader.dataset)) if loop else []
         if not datasets or not all(isinstance(dataset, CheckedLoading) for dataset in datasets):
             return
         there = {label for dataset in datasets for label in dataset.objects}
@@ -68,8 +68,8 @@ class DetectionDataHook(Hook):
     @staticmethod
     def _check_best(runner) -> None:
         """Whether what the best checkpoint is chosen by can be measured."""
-        loop = runner._val_loop
-        metrics = loop.evaluator.metrics if isinstance(loop, BaseLoop) else []
+        loop = built_loop(runner, 'val')
+        metrics = loop.evaluator.metrics if loop else []
         for hook in runner.hooks:
             keys = (getattr(hook, 'save_best', None) if isinstance(hook, CheckpointHook) else None) or []
             for key in [keys] if isinstance(keys, str) else keys:

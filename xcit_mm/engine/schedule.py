@@ -3,14 +3,14 @@
 import math
 from typing import List
 
-from mmengine.optim import _ParamScheduler
 from mmengine.optim.scheduler.lr_scheduler import LRSchedulerMixin
 
+from ..compat import ParamScheduler
 from ..registry import PARAM_SCHEDULERS
 
 
 @PARAM_SCHEDULERS.register_module()
-class EpochCosineLR(LRSchedulerMixin, _ParamScheduler):
+class EpochCosineLR(LRSchedulerMixin, ParamScheduler):
     r"""timm's cosine schedule as the release steps it: constant within an epoch, and one epoch late.
 
     In epoch e, counted from 0, the learning rate is that of t = max(e - 1, 0):

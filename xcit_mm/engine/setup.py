@@ -4,17 +4,17 @@ Everything that can be known to be wrong is found here, before a data set is rea
 """
 
 import argparse
-import atexit
 import copy
 import datetime
 import difflib
 import importlib.util
 import os
-import sys
 import tempfile
+from functools import partial
 from pathlib import Path
 from typing import Optional
 
+import mmengine
 import torch
 from mmengine.config import Config, DictAction
 from mmengine.device import is_cuda_available, is_mlu_available, is_musa_available, is_npu_available
@@ -22,24 +22,25 @@ from mmengine.registry import MODELS, RUNNERS, DefaultScope
 from mmengine.runner import Runner
 
 from ..checkpoint import CheckpointError, is_address, load_checkpoint_file, match_state_dict
-from ..checkpoint.heads import fit_state_dict
+from ..checkpoint.fit import fit_state_dict
 from ..checkpoint.stem import fit_stem
 from ..checks.config import apply_options, check_config
-from ..checks.datasets import find_loaders, innermost_datasets
 from ..checks.detection import leave_out_masks
 from ..checks.pyramid import check_pyramid
 from ..checks.settings import agree_workers
 from ..checks.variables import check_files
+from ..compat import change_lr_scaling, is_resuming, missing_methods
+from ..datasets.config import find_loaders, innermost_datasets
 from ..errors import UsageError
 from ..package import mim_dir, model_index, warn_of_mixed_packages
-from .bad_images import guard_loading
+from ..resilience.bad_images import BadImagesHook, guard_loading
+from ..resilience.data_order import DataPositionHook, IterationSeedHook
+from ..resilience.interruption import InterruptionHook
+from ..resilience.non_finite import NonFiniteHook
+from ..resilience.resuming import ResumeHook
 from .classification import FolderLabelsHook
 from .detection import DetectionDataHook
-from .hooks import BadImagesHook, CheckpointFitHook, IterationSeedHook, RunLengthHook
-from .interruption import InterruptionHook
-from .non_finite import NonFiniteHook
-from .positions import DataPositionHook
-from .resuming import ResumeHook
+from .hooks import CheckpointFitHook, RunLengthHook
 from .running import ToolRunner, by_update
 from .screen import SummaryHook, shorten
 
@@ -187,7 +188,7 @@ def check_model(cfg: Config, checkpoint: Optional[str] = None, purpose: str = 't
     Args:
         cfg (Config): The config; models without an XCiT backbone are left to the runner.
         checkpoint (str, optional): File that the whole model will be loaded from.
-        purpose (str): What for: 'train', 'resume' or 'test'; see :func:`~xcit_mm.checkpoint.heads.fit_state_dict`.
+        purpose (str): What for: 'train', 'resume' or 'test'; see :func:`~xcit_mm.checkpoint.fit.fit_state_dict`.
 
     Raises:
         UsageError: If the backbone's arguments are wrong, or a file does not exist.
@@ -274,20 +275,6 @@ def adapt_to_device(cfg: Config) -> None:
     cfg.model_wrapper_cfg = {**wrapper, **(cfg.get('model_wrapper_cfg') or {})}
 
 
-def end_processes(code: int = 0) -> None:
-    """End this process, if it belongs to a group, when all of the group are done; a process alone goes on.
-
-    Not by Python's own end: there, destroying a distributed model waits for gloo's threads, which may be waiting for
-    the interpreter to let go of a tensor, and threads that outlive the group can abort the process.
-    """
-    if torch.distributed.is_available() and torch.distributed.is_initialized():
-        torch.distributed.barrier()
-        atexit._run_exitfuncs()
-        sys.stdout.flush()
-        sys.stderr.flush()
-        os._exit(code)
-
-
 def _prepare_deepspeed(cfg: Config) -> None:
     """DeepSpeed is the one engine that is not installed with this project, and has settings of its own."""
     wrapper, strategy = cfg.get('optim_wrapper') or {}, cfg.get('strategy') or {}
@@ -315,6 +302,11 @@ def build_runner(cfg: Config) -> Runner:
     if cfg.get('default_scope') == 'mmpretrain':
         for loader in find_loaders(cfg).values():
             loader.setdefault('collate_fn', dict(type='default_collate'))
+    if missing_methods():
+        raise UsageError(
+            f'MMEngine {mmengine.__version__} has changed what this project builds on: it has no '
+            f'{", ".join(missing_methods())}. Install a version that the requirements name'
+        )
     agree_workers(cfg)
     checkpoint = (cfg.get('default_hooks') or {}).get('checkpoint')
     if checkpoint and checkpoint['type'] == 'CheckpointHook':
@@ -326,8 +318,8 @@ def build_runner(cfg: Config) -> Runner:
             runner.register_hook(kind())
     if not isinstance(runner, Runner):
         shorten(runner.logger)
-        runner.strategy._auto_scale_lr = by_update(runner, runner.strategy._auto_scale_lr)
-        if runner._resume:
+        change_lr_scaling(runner.strategy, partial(by_update, runner))
+        if is_resuming(runner):
             # The runner for divided models resumes before it calls any hook.
             next(hook for hook in runner.hooks if isinstance(hook, ResumeHook)).choose(runner)
     guard_loading(runner, BadImagesHook.path(runner))

@@ -4,15 +4,15 @@ import os
 from contextlib import suppress
 
 import torch
-from mmengine._strategy import FSDPStrategy as MMEngineFSDPStrategy
 from mmengine.device import get_device
 from mmengine.dist import is_main_process
 from torch import nn
 from torch.distributed.fsdp import FullyShardedDataParallel
 
+from ..compat import FSDPStrategy as MMEngineFSDPStrategy
 from ..errors import UsageError
 from ..registry import STRATEGIES
-from .writing import UNFINISHED, give_name
+from ..resilience.atomic_writing import UNFINISHED, give_name
 
 
 @STRATEGIES.register_module()

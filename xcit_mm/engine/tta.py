@@ -5,7 +5,7 @@ from typing import Iterator, List, Optional
 
 from mmengine.config import Config, ConfigDict
 
-from ..checks.datasets import innermost_datasets
+from ..datasets.config import innermost_datasets
 from ..errors import UsageError
 
 MODELS_OF = {

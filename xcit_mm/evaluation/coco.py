@@ -19,9 +19,9 @@ from mmdet.evaluation import CocoMetric as MMDetCocoMetric
 from mmengine.fileio import get_local_path
 from mmengine.logging import MMLogger, print_log
 
-from ..checks.annotations import counted, mistake_of_mask, some
-from ..checks.datasets import side_by_side
+from ..datasets.annotations import counted, mistake_of_mask, some
 from ..datasets.coco import CheckedAnnotations, CheckedLoading, warn
+from ..datasets.config import side_by_side
 from ..errors import UsageError
 
 # COCO's sizes of objects, by their area in pixels.

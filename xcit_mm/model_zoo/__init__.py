@@ -3,6 +3,6 @@
 ``tools/model_zoo.py`` is the command line.
 """
 
-from .published import Model, Weights, all_models, all_weights, find_weights, read_table
+from ..published import Model, Weights, all_models, all_weights, find_weights, read_table
 
 __all__ = ['Model', 'Weights', 'all_models', 'all_weights', 'find_weights', 'read_table']

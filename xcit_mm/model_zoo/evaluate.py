@@ -14,7 +14,7 @@ from ..checks.data import check_data
 from ..engine.classification import PUBLISHED_PROTOCOLS, find_imagenet_v2
 from ..engine.setup import add_common_arguments, load_config
 from ..errors import UsageError
-from .published import TOP1, TOP1_MMPRETRAIN, TOP1_V2, TOP5_MMPRETRAIN, Model
+from ..published import TOP1, TOP1_MMPRETRAIN, TOP1_V2, TOP5_MMPRETRAIN, Model
 
 # Where each task's data lies in the folder `data` that the configs name.
 SUBFOLDERS = {

@@ -5,7 +5,7 @@ from typing import Dict, List, Sequence
 import yaml
 
 from ..errors import UsageError
-from .published import TOP1, TOP1_MMPRETRAIN, TOP5_MMPRETRAIN
+from ..published import TOP1, TOP1_MMPRETRAIN, TOP5_MMPRETRAIN
 from .tables import Row
 
 MODEL_INDEX = 'model-index.yml'

@@ -3,7 +3,7 @@
 from itertools import groupby
 from typing import Sequence
 
-from .published import Weights, all_weights
+from ..published import Weights, all_weights
 from .tables import TITLES, Row, by_task, check_complete, markdown_line, task_markdown
 
 PATH = 'docs/models.md'

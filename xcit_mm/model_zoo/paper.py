@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Dict, List, Optional, Sequence, Tuple
 
-from .published import read_table
+from ..published import read_table
 
 
 @dataclass(frozen=True)

@@ -12,9 +12,9 @@ from rich.console import Console
 from rich.table import Table
 
 from ..errors import UsageError
+from ..published import TASKS, TOP1, TOP1_MMPRETRAIN, TOP1_V2, TOP5_MMPRETRAIN, Model
 from . import complexity
 from .complexity import CONVENTION, REST, Counter, Parameters
-from .published import TASKS, TOP1, TOP1_MMPRETRAIN, TOP1_V2, TOP5_MMPRETRAIN, Model
 
 TITLES = {
     'classification': 'Classification on ImageNet-1k',

@@ -13,8 +13,8 @@ from mmengine.config import Config
 from torch import Tensor, nn
 
 from ..checkpoint import CheckpointError, find_layout, read_checkpoint
-from ..checkpoint.convert import Arch, infer_arch
-from ..checkpoint.hub_folder import describe_images, find_published
+from ..conversion.arch import Arch, infer_arch
+from ..conversion.hub_folder import describe_images, find_published
 from ..datasets.reading import ModelInput, channels_of, config_in_checkpoint, model_input
 from ..errors import UsageError
 from ..models import XCiT

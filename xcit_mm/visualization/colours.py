@@ -6,7 +6,7 @@ from typing import List, Optional, Sequence, Tuple
 from mmengine.config import Config
 from mmengine.registry import DATASETS
 
-from ..checks.datasets import find_loaders, find_type, innermost_datasets
+from ..datasets.config import find_loaders, find_type, innermost_datasets
 
 Colour = Tuple[int, int, int]
 # Okabe and Ito's, then Tol's; told apart with every kind of colour blindness.

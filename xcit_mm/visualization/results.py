@@ -9,7 +9,7 @@ from mmengine.config import Config
 from mmengine.dist import all_reduce, is_main_process
 from mmengine.hooks import Hook
 
-from ..checks.datasets import find_loaders, innermost_datasets
+from ..datasets.config import find_loaders, innermost_datasets
 from ..datasets.reading import model_input
 from ..errors import UsageError
 from ..registry import HOOKS

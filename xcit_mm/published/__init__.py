@@ -1,0 +1,35 @@
+"""What was published: the numbers of the papers and releases, and the addresses of the weights."""
+
+from .records import (
+    ARCHS,
+    SIZES,
+    TASKS,
+    TOP1,
+    TOP1_MMPRETRAIN,
+    TOP1_V2,
+    TOP5_MMPRETRAIN,
+    Model,
+    Weights,
+    all_models,
+    all_weights,
+    find_weights,
+    read_table,
+    weights_by_name,
+)
+
+__all__ = [
+    'ARCHS',
+    'SIZES',
+    'TASKS',
+    'TOP1',
+    'TOP1_MMPRETRAIN',
+    'TOP1_V2',
+    'TOP5_MMPRETRAIN',
+    'Model',
+    'Weights',
+    'all_models',
+    'all_weights',
+    'find_weights',
+    'read_table',
+    'weights_by_name',
+]
