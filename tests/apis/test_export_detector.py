@@ -1,86 +1,18 @@
 """Whole detectors and models with their pipeline inside, against what the libraries themselves say of an image."""
 
 import json
-from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
-from mmengine.config import Config
-from mmengine.registry import MODELS, DefaultScope
+from small_detectors import detector_config, write_detector
 
 from xcit_mm.apis import export
 from xcit_mm.apis.export_check import detections_apart
 from xcit_mm.errors import UsageError
 
 onnxruntime = pytest.importorskip('onnxruntime', reason='pip install onnx onnxruntime')
-CONFIGS = Path(__file__).resolve().parents[2] / 'configs'
-FIRST_CHANNELS = 32
 STANDARD = ('', 'ai.onnx')  # the domains of ONNX's own operators
-PYRAMID = dict(
-    type='FPN',
-    in_channels=[FIRST_CHANNELS] * 4,
-    out_channels=32,
-    add_extra_convs='on_output',
-    num_outs=5,
-)
-ONE_STAGE = dict(num_classes=10, in_channels=32, stacked_convs=1, feat_channels=32)
-RETINA = dict(
-    type='RetinaHead',
-    anchor_generator=dict(
-        type='AnchorGenerator',
-        octave_base_scale=4,
-        scales_per_octave=3,
-        ratios=[0.5, 1.0, 2.0],
-        strides=[4, 8, 16, 32, 64],
-    ),
-    bbox_coder=dict(type='DeltaXYWHBBoxCoder', target_means=[0.0] * 4, target_stds=[1.0] * 4),
-    **ONE_STAGE,
-)
-FCOS = dict(type='FCOSHead', strides=[4, 8, 16, 32, 64], **ONE_STAGE)
-TEST_CFG = dict(nms_pre=1000, min_bbox_size=0, score_thr=0.05, nms=dict(type='nms', iou_threshold=0.5), max_per_img=100)
-
-
-def small_config(kind):
-    """The digits detector with a tiny backbone; or one of the others in its place."""
-    cfg = Config.fromfile(CONFIGS / f'{"faster" if kind == "faster" else "mask"}_rcnn_xcit_n12_8_digits.py')
-    cfg.model.backbone.update(arch=dict(embed_dims=FIRST_CHANNELS, depth=2, num_heads=4), out_indices=(0, 0, 1, 1))
-    cfg.model.neck.in_channels = [FIRST_CHANNELS] * 4
-    if kind == 'by_class':  # boxes and masks of each class, and RoIAlign with as many samples as fit, as for COCO
-        cfg.model.roi_head.bbox_head.reg_class_agnostic = False
-        cfg.model.roi_head.mask_head.class_agnostic = False
-        for extractor in (cfg.model.roi_head.bbox_roi_extractor, cfg.model.roi_head.mask_roi_extractor):
-            extractor.roi_layer.sampling_ratio = 0
-    if kind in ('retina', 'fcos'):
-        parts = dict(retina=('RetinaNet', RETINA), fcos=('FCOS', FCOS))
-        cfg.model = dict(
-            type=parts[kind][0],
-            data_preprocessor=cfg.model.data_preprocessor,
-            backbone=cfg.model.backbone,
-            neck=PYRAMID,
-            bbox_head=parts[kind][1],
-            test_cfg=TEST_CFG,
-        )
-    return cfg
-
-
-def write(cfg, folder):
-    """A config and a checkpoint, of start values but for the last layers, whose scores lie between 0 and 1."""
-    torch.manual_seed(0)
-    with DefaultScope.overwrite_default_scope('mmdet'):
-        model = MODELS.build(cfg.model)
-        model.init_weights()
-    with torch.no_grad():
-        for name, weights in model.named_parameters():
-            if name.endswith(('rpn_cls.weight', 'fc_cls.weight', 'retina_cls.weight', 'conv_cls.weight')):
-                weights.normal_(0, 0.2)
-            elif name.endswith(('rpn_reg.weight', 'fc_reg.weight', 'conv_logits.weight')):
-                weights.normal_(0, 0.05)
-            elif name.endswith(('retina_cls.bias', 'conv_cls.bias')):
-                weights.fill_(-1)
-    cfg.dump(folder / 'config.py')
-    torch.save({'state_dict': model.state_dict(), 'meta': {}}, folder / 'weights.pth')
-    return str(folder / 'config.py'), str(folder / 'weights.pth')
 
 
 @pytest.mark.parametrize('kind', ['mask', 'by_class', 'faster', 'retina', 'fcos'])
@@ -88,7 +20,7 @@ def test_detectors_find_what_mmdetection_finds(kind, tmp_path):
     """In images of sizes other than the recorded one, also of sizes that are padded; by standard operators."""
     import onnx
 
-    model = write(small_config(kind), tmp_path)
+    model = write_detector(detector_config(kind), tmp_path)
     deviations = export.export_model(*model, str(tmp_path / 'model.onnx'), size=(96, 128))
     assert all(deviation.relative < 1e-4 and deviation.detections > 20 for deviation in deviations)
     assert len({deviation.shape for deviation in deviations}) == 3
@@ -100,18 +32,18 @@ def test_detectors_find_what_mmdetection_finds(kind, tmp_path):
 
 
 def test_an_image_without_detections(tmp_path):
-    cfg = small_config('mask')
+    cfg = detector_config('mask')
     cfg.model.test_cfg.rcnn.score_thr = 0.9999
-    model = write(cfg, tmp_path)
+    model = write_detector(cfg, tmp_path)
     deviations = export.export_model(*model, str(tmp_path / 'model.onnx'), size=(64, 64))
     assert [deviation.detections for deviation in deviations] == [0, 0, 0]
 
 
 def test_a_detector_from_pixels(tmp_path):
     """RGB pixels of any size in, boxes and masks in them out, as the test pipeline and the model give them."""
-    cfg = small_config('mask')
+    cfg = detector_config('mask')
     cfg.model.data_preprocessor.bgr_to_rgb = False
-    model = write(cfg, tmp_path)
+    model = write_detector(cfg, tmp_path)
     target = str(tmp_path / 'model.onnx')
     deviations = export.export_model(*model, target, size=(120, 90), from_pixels=True)
     assert all(deviation.relative < 1e-4 for deviation in deviations) and any(d.detections > 20 for d in deviations)
@@ -135,14 +67,14 @@ def test_other_models_from_pixels(name, shape, small_models, tmp_path):
 
 def test_what_cannot_be_exported_is_named(small_models, tmp_path):
     target = str(tmp_path / 'model.onnx')
-    cfg = small_config('mask')
+    cfg = detector_config('mask')
     cfg.model.test_cfg.rcnn.nms = dict(type='soft_nms', iou_threshold=0.5)
     with pytest.raises(UsageError, match='this one has nms=.*soft_nms'):
-        export.export_model(*write(cfg, tmp_path), target)
-    cfg = small_config('mask')
+        export.export_model(*write_detector(cfg, tmp_path), target)
+    cfg = detector_config('mask')
     cfg.test_dataloader.dataset.pipeline.insert(2, dict(type='RandomFlip', prob=0.0))
     with pytest.raises(UsageError, match='also has RandomFlip'):
-        export.export_model(*write(cfg, tmp_path), target, from_pixels=True)
+        export.export_model(*write_detector(cfg, tmp_path), target, from_pixels=True)
     with pytest.raises(UsageError, match='exported to ONNX alone'):
         export.export_model(*small_models['detector'], target.replace('.onnx', '.pt2'), 'torch')
     assert not list(tmp_path.glob('*.onnx'))
