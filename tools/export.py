@@ -4,6 +4,7 @@
     tools/export.py configs/mask_rcnn_xcit_s12_8_3x_coco.py CHECKPOINT mask_rcnn.onnx --from-pixels --size 800 1216
     tools/export.py configs/sem_fpn_xcit_s12_8_80k_ade20k.py CHECKPOINT sem_fpn.onnx --size 512 512
     tools/export.py configs/mask_rcnn_xcit_s12_8_3x_coco.py CHECKPOINT pyramid.onnx --part backbone --size 800 1216
+    tools/export.py CONFIG CHECKPOINT small.onnx --from-pixels --precision int8 --images data/train/*.jpg
     tools/export.py xcit_s12_16_in1k published xcit.pt2 --format torch
 
 The exported model takes any image size and, but for detectors and with --from-pixels, any batch.
@@ -31,7 +32,14 @@ def parse_args(argv: Optional[Sequence[str]] = None) -> argparse.Namespace:
         '--from-pixels', action='store_true', help='take uint8 pixels (H, W, channels): resize and normalise inside'
     )
     parser.add_argument(
-        '--images', nargs='+', default=(), metavar='FILE', help='compare on these instead of generated images'
+        '--images',
+        nargs='+',
+        default=(),
+        metavar='FILE',
+        help='compare on these instead of generated images; for int8 also find the ranges on them, a hundred or so',
+    )
+    parser.add_argument(
+        '--precision', choices=['fp32', 'fp16', 'int8'], default='fp32', help='fp16 for GPUs, int8 for CPUs'
     )
     return parser.parse_args(argv)
 
@@ -51,11 +59,12 @@ def main(argv: Optional[Sequence[str]] = None) -> None:
             tuple(args.size),
             from_pixels=args.from_pixels,
             images=args.images,
+            precision=args.precision,
         )
     counts = [deviation.detections for deviation in deviations]
     print(f'{"input":20} largest relative deviation from PyTorch')
-    for shape, relative, detections in deviations:
-        found = '' if detections is None else f', of {detections} detections'
+    for shape, relative, detections, unmatched in deviations:
+        found = '' if detections is None else f', of {detections} detections {unmatched:.0%} unmatched'
         print(f'{"x".join(map(str, shape)):20} {relative:.1e}{found}')
     if None not in counts and not any(counts):
         print('Nothing was detected in the generated images: compare on yours with --images.', file=sys.stderr)

@@ -4,6 +4,7 @@ import copy
 import inspect
 import json
 import os
+import tempfile
 import warnings
 from contextlib import contextmanager, nullcontext
 from pathlib import Path
@@ -17,15 +18,20 @@ from torch import Tensor, nn
 from ..datasets.reading import ModelInput, channels_of, model_input
 from ..errors import UsageError
 from ..models.attention import XCA
+from .deployed import write_int8
 from .export_check import SMALLEST, Deviation, Inputs, PixelInputs, Run, answer_of, compare, detections_of
 from .model import build, choose
 
 FORMATS = ('onnx', 'torch')
+PRECISIONS = ('fp32', 'fp16', 'int8')
 PARTS = ('model', 'backbone')
 OPSET = 17
 LARGEST = 8192
 TOLERANCE = 1e-4
 LOOSE_TOLERANCE = 1e-3  # where a threshold or a rounding may turn the other way
+MOST_UNMATCHED = 0.02  # share of detections that only one of the two has
+MOST_COMPARED = 20  # images; more are for finding the ranges of int8
+REDUCED_UNMATCHED = 0.5  # the same in fp16 and int8, where detections of low scores come and go
 TASKS = {'mmpretrain': 'classification', 'mmdet': 'detection', 'mmseg': 'segmentation'}
 
 
@@ -38,6 +44,7 @@ def export_model(
     size: Tuple[int, int] = (224, 224),
     from_pixels: bool = False,
     images: Sequence[str] = (),
+    precision: str = 'fp32',
 ) -> List[Deviation]:
     """Export a classifier, a detector, a segmentor, or the backbone of any model.
 
@@ -66,10 +73,14 @@ def export_model(
         size (tuple[int, int]): Height and width that the graph is recorded at. They decide nothing but which of two
             equal forms of the attention is written into it: choose what the model will be used at.
         from_pixels (bool): Whether the file takes uint8 pixels and gives the answer in them.
-        images (Sequence[str]): Image files to compare with PyTorch on, instead of generated ones.
+        images (Sequence[str]): Image files to compare with PyTorch on, instead of generated ones; for int8 also to find
+            the ranges of the activations on, a hundred or so.
+        precision (str): 'fp32'; 'fp16', for GPUs: what PyTorch's autocast computes in it; or 'int8', for CPUs:
+            convolutions and linear layers. Inputs and outputs stay as they are. Both are for ONNX alone, and are made
+            when the file in fp32 has been compared.
 
     Returns:
-        list[Deviation]: From PyTorch, for several sizes and, where it can have one, batches; all at most
+        list[Deviation]: From PyTorch, for several sizes and, where it can have one, batches. In fp32 all are at most
         :data:`TOLERANCE`, of detectors and from pixels :data:`LOOSE_TOLERANCE`.
 
     Raises:
@@ -80,6 +91,10 @@ def export_model(
         raise UsageError(f'format must be one of {FORMATS} and part one of {PARTS}; got {format!r} and {part!r}')
     if min(size) < SMALLEST or max(size) > LARGEST:
         raise UsageError(f'the size must be between {SMALLEST} and {LARGEST} pixels, got {size[0]}x{size[1]}')
+    if precision not in PRECISIONS or (precision != 'fp32' and format != 'onnx'):
+        raise UsageError(f'the precision must be one of {PRECISIONS}, the last two of ONNX alone; got {precision!r}')
+    if precision == 'int8' and not images:
+        raise UsageError('int8 needs images to find the ranges of the activations on: give --images, a hundred or so')
     _require(format)
     suffix = {'onnx': '.onnx', 'torch': '.pt2'}[format]
     if not str(target).endswith(suffix):
@@ -90,24 +105,46 @@ def export_model(
     exported = load_exported(model, checkpoint, part, from_pixels)
     if format == 'torch' and exported.inputs.one_by_one:
         raise UsageError('detectors and models from pixels are exported to ONNX alone; leave out --format torch')
-    draft = str(Path(target).with_name(f'unchecked_{Path(target).name}'))
-    try:
+    samples = [exported.inputs.read(path) for path in images]
+    with tempfile.TemporaryDirectory(dir=folder, prefix='unchecked_') as scratch:
+        draft = str(Path(scratch, f'draft{suffix}'))
         with exportable(exported.module, exported.inputs.seen(size), format) as twin:
-            write = _write_onnx if format == 'onnx' else _write_torch
-            run = write(twin, exported, draft, size)
-        samples = [exported.inputs.read(path) for path in images] or exported.inputs.generate(size)
-        deviations = compare(exported, run, samples)
-        worst = max(deviations, key=lambda deviation: deviation.relative)
-        if not worst.relative <= exported.tolerance:
-            raise UsageError(
-                f'the exported model deviates by {worst.relative:.1e} for images {worst.shape}, more than '
-                f'{exported.tolerance:.0e}; {target} was not written'
-            )
+            run = (_write_onnx if format == 'onnx' else _write_torch)(twin, exported, draft, size)
+            deviations = compare(exported, run, samples[:MOST_COMPARED] or exported.inputs.generate(size))
+            _accept(deviations, exported.tolerance, MOST_UNMATCHED, target)
+            if precision != 'fp32':
+                full, draft = draft, str(Path(scratch, f'{precision}{suffix}'))
+                if precision == 'fp16':
+                    with torch.autocast('cpu', torch.float16, cache_enabled=False):
+                        run = _write_onnx(twin, exported, draft, size)
+                else:
+                    write_int8(full, draft, [sample.numpy() for sample in samples])
+                    run = _open_onnx(draft, exported)
+                deviations = compare(exported, run, samples[:MOST_COMPARED] or exported.inputs.generate(size))
+                _accept(deviations, float('inf'), REDUCED_UNMATCHED, target)
         os.replace(draft, target)
-    finally:
-        if os.path.exists(draft):
-            os.remove(draft)
     return deviations
+
+
+def _accept(deviations: Sequence[Deviation], tolerance: float, most_unmatched: float, target: str) -> None:
+    """Refuse to write a file that computes something else.
+
+    Raises:
+        UsageError: If it does.
+    """
+    worst = max(deviations, key=lambda deviation: deviation.relative)
+    if not worst.relative <= tolerance:
+        raise UsageError(
+            f'the exported model deviates by {worst.relative:.1e} for images {worst.shape}, more than '
+            f'{tolerance:.0e}; {target} was not written'
+        )
+    total = sum(max(deviation.detections or 0, 1) for deviation in deviations)  # what PyTorch has not counts as well
+    unmatched = sum(deviation.unmatched * max(deviation.detections or 0, 1) for deviation in deviations)
+    if unmatched > most_unmatched * total:
+        raise UsageError(
+            f'of {total} detections of PyTorch the exported model has {unmatched / total:.0%} not, or with another '
+            f'class or box, more than {most_unmatched:.0%}; {target} was not written'
+        )
 
 
 def _require(format: str) -> None:
@@ -329,7 +366,6 @@ class _BlockMax(nn.Module):
 
 def _write_onnx(module: nn.Module, exported: Exported, path: str, size: Tuple[int, int]) -> Run:
     import onnx
-    import onnxruntime
 
     example = exported.inputs.example(size)
     with torch.no_grad():
@@ -353,6 +389,12 @@ def _write_onnx(module: nn.Module, exported: Exported, path: str, size: Tuple[in
     onnx.helper.set_model_props(graph, {key: json.dumps(value) for key, value in exported.metadata.items()})
     onnx.checker.check_model(graph)
     onnx.save(graph, path)
+    return _open_onnx(path, exported)
+
+
+def _open_onnx(path: str, exported: Exported) -> Run:
+    import onnxruntime
+
     session = onnxruntime.InferenceSession(path, providers=['CPUExecutionProvider'])
     return lambda given: [torch.from_numpy(out) for out in session.run(None, {exported.inputs.name: given.numpy()})]
 

@@ -13,7 +13,6 @@ from ..errors import UsageError
 
 SMALLEST = 32  # pixels; below that the pyramid of a patch size is padded, which the exported graph does not do
 SAME_BOX = 0.9  # IoU from which two boxes of one class are the same detection
-MOST_UNMATCHED = 0.02  # share of detections that only one of the two has, where a score is at a threshold
 Run = Callable[[Tensor], Sequence[Tensor]]
 
 
@@ -25,13 +24,15 @@ class Deviation(NamedTuple):
         relative (float): Largest difference over the largest value of that output, the largest of all outputs. Of
             label maps the share of other pixels. Of detections, matched by class and overlap: the largest difference of
             scores, or of coordinates over the image's longer side, or the largest share of pixels by which a mask
-            differs; infinite if more than 2 % have no match.
+            differs.
         detections (int, optional): Of PyTorch in that image.
+        unmatched (float): Share of the detections that only one of the two has.
     """
 
     shape: Tuple[int, ...]
     relative: float
     detections: Optional[int] = None
+    unmatched: float = 0.0
 
 
 class Inputs:
@@ -178,8 +179,8 @@ def compare(exported, run: Run, samples: Sequence[Tensor]) -> List[Deviation]:
             raise UsageError(f'the exported model fails for images {shape}: {str(error).splitlines()[0]}') from error
         if exported.metadata['task'] == 'detection':
             sides = given.shape[2:] if given.dim() == 4 else given.shape[:2]
-            deviation = detections_apart(actual, expected, max(sides)) if len(actual) == len(expected) else float('inf')
-            deviations.append(Deviation(tuple(given.shape), deviation, len(expected[0])))
+            apart, unmatched = detections_apart(actual, expected, max(sides))
+            deviations.append(Deviation(tuple(given.shape), apart, len(expected[0]), unmatched))
         else:
             pairs = zip(actual, expected)
             apart = max(map(_apart, *zip(*pairs))) if len(actual) == len(expected) else float('inf')
@@ -195,20 +196,19 @@ def _apart(ours: Tensor, theirs: Tensor) -> float:
     return ((ours - theirs).abs().max() / theirs.abs().max().clamp_min(1e-12)).item()
 
 
-def detections_apart(ours: Sequence[Tensor], theirs: Sequence[Tensor], side: int) -> float:
-    """How far detections are apart, as :class:`Deviation` says; in an image with a longer side of ``side`` pixels."""
+def detections_apart(ours: Sequence[Tensor], theirs: Sequence[Tensor], side: int) -> Tuple[float, float]:
+    """``relative`` and ``unmatched`` of :class:`Deviation`; in an image with a longer side of ``side`` pixels."""
     count = max(len(ours[0]), len(theirs[0]))
-    if not count:
-        return 0.0
     if not len(ours[0]) or not len(theirs[0]):
-        return float('inf')
+        return 0.0, float(count > 0)
     overlap = box_iou(theirs[0].float(), ours[0].float()) * (theirs[2][:, None] == ours[2][None])
     # Of several alike, the one of the nearest score.
     nearness = (overlap > SAME_BOX) * (1 - (theirs[1][:, None] - ours[1][None]).abs())
     best, match = nearness.max(1)
     pairs = [(mine, int(yours)) for mine, (yours, near) in enumerate(zip(match, best)) if near > 0]
-    if count - len({yours for _, yours in pairs}) > MOST_UNMATCHED * count:
-        return float('inf')
+    unmatched = 1 - len({yours for _, yours in pairs}) / count
+    if not pairs:
+        return 0.0, unmatched
     mine, yours = (torch.tensor(places, dtype=torch.long) for places in zip(*pairs))
     apart = [
         (theirs[1][mine] - ours[1][yours]).abs().max().item(),
@@ -216,4 +216,4 @@ def detections_apart(ours: Sequence[Tensor], theirs: Sequence[Tensor], side: int
     ]
     if len(theirs) > 3:
         apart.append((theirs[3][mine] != ours[3][yours]).float().mean((1, 2)).max().item())
-    return max(apart)
+    return max(apart), unmatched

@@ -252,8 +252,8 @@ def _classify(head: nn.Module, features: Sequence[Tensor], proposals: Tensor, si
     found = (logits.softmax(-1)[:, :-1] > settings.score_thr).nonzero()
     proposal, label = found[:, 0], found[:, 1]
     score = logits.softmax(-1)[proposal, label]
-    place = torch.zeros_like(label) if bbox_head.reg_class_agnostic else label
-    delta = deltas.reshape(shape_as_tensor(deltas)[0], -1, 4)[proposal, place]
+    place, classes = (torch.zeros_like(label), 1) if bbox_head.reg_class_agnostic else (label, bbox_head.num_classes)
+    delta = deltas.reshape(-1, classes, 4)[proposal, place]
     boxes = _decode(bbox_head.bbox_coder, proposals[proposal], delta, size)
     kept = _suppress(boxes, score, label, settings.nms.iou_threshold, settings.max_per_img)
     boxes, label = boxes[kept], label[kept]
