@@ -13,6 +13,11 @@ from xcit_mm.errors import UsageError
 
 onnxruntime = pytest.importorskip('onnxruntime', reason='pip install onnx onnxruntime')
 STANDARD = ('', 'ai.onnx')  # the domains of ONNX's own operators
+# Those of opset 17 that the parser of TensorRT 10 lacks (docs/operators.md of onnx-tensorrt).
+NOT_IN_TENSORRT = (
+    'BitShift Compress ConcatFromSequence ConvInteger Det DFT DynamicQuantizeLinear MatMulInteger MaxRoiPool MaxUnpool '
+    'Multinomial QLinearConv QLinearMatMul SequenceAt SequenceInsert SplitToSequence STFT Unique'
+).split()
 
 
 @pytest.mark.parametrize('kind', ['mask', 'by_class', 'faster', 'retina', 'fcos'])
@@ -22,12 +27,13 @@ def test_detectors_find_what_mmdetection_finds(kind, tmp_path):
 
     model = write_detector(detector_config(kind), tmp_path)
     deviations = export.export_model(*model, str(tmp_path / 'model.onnx'), size=(96, 128))
-    assert all(deviation.relative < 1e-4 and deviation.detections > 20 for deviation in deviations)
+    assert all(d.relative < 1e-4 and d.unmatched < 0.02 and d.detections > 20 for d in deviations)
     assert len({deviation.shape for deviation in deviations}) == 3
     graph = onnx.load(str(tmp_path / 'model.onnx'))
     assert {node.domain for node in graph.graph.node} <= set(STANDARD)
     operators = {node.op_type for node in graph.graph.node}
     assert 'NonMaxSuppression' in operators and ('RoiAlign' in operators) == (kind in ('mask', 'by_class', 'faster'))
+    assert not operators & set(NOT_IN_TENSORRT)
     assert [output.name for output in graph.graph.output][3:] == (['masks'] if kind in ('mask', 'by_class') else [])
 
 
@@ -87,12 +93,13 @@ def test_detections_are_matched_by_class_and_overlap():
     order = torch.tensor([2, 0, 1])
     ours = [outputs[order] for outputs in (boxes, scores, labels, masks)]
     theirs = [boxes, scores, labels, masks]
-    assert detections_apart(ours, theirs, 50) == 0
+    assert detections_apart(ours, theirs, 50) == (0, 0)
     moved = [ours[0] + 0.1, *ours[1:]]
-    assert detections_apart(moved, theirs, 50) == pytest.approx(0.002, rel=1e-3)
+    assert detections_apart(moved, theirs, 50) == (pytest.approx(0.002, rel=1e-3), 0)
     relabelled = [*ours[:2], ours[2] + 1, masks]
-    assert detections_apart(relabelled, theirs, 50) == float('inf')
-    assert detections_apart([outputs[:2] for outputs in ours], theirs, 50) == float('inf')
+    assert detections_apart(relabelled, theirs, 50)[1] == pytest.approx(2 / 3)
+    assert detections_apart([outputs[:2] for outputs in ours], theirs, 50)[1] == pytest.approx(1 / 3)
+    assert detections_apart([outputs[:0] for outputs in ours], theirs, 50)[1] == 1
     masked = [*ours[:3], masks.clone()]
     masked[3][0, 0, :5] = True
-    assert detections_apart(masked, theirs, 50) == pytest.approx(5 / 2500)
+    assert detections_apart(masked, theirs, 50) == (pytest.approx(5 / 2500), 0)

@@ -116,7 +116,7 @@ def export_model(
                 full, draft = draft, str(Path(scratch, f'{precision}{suffix}'))
                 if precision == 'fp16':
                     with torch.autocast('cpu', torch.float16, cache_enabled=False):
-                        run = _write_onnx(twin, exported, draft, size)
+                        run = _write_onnx(_Full(twin), exported, draft, size)
                 else:
                     write_int8(full, draft, [sample.numpy() for sample in samples])
                     run = _open_onnx(draft, exported)
@@ -277,6 +277,17 @@ def load_exported(model: str, checkpoint: Optional[str], part: str = 'model', fr
     if task == 'detection':
         return Exported(module, inputs, lambda images: detections_of(built, images), metadata)
     return Exported(module, inputs, module, metadata)
+
+
+class _Full(nn.Module):
+    """A module whose outputs are fp32, whatever it computes in."""
+
+    def __init__(self, module: nn.Module):
+        super().__init__()
+        self.module = module
+
+    def forward(self, given: Tensor) -> Tuple[Tensor, ...]:
+        return tuple(output.float() if output.is_floating_point() else output for output in self.module(given))
 
 
 def _from_pixels(module: nn.Module, read: ModelInput, channels: int) -> nn.Module:

@@ -241,7 +241,12 @@ def _pool(extractor: nn.Module, features: Sequence[Tensor], boxes: Tensor) -> Te
         )
         places.append(place)
     place = torch.cat(places)
-    return torch.cat(pooled)[torch.zeros_like(place).scatter(0, place, torch.cumsum(torch.ones_like(place), 0) - 1)]
+    return torch.cat(pooled)[torch.zeros_like(place).scatter(0, place, _numbers(place))]
+
+
+def _numbers(rows: Tensor) -> Tensor:
+    """0 ... N - 1 for N rows."""
+    return torch.arange(shape_as_tensor(rows)[0], device=rows.device)
 
 
 def _classify(head: nn.Module, features: Sequence[Tensor], proposals: Tensor, size: Tensor) -> Detections:
@@ -262,7 +267,7 @@ def _classify(head: nn.Module, features: Sequence[Tensor], proposals: Tensor, si
         pooled = _pool(head.mask_roi_extractor, features, boxes)
         masks = head.mask_head(head.shared_head(pooled) if head.with_shared_head else pooled).sigmoid()
         place = torch.zeros_like(label) if head.mask_head.class_agnostic else label
-        masks = masks[torch.cumsum(torch.ones_like(label), 0) - 1, place]
+        masks = masks[_numbers(label), place]
     return Detections(boxes, score[kept], label, masks)
 
 
