@@ -14,7 +14,7 @@ from PIL import Image, ImageDraw, ImageOps
 
 def main(model, photo, threshold=0.5):
     session = onnxruntime.InferenceSession(model, providers=onnxruntime.get_available_providers())
-    about = {name: value for name, value in session.get_modelmeta().custom_metadata_map.items()}
+    about = session.get_modelmeta().custom_metadata_map
     classes = json.loads(about['classes'])
     image = ImageOps.exif_transpose(Image.open(photo)).convert('RGB')
     boxes, scores, labels, *masks = session.run(None, {'pixels': np.asarray(image)})

@@ -14,10 +14,26 @@ from xcit_mm.errors import UsageError
 onnxruntime = pytest.importorskip('onnxruntime', reason='pip install onnx onnxruntime')
 STANDARD = ('', 'ai.onnx')  # the domains of ONNX's own operators
 # Those of opset 17 that the parser of TensorRT 10 lacks (docs/operators.md of onnx-tensorrt).
-NOT_IN_TENSORRT = (
-    'BitShift Compress ConcatFromSequence ConvInteger Det DFT DynamicQuantizeLinear MatMulInteger MaxRoiPool MaxUnpool '
-    'Multinomial QLinearConv QLinearMatMul SequenceAt SequenceInsert SplitToSequence STFT Unique'
-).split()
+NOT_IN_TENSORRT = [
+    'BitShift',
+    'Compress',
+    'ConcatFromSequence',
+    'ConvInteger',
+    'Det',
+    'DFT',
+    'DynamicQuantizeLinear',
+    'MatMulInteger',
+    'MaxRoiPool',
+    'MaxUnpool',
+    'Multinomial',
+    'QLinearConv',
+    'QLinearMatMul',
+    'SequenceAt',
+    'SequenceInsert',
+    'SplitToSequence',
+    'STFT',
+    'Unique',
+]
 
 
 @pytest.mark.parametrize('kind', ['mask', 'by_class', 'faster', 'retina', 'fcos'])
