@@ -9,17 +9,15 @@ from mkdocs.structure.files import File
 ROOT = Path(__file__).resolve().parents[2]
 # Files at the top of the repository that are pages too.
 PAGES = {name: name.lower() for name in ('CHANGELOG.md', 'CONTRIBUTING.md', 'SECURITY.md', 'CODE_OF_CONDUCT.md')}
-# Where a page that the navigation lacks goes, if not under "How to".
-PLACES = {'architecture.md': 'Explanation', 'gpu.md': 'Explanation'}
 
 
 def on_config(config):
-    """Pages of docs/ that the navigation lacks, and those of the configs, under "Models"."""
+    """Pages of docs/ that the navigation lacks, under "How to", and those of the configs, under "Models"."""
     sections = {title: pages for entry in config.nav for title, pages in entry.items()}
     named = set(re.findall(r'[\w/]+\.md', str(config.nav)))
     docs = Path(config.docs_dir)
     for name in sorted(path.name for path in docs.glob('*.md') if path.name not in named):
-        sections[PLACES.get(name, 'How to')].append(name)
+        sections['How to'].append(name)
     families = sorted(p.relative_to(docs).as_posix() for p in docs.glob('configs/*.md') if p.name != 'README.md')
     sections['Models'] += [{'Configs by family': ['configs/README.md', *families]}]
     sections['Project'] += sorted(PAGES.values())
