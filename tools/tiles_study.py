@@ -22,7 +22,7 @@ import numpy as np
 from PIL import Image
 
 from xcit_mm.errors import UsageError, clear_errors
-from xcit_mm.models.masks import crop_of, encode_crop
+from xcit_mm.large_images.masks import crop_of, encode_crop
 
 ROOT = Path(__file__).resolve().parents[1]
 SCENES = 40  # of a sheet
