@@ -3,6 +3,7 @@
 
     tools/infer.py configs/mask_rcnn_xcit_s12_8_3x_coco.py CHECKPOINT photos clip.mp4 --out-dir results
     tools/infer.py xcit_s12_16_in1k published 'photos/**/*.jpg'
+    tools/infer.py runs/mine/config.py runs/mine/best.pth 0    # the first camera, until Ctrl-C
 
 The model is a config file or a name of the model index; the checkpoint a file, an address, or the word published. The
 exit code is 1 if an image could not be read.
@@ -24,7 +25,9 @@ def parse_args() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description='Let a trained model look at images.')
     parser.add_argument('model', help='config file, or name of a published model')
     parser.add_argument('checkpoint', help="file or address of the weights, or 'published' for those of the name")
-    parser.add_argument('images', nargs='+', help='images, videos, folders, globs or addresses')
+    parser.add_argument(
+        'images', nargs='+', help='images, videos, folders, globs, addresses, or the number of a camera'
+    )
     parser.add_argument('--out-dir', default='results', help='folder for results and pictures (default: results)')
     parser.add_argument('--score-thr', type=float, default=0.3, help='leave out detections below this (default: 0.3)')
     parser.add_argument('--batch-size', type=int, default=1, help='images that are computed together (default: 1)')

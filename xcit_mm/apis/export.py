@@ -8,7 +8,7 @@ import tempfile
 import warnings
 from contextlib import contextmanager, nullcontext
 from pathlib import Path
-from typing import Callable, Dict, List, NamedTuple, Optional, Sequence, Tuple
+from typing import Callable, Dict, Iterator, List, NamedTuple, Optional, Sequence, Tuple
 
 import torch
 import torch.nn.functional as F
@@ -17,7 +17,6 @@ from torch import Tensor, nn
 
 from ..datasets.reading import ModelInput, channels_of, model_input
 from ..errors import UsageError
-from ..models.attention import XCA
 from .deployed import write_int8
 from .export_check import SMALLEST, Deviation, Inputs, PixelInputs, Run, answer_of, compare, detections_of
 from .model import build, choose
@@ -70,8 +69,7 @@ def export_model(
         format (str): 'onnx', or 'torch' for a file of :func:`torch.export.save`, which detectors and models from pixels
             have none of.
         part (str): 'model' or 'backbone'.
-        size (tuple[int, int]): Height and width that the graph is recorded at. They decide nothing but which of two
-            equal forms of the attention is written into it: choose what the model will be used at.
+        size (tuple[int, int]): Height and width that the graph is recorded at, and about which it is compared.
         from_pixels (bool): Whether the file takes uint8 pixels and gives the answer in them.
         images (Sequence[str]): Image files to compare with PyTorch on, instead of generated ones; for int8 also to find
             the ranges of the activations on, a hundred or so.
@@ -108,7 +106,7 @@ def export_model(
     samples = [exported.inputs.read(path) for path in images]
     with tempfile.TemporaryDirectory(dir=folder, prefix='unchecked_') as scratch:
         draft = str(Path(scratch, f'draft{suffix}'))
-        with exportable(exported.module, exported.inputs.seen(size), format) as twin:
+        with exportable(exported.module, format) as twin:
             run = (_write_onnx if format == 'onnx' else _write_torch)(twin, exported, draft, size)
             deviations = compare(exported, run, samples[:MOST_COMPARED] or exported.inputs.generate(size))
             _accept(deviations, exported.tolerance, MOST_UNMATCHED, target)
@@ -269,7 +267,7 @@ def load_exported(model: str, checkpoint: Optional[str], part: str = 'model', fr
     inputs = Inputs(channels, read, one_by_one=task == 'detection' or from_pixels)
     if from_pixels:
         module = _from_pixels(module, read, channels)
-        inputs = PixelInputs(channels, read, one_by_one=True, resized=module.resized)
+        inputs = PixelInputs(channels, read, one_by_one=True)
         metadata.update(mean=[0.0] * channels, std=[1.0] * channels)
         if channels == 3:
             metadata['channel_order'] = 'RGB'
@@ -306,8 +304,8 @@ def _from_pixels(module: nn.Module, read: ModelInput, channels: int) -> nn.Modul
 
 
 @contextmanager
-def exportable(module: nn.Module, size: Tuple[int, int], format: str):
-    """A copy of the model with what graphs of any size need: one form of XCA, and pooling as matrix products."""
+def exportable(module: nn.Module, format: str) -> Iterator[nn.Module]:
+    """A copy of the model with what graphs of any size need: pooling as matmuls, sizes that stay variables."""
     twin = copy.deepcopy(module)
     for name, child in list(twin.named_modules()):
         if isinstance(child, nn.AdaptiveAvgPool2d):
@@ -321,12 +319,6 @@ def exportable(module: nn.Module, size: Tuple[int, int], format: str):
         elif isinstance(child, nn.MaxPool2d) and format == 'torch':
             parent = twin.get_submodule(name.rpartition('.')[0])
             setattr(parent, name.rpartition('.')[2], _BlockMax(child.kernel_size))
-        elif hasattr(child, 'patch_size') and hasattr(child, 'blocks'):
-            tokens = (size[0] // child.patch_size) * (size[1] // child.patch_size)
-            for block in child.blocks:
-                if isinstance(block.attn, XCA):
-                    prefers = XCA.prefers_covariance(tokens, block.attn.proj.out_features)
-                    block.attn.prefers_covariance = lambda *_, prefers=prefers: prefers
     with torch.no_grad(), warnings.catch_warnings():
         warnings.simplefilter('ignore')  # of every number that is a constant in the graph
         yield twin

@@ -6,7 +6,7 @@ import time
 from contextlib import suppress
 from itertools import islice
 from pathlib import Path
-from typing import Iterable, Iterator, List, NamedTuple, Optional, Sequence, Tuple, Union
+from typing import Any, Dict, Iterable, Iterator, List, NamedTuple, Optional, Sequence, Tuple, Union
 
 import cv2
 import numpy as np
@@ -90,8 +90,9 @@ class Inferencer:
 
         Args:
             images: An image file, a video, a folder (with its sub-folders), a glob, an address (http://, https://,
-                file://), the bytes of a file, a PIL image, an array (H, W) or (H, W, channels), or several of these in
-                a list, a generator or an array (N, H, W, channels). An array is read as a file of its pixels would be.
+                file://; of a video or an rtsp:// stream), the number of a camera, the bytes of a file, a PIL image, an
+                array (H, W) or (H, W, channels), or several of these in a list, a generator or an array (N, H, W,
+                channels). An array is read as a file of its pixels would be.
             out_dir (str, optional): Where to write ``results.json``, ``summary.json``, ``overview.jpg`` and the
                 pictures in ``overlays``; nothing is written if it is not given.
             score_thr (float): Detections of lower scores are left out.
@@ -140,6 +141,22 @@ class Inferencer:
             raise UsageError(results[0]['error'])
         return results
 
+    def stream(self, images, score_thr: float = 0.3, batch_size: int = 1, channel_order: str = 'BGR') -> Iterator[dict]:
+        """Predict one after another, and keep nothing: for cameras, streams and more images than memory holds.
+
+        ``for result in Inferencer('mask_rcnn_xcit_s12_8_3x_coco').stream(0): ...``
+
+        Args:
+            images, score_thr, batch_size, channel_order: As for :meth:`__call__`.
+
+        Yields:
+            dict: The result of an image as soon as its batch is done, as :meth:`__call__` returns them.
+        """
+        named = images if isinstance(images, Images) else find_images(images)
+        for batch in _batches(_shots(named), batch_size):
+            for result, *_ in self._look(batch, score_thr, channel_order, Clock()):
+                yield result
+
     def picture(self, image, score_thr: float = 0.3) -> np.ndarray:
         """One image with what is found in it drawn in.
 
@@ -172,18 +189,21 @@ class Inferencer:
             for shot in batch:
                 try:
                     read.append((shot, self._read(shot, channel_order), None))
-                except BadImage as error:
-                    read.append((shot, None, str(error)))
+                except BadImage as bad:
+                    read.append((shot, None, str(bad)))
         good = [image for _, image, _ in read if image is not None]
         with clock.count('predicting'):
             samples = iter(self.task.predict(good) if good else [])
         clock.images += len(good)
         for shot, image, error in read:
-            result = {'image': shot.label, **({'frame': shot.frame} if shot.video and not shot.reason else {})}
+            result: Dict[str, Any] = {
+                'image': shot.label,
+                **({'frame': shot.frame} if shot.video and not shot.reason else {}),
+            }
             sample = None if image is None else next(samples)
             if isinstance(sample, str):
                 sample, error = None, f'cannot be predicted: {sample}'
-            if error:
+            if error or image is None:
                 result['error'] = error
             else:
                 result['height'], result['width'] = image['img'].shape[:2]
@@ -231,9 +251,9 @@ def _shots(named: Iterable[Tuple[str, Source]]) -> Iterator[Shot]:
         elif isinstance(item, Video):
             try:
                 for number, frame in enumerate(item.frames()):
-                    yield Shot(name, str(item.path), frame, item, number)
+                    yield Shot(name, item.label, frame, item, number)
             except BadImage as error:
-                yield Shot(name, str(item.path), None, item, reason=f'cannot be read: {error}')
+                yield Shot(name, item.label, None, item, reason=f'cannot be read: {error}')
         else:
             yield Shot(name, str(item) if isinstance(item, (Path, str)) else _label(item, name), item)
 
@@ -254,14 +274,18 @@ def _task_of(cfg: Config) -> type:
     """What a model of the config's library does."""
     scope = cfg.get('default_scope')
     if scope == 'mmdet':
-        from .tasks.detector import Detector as Task
-    elif scope == 'mmseg':
-        from .tasks.segmentor import Segmentor as Task
-    elif scope == 'mmpretrain':
-        from .tasks.classifier import Classifier as Task
-    else:
-        raise UsageError(f'the config has default_scope={scope!r}; expected mmdet, mmseg or mmpretrain')
-    return Task
+        from .tasks.detector import Detector
+
+        return Detector
+    if scope == 'mmseg':
+        from .tasks.segmentor import Segmentor
+
+        return Segmentor
+    if scope == 'mmpretrain':
+        from .tasks.classifier import Classifier
+
+        return Classifier
+    raise UsageError(f'the config has default_scope={scope!r}; expected mmdet, mmseg or mmpretrain')
 
 
 class Clock:
@@ -349,7 +373,7 @@ class Writer:
             self._end_video()
             path = self.folder / 'overlays' / f'{shot.name}.mp4'
             path.parent.mkdir(parents=True, exist_ok=True)
-            code = cv2.VideoWriter_fourcc(*'mp4v')
+            code = cv2.VideoWriter.fourcc(*'mp4v')
             self.video = shot.video, cv2.VideoWriter(str(path), code, shot.video.rate, (width, height))
         if self.video[1] is not None:
             self.video[1].write(np.ascontiguousarray(picture[:height, :width, ::-1]))

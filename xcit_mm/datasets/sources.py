@@ -1,4 +1,4 @@
-"""What people hand over as images: files, folders, globs, addresses, videos, arrays, and what gives them one by one."""
+"""Inputs of inference: files, folders, globs, addresses, videos, arrays, and iterables of them."""
 
 import glob
 import os
@@ -20,25 +20,41 @@ from .loading import BadImage
 IMAGE_SUFFIXES = ('.jpg', '.jpeg', '.png', '.bmp', '.tif', '.tiff', '.webp', '.ppm', '.pgm')
 VIDEO_SUFFIXES = ('.mp4', '.avi', '.mov', '.mkv', '.webm', '.m4v', '.mpg', '.mpeg', '.wmv', '.flv')
 ACCEPTED = (
-    'a file, a folder, a glob, an address (http://, https://, file://), the bytes of a file, a PIL image, an array '
-    '(H, W) or (H, W, channels), or several of these in a list, a generator or an array (N, H, W, channels)'
+    'a file, a folder, a glob, an address (http, https, file, rtsp), the number of a camera, the bytes of a '
+    'file, a PIL image, an array (H, W) or (H, W, channels), or several of these in a list, a generator or an array '
+    '(N, H, W, channels)'
 )
+STREAMS = ('rtsp', 'rtmp', 'rtp', 'udp')
 LISTS = ('.txt', '.lst', '.csv')
 TIMEOUT = 60  # s, for an address to answer
 
 
 class Video(NamedTuple):
-    """A video file, or an animated picture."""
+    """A video file, an animated picture, a camera, or a stream.
+
+    Attributes:
+        path (Path): The file; of what is none, a name for what is written about it.
+        source (int | str, optional): The number of a camera, or the address of a video or stream.
+    """
 
     path: Path
+    source: Union[int, str, None] = None
+
+    @property
+    def label(self) -> str:
+        """What results call it."""
+        return f'camera {self.source}' if isinstance(self.source, int) else self.source or str(self.path)
+
+    def _open(self) -> cv2.VideoCapture:
+        return cv2.VideoCapture(str(self.path) if self.source is None else self.source)
 
     def frames(self) -> Iterator[np.ndarray]:
-        """Its frames (H, W, 3), BGR.
+        """Its frames (H, W, 3), BGR; of a camera without end.
 
         Raises:
             BadImage: If it has none.
         """
-        video = cv2.VideoCapture(str(self.path))
+        video = self._open()
         found = False
         try:
             while True:
@@ -50,19 +66,20 @@ class Video(NamedTuple):
         finally:
             video.release()
         if not found:
-            raise BadImage('it is no video that OpenCV can read')
+            what = 'it is no video' if self.source is None else f'{self.label} gives no pictures'
+            raise BadImage(f'{what} that OpenCV can read')
 
     @property
     def rate(self) -> float:
         """Frames for each second."""
-        video = cv2.VideoCapture(str(self.path))
+        video = self._open()
         rate = video.get(cv2.CAP_PROP_FPS)
         video.release()
         return rate if 0 < rate < 1000 else 25
 
 
 class Missing(NamedTuple):
-    """Something that was named, and is not there; the reason is for its result."""
+    """An input that does not exist; the reason goes into its result."""
 
     given: str
     reason: str
@@ -92,20 +109,20 @@ class Images(List[Tuple[str, Source]]):
 
 
 def is_several(images) -> bool:
-    """Whether that is more than one image, or may be."""
+    """True if the input may be more than one image."""
     is_list = isinstance(images, (list, tuple, set, frozenset)) or _gives_one_by_one(images)
     return is_list or (isinstance(images, np.ndarray) and images.ndim == 4)
 
 
 def _gives_one_by_one(images) -> bool:
-    return isinstance(images, Iterates) and not hasattr(images, 'read')  # an open file would give lines
+    return isinstance(images, Iterates) and not hasattr(images, 'read')  # iterating an open file would give lines
 
 
 def find_images(images, recursive: bool = True) -> Union[Images, Iterator[Tuple[str, Source]]]:
-    """Images with names for what will be written about them: unique, relative to the folder they have in common.
+    """Expand inputs to images with unique names, relative to their common folder.
 
     Args:
-        images: See ``ACCEPTED``. What gives images one by one is asked for them one by one.
+        images: See ``ACCEPTED``. Iterables are consumed lazily.
         recursive (bool): Whether sub-folders of folders are searched.
 
     Raises:
@@ -118,11 +135,12 @@ def find_images(images, recursive: bool = True) -> Union[Images, Iterator[Tuple[
     if not given:
         raise UsageError('there are no images: the list is empty')
     left_out: Counter = Counter()
-    found = []
+    found: List[Source] = []
     for item in given:
         found.extend(_expand(item, recursive, left_out))
-    if all(isinstance(item, Missing) for item in found):
-        raise UsageError(found[0].reason)
+    missing = [item for item in found if isinstance(item, Missing)]
+    if len(missing) == len(found):
+        raise UsageError(missing[0].reason)
     return Images(_named(found), left_out)
 
 
@@ -134,13 +152,14 @@ def _named_one_by_one(images: Iterates, recursive: bool) -> Iterator[Tuple[str, 
 
 
 def _named(found: List[Source]) -> Iterator[Tuple[str, Source]]:
-    files = [os.path.abspath(_path(item)) for item in found if _path(item)]
+    files = [os.path.abspath(path) for path in map(_path, found) if path]
     root = os.path.commonpath([os.path.dirname(path) for path in files]) if files else ''
     stems = Counter(os.path.splitext(path)[0] for path in set(files))
     used: Set[str] = set()
     for number, item in enumerate(found):
-        if _path(item):
-            path = os.path.abspath(_path(item))
+        of_item = _path(item)
+        if of_item:
+            path = os.path.abspath(of_item)
             stem = os.path.splitext(path)[0]
             name = os.path.relpath(path if stems[stem] > 1 else stem, root)
         else:
@@ -153,7 +172,7 @@ def _path(item: Source) -> Optional[Path]:
 
 
 def _stem(item: Source, number: int) -> str:
-    """A name for what is written about an image that has no folder to be relative to."""
+    """A name for an image that has no common folder."""
     if isinstance(item, Image.Image):
         return Path(getattr(item, 'filename', '') or f'image_{number}').stem
     if isinstance(item, Missing):
@@ -187,12 +206,26 @@ def _expand(item, recursive: bool, left_out: Counter) -> List[Source]:
         if not isinstance(content, bytes):
             raise UsageError(f'the file {getattr(item, "name", item)} was opened as text; open it with mode "rb"')
         return [content]
+    if isinstance(item, int) and not isinstance(item, bool):
+        return [Video(Path(f'camera_{item}'), item)]
     if not isinstance(item, (str, os.PathLike)):
         kind = f'{type(item).__module__}.{type(item).__name__}'.replace('builtins.', '')
         hint = '; of a tensor, .permute(1, 2, 0).numpy() is an array' if kind.startswith('torch.') else ''
         raise UsageError(f'{kind} is no image. Expected {ACCEPTED}{hint}')
     text = os.fspath(item)
-    return [text] if '://' in text else _expand_path(text, recursive, left_out)
+    if '://' in text:
+        return [_from_address(text)]
+    if text.isdecimal() and not os.path.exists(text):
+        return [Video(Path(f'camera_{text}'), int(text))]
+    return _expand_path(text, recursive, left_out)
+
+
+def _from_address(text: str) -> Source:
+    """A video or stream, which OpenCV opens by itself; else an image, fetched when its turn comes."""
+    parts = urlparse(text)
+    path = Path(unquote(parts.path))
+    is_video = path.suffix.lower() in VIDEO_SUFFIXES and parts.scheme in ('http', 'https')
+    return Video(Path(path.stem or parts.netloc), text) if is_video or parts.scheme in STREAMS else text
 
 
 def _expand_path(text: str, recursive: bool, left_out: Counter) -> List[Source]:
@@ -213,7 +246,9 @@ def _expand_path(text: str, recursive: bool, left_out: Counter) -> List[Source]:
 
 
 def _search(folder: Path, text: str, recursive: bool, left_out: Counter) -> List[Source]:
-    found, others, seen = [], Counter(), set()
+    found: List[Source] = []
+    others: Counter = Counter()
+    seen: Set[str] = set()
     for inside, folders, names in os.walk(folder, followlinks=True):
         if os.path.realpath(inside) in seen:  # a link to a folder above
             folders.clear()
@@ -236,7 +271,7 @@ def _search(folder: Path, text: str, recursive: bool, left_out: Counter) -> List
     if not found:
         listed = f'; it has {in_words(others)}' if others else ''
         return [Missing(text, f'the folder {text} holds no images ({", ".join(IMAGE_SUFFIXES)}, ...){listed}')]
-    return sorted(found, key=_path)
+    return sorted(found, key=lambda item: str(_path(item)))
 
 
 def in_words(left_out: Counter) -> str:
@@ -245,7 +280,7 @@ def in_words(left_out: Counter) -> str:
 
 
 def _opens(path: Path) -> bool:
-    """Whether a file is an image, whatever its name."""
+    """True if Pillow can open a file as an image, whatever its suffix."""
     try:
         with Image.open(path):
             return True
@@ -260,13 +295,13 @@ def _image_or_video(path: Path) -> Source:
         try:
             with Image.open(path) as image:
                 return Video(path) if getattr(image, 'is_animated', False) else path
-        except Exception:  # which is said when it is read
+        except Exception:  # reported when it is read
             pass
     return path
 
 
 def fetch(address: str) -> bytes:
-    """What an address sends.
+    """Download an address.
 
     Raises:
         BadImage: If it cannot be reached, or sends nothing.
