@@ -1,7 +1,7 @@
 """One look for all plots: the palette of the pictures, one type size, light grids."""
 
 from contextlib import contextmanager
-from typing import Any, Dict, Iterator
+from typing import Any, Dict, Iterator, cast
 
 from .colours import FIRST
 
@@ -18,6 +18,7 @@ def plots() -> Iterator:
     import matplotlib
 
     matplotlib.use('Agg')
+    from cycler import cycler
     from matplotlib import pyplot
 
     settings = {
@@ -28,7 +29,7 @@ def plots() -> Iterator:
         'legend.fontsize': FONT - 2,
         'xtick.labelsize': FONT - 2,
         'ytick.labelsize': FONT - 2,
-        'axes.prop_cycle': matplotlib.cycler(color=COLOURS, marker=list(MARKERS)),
+        'axes.prop_cycle': cycler(color=COLOURS, marker=list(MARKERS)),
         'axes.spines.top': False,
         'axes.spines.right': False,
         'axes.grid': True,
@@ -40,7 +41,7 @@ def plots() -> Iterator:
         'savefig.dpi': DPI,
         'savefig.bbox': 'tight',
     }
-    with pyplot.rc_context(settings):
+    with pyplot.rc_context(cast(Any, settings)):
         yield pyplot
 
 
