@@ -113,8 +113,8 @@ def _outline(mask: dict, transform) -> Optional[dict]:
     inside, x, y = crop_of(dict(mask, counts=mask['counts'].encode()))
     if not inside.size:
         return None
-    x, y = _place(transform, x, y)
-    moved = type(transform)(transform.a, transform.b, x, transform.d, transform.e, y)
+    left, top = _place(transform, x, y)
+    moved = type(transform)(transform.a, transform.b, left, transform.d, transform.e, top)
     found = [shape['coordinates'] for shape, _ in shapes(inside.astype(np.uint8), inside, transform=moved)]
     return dict(type='MultiPolygon', coordinates=found)
 

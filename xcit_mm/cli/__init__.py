@@ -73,6 +73,8 @@ def load_tool(name: str) -> ModuleType:
     """A script of ``tools/`` as a module, from the checkout or the installation."""
     path = _tool_path(name)
     spec = importlib.util.spec_from_file_location(f'xcit_mm_tool_{name}', path)
+    if spec is None or spec.loader is None:
+        raise ImportError(f'{path} is not a module')
     module = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(module)
     return module
@@ -97,9 +99,11 @@ def run(name: str, arguments: List[str]) -> None:
     if verb.module:
         importlib.import_module(f'xcit_mm.{verb.module}').main()
         return
+    tool = verb.tool or name
     if set(arguments) & set(HELP):
-        print(renamed(ast.get_docstring(ast.parse(_tool_path(verb.tool).read_text(encoding='utf-8')))), end='\n\n')
-    load_tool(verb.tool).main()
+        text = ast.get_docstring(ast.parse(_tool_path(tool).read_text(encoding='utf-8')))
+        print(renamed(text or ''), end='\n\n')
+    load_tool(tool).main()
 
 
 def main(arguments: Optional[List[str]] = None) -> None:

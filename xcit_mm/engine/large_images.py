@@ -21,8 +21,8 @@ def use_large_images(cfg: Config) -> None:
     if name not in DETECTORS or scope not in ('', 'mmdet') or (not scope and cfg.get('default_scope') != 'mmdet'):
         return
     model['type'] = f'xcit_mm.{name}'
-    if model.get('test_cfg') and 'trained_size' not in model.test_cfg:
-        model.test_cfg.trained_size = trained_size(cfg)
+    if model.get('test_cfg') and 'trained_size' not in model['test_cfg']:
+        model['test_cfg']['trained_size'] = trained_size(cfg)
 
 
 def trained_size(cfg: Config) -> Optional[Tuple[int, int]]:

@@ -1,7 +1,7 @@
 """One look for all plots: the palette of the pictures, one type size, light grids."""
 
 from contextlib import contextmanager
-from typing import Any, Dict, Iterator
+from typing import Any, Dict, Iterator, cast
 
 from .colours import FIRST
 
@@ -19,6 +19,7 @@ def plots() -> Iterator:
     from cycler import cycler
 
     matplotlib.use('Agg')
+    from cycler import cycler
     from matplotlib import pyplot
 
     settings: Any = {
@@ -41,7 +42,7 @@ def plots() -> Iterator:
         'savefig.dpi': DPI,
         'savefig.bbox': 'tight',
     }
-    with pyplot.rc_context(settings):
+    with pyplot.rc_context(cast(Any, settings)):
         yield pyplot
 
 

@@ -12,7 +12,7 @@ import os
 import re
 import xml.etree.ElementTree as ElementTree
 from collections import Counter
-from typing import Dict, List, Optional, Sequence, Tuple
+from typing import Any, Dict, List, Optional, Sequence, Tuple
 
 import yaml
 
@@ -103,7 +103,9 @@ class _Collector:
                 return
         x1, x2 = (min(max(x, 0.0), width) for x in (x1, x2))
         y1, y2 = (min(max(y, 0.0), height) for y in (y1, y2))
-        one = dict(label=label, bbox=[x1, y1, x2 - x1, y2 - y1], area=(x2 - x1) * (y2 - y1), iscrowd=int(crowd))
+        one: Dict[str, Any] = dict(
+            label=label, bbox=[x1, y1, x2 - x1, y2 - y1], area=(x2 - x1) * (y2 - y1), iscrowd=int(crowd)
+        )
         if polygons:
             one['segmentation'] = [[float(number) for number in polygon] for polygon in polygons]
             one['area'] = sum(map(_area, one['segmentation'])) or one['area']
@@ -233,25 +235,26 @@ def _add_coco(found: _Collector, content: dict, path: str, split: Optional[str])
             )
     for number, image in images.items():
         said = (int(image['width']), int(image['height']))
-        pictures[number] = found.picture(str(image['file_name']), path, split, said)
-        for row in by_image.get(number, ()) if pictures[number] else ():
+        picture = pictures[number] = found.picture(str(image['file_name']), path, split, said)
+        for row in by_image.get(number, ()) if picture else ():
             where = f'{name} (annotation {row["id"]})'
             label = categories.get(str(row.get('category_id')))
             if label is None:
                 if not found.options.classes:
                     found.problems.add('unknown category', where, 'add it to "categories", or remove the annotation')
                 continue
-            box, mask = row.get('bbox'), row.get('segmentation')
-            if not _are_numbers(box, 4):
+            box: Any = row.get('bbox')
+            mask = row.get('segmentation')
+            if picture is None or not _are_numbers(box, 4):
                 found.problems.add('annotation without a box [x, y, width, height]', where, 'correct it')
                 continue
             polygons = [one for one in mask if _are_numbers(one) and len(one) >= 6] if isinstance(mask, list) else None
-            before = len(pictures[number].objects)
+            before = len(picture.objects)
             x, y, width, height = box
             crowd = row.get('iscrowd') or row.get('ignore') or 0
-            found.add(pictures[number], label, (x, y, x + width, y + height), where, polygons, crowd)
-            if isinstance(mask, dict) and len(pictures[number].objects) > before:  # RLE, as it is
-                one = pictures[number].objects[-1]
+            found.add(picture, label, (x, y, x + width, y + height), where, polygons, crowd)
+            if isinstance(mask, dict) and len(picture.objects) > before:  # RLE, as it is
+                one = picture.objects[-1]
                 one['segmentation'], one['area'] = mask, row.get('area') or one['area']
                 found.kinds.update({'mask': 1, 'box': -1})
 
@@ -283,14 +286,14 @@ def read_voc(files: Files, options: Options, paths: List[str]) -> Data:
         there = root.findtext('filename') or ''
         # Renamed images keep the old name inside of their annotation; the file's own name is the surer one.
         image_name = stem if found.index.by_stem.get(stem) else there
-        said = tuple(_number(root.findtext(f'size/{side}')) for side in ('width', 'height'))
-        picture = found.picture(image_name, path, split, tuple(int(side) for side in said if side) or (0, 0))
+        width, height = (int(_number(root.findtext(f'size/{side}')) or 0) for side in ('width', 'height'))
+        picture = found.picture(image_name, path, split, (width, height))
         if picture is None:
             continue
         for number, one in enumerate(root.iter('object'), 1):
             where = f'{name} (object {number})'
             label = found.label((one.findtext('name') or '').strip())
-            box = [_number(one.findtext(f'bndbox/{side}')) for side in ('xmin', 'ymin', 'xmax', 'ymax')]
+            box: Any = [_number(one.findtext(f'bndbox/{side}')) for side in ('xmin', 'ymin', 'xmax', 'ymax')]
             if label is None:
                 continue
             if not found.names[label] or None in box:
@@ -317,7 +320,7 @@ def _image_sets(files: Files) -> Dict[str, str]:
 
 def _voc_polygon(one) -> Optional[List[List[float]]]:
     """x1, y1, x2, y2, ... of ``<polygon>``, counted from 1."""
-    values = [_number(child.text) for child in one.iterfind('polygon/*')]
+    values: Any = [_number(child.text) for child in one.iterfind('polygon/*')]
     if len(values) < 6 or len(values) % 2 or None in values:
         return None
     return [[value - 1 for value in values]]
@@ -325,7 +328,7 @@ def _voc_polygon(one) -> Optional[List[List[float]]]:
 
 def _number(text: Optional[str]) -> Optional[float]:
     try:
-        return float(text)
+        return float(text or '')
     except (TypeError, ValueError):
         return None
 
@@ -444,7 +447,7 @@ def _yolo_splits(files: Files, settings: dict, yaml_path: Optional[str]) -> Dict
     for split in ('test', 'val', 'train'):
         entries = settings.get(split) or []
         for entry in [entries] if isinstance(entries, str) else entries:
-            at = _locate(str(entry), str(settings.get('path') or ''), os.path.dirname(yaml_path), files.root)
+            at = _locate(str(entry), str(settings.get('path') or ''), os.path.dirname(yaml_path or ''), files.root)
             if at is None:
                 continue  # folders by name say it, as in exports whose paths are of another machine
             if os.path.isdir(at):
