@@ -18,10 +18,10 @@ from mmengine.registry import Registry
 
 
 class _OnDemand(Registry):
-    """A registry that imports the modules of some types when one of them is named, since they need further libraries.
+    """A registry that imports the modules of some types on demand, since they need further libraries.
 
     Args:
-        modules (dict): Module by name of type.
+        modules (dict): Module names by type name.
     """
 
     def __init__(self, *args, modules: dict, **kwargs):
@@ -49,6 +49,9 @@ MODELS = _OnDemand(
         'DistilledClassifier': 'xcit_mm.models.distillation',
         'LinearProbe': 'xcit_mm.selfsup.linear',
         'EncoderDecoder': 'xcit_mm.models.segmentor',
+        'FasterRCNN': 'xcit_mm.models.detector',
+        'MaskRCNN': 'xcit_mm.models.detector',
+        'TiledModel': 'xcit_mm.models.tiling',
     },
 )
 DATASETS = _OnDemand(
@@ -69,9 +72,12 @@ TRANSFORMS = _OnDemand(
     parent=MMENGINE_TRANSFORMS,
     scope='xcit_mm',
     locations=['xcit_mm.datasets.loading', 'xcit_mm.datasets.plain_digits'],
-    modules=dict.fromkeys(
-        ('RandAugment', 'RandomErasing', 'Rotate', 'Shear', 'Translate'), 'xcit_mm.datasets.augmentation'
-    ),
+    modules={
+        'CutIntoTiles': 'xcit_mm.datasets.tiling',
+        **dict.fromkeys(
+            ('RandAugment', 'RandomErasing', 'Rotate', 'Shear', 'Translate'), 'xcit_mm.datasets.augmentation'
+        ),
+    },
 )
 METRICS = Registry('metric', parent=MMENGINE_METRICS, scope='xcit_mm', locations=['xcit_mm.evaluation'])
 HOOKS = Registry(

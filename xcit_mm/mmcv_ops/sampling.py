@@ -1,6 +1,6 @@
 """Bilinear samples of feature maps, many at once, summed or compared bin by bin."""
 
-from typing import Iterator, NamedTuple, Tuple
+from typing import Iterator, NamedTuple, Optional, Tuple
 
 import torch
 import torch.nn.functional as F
@@ -29,7 +29,9 @@ class Grid(NamedTuple):
         return cls._sample(rois[:, 0].long(), box[:, :2], extent, size, ratio)
 
     @classmethod
-    def rotated(cls, rois: Tensor, size: Tuple[int, int], scale: float, ratio: int, aligned: bool, angle: Tensor):
+    def rotated(
+        cls, rois: Tensor, size: Tuple[int, int], scale: float, ratio: int, aligned: bool, angle: Tensor
+    ) -> 'Grid':
         """For RoIs (N, 6) of index, x and y of the centre, width, height; ``angle`` (N,), counterclockwise, replaces
         the last."""
         centre, extent = rois[:, 1:3] * scale - (0.5 if aligned else 0.0), rois[:, 3:5] * scale
@@ -52,7 +54,7 @@ class Grid(NamedTuple):
         roi, row, column = bins // (height * width), bins // width % height, bins % width
         across = number[roi, 0]
 
-        def place(axis, index, sample):
+        def place(axis: int, index: Tensor, sample: Tensor) -> Tensor:
             bin_size = step[roi, axis]
             return start[roi, axis] + index * bin_size + (sample + 0.5) * bin_size / number[roi, axis]
 
@@ -95,7 +97,7 @@ def bilinear_taps(y: Tensor, x: Tensor, height: int, width: int) -> Tuple[Tensor
     return taps, weights.masked_fill(outside[..., None], 0)
 
 
-def bag_sums(rows: Tensor, index: Tensor, weights: Tensor, counts: Tensor = None) -> Tensor:
+def bag_sums(rows: Tensor, index: Tensor, weights: Tensor, counts: Optional[Tensor] = None) -> Tensor:
     """Weighted sums of rows, none of which is copied.
 
     Args:

@@ -13,11 +13,17 @@ import matplotlib
 import numpy as np
 from PIL import Image, ImageDraw, ImageFont
 
-from .colours import Colour, text_colour
+from ..models.masks import Mask, crop_of
+from .colours import DARK, Colour, text_colour
 
-FILL, MAP_FILL = 0.45, 0.6  # how much of its colour covers an instance, and a pixel of a label map
+MAP_FILL = 0.6  # how much of its colour covers a pixel of a label map
 LEAST_LETTERS = 9  # px
 MAP_SIDE = 512  # px, long side of the label map on which places for names are looked for
+
+
+def fill(share: float) -> float:
+    """How much of its colour covers an instance of that share of the image: the smaller, the more."""
+    return 0.6 - 0.3 * min(1.0, share) ** 0.5
 
 
 def line_width(image: np.ndarray) -> int:
@@ -64,6 +70,13 @@ def put_tag(image: np.ndarray, text: str, place: Tuple[int, int], colour: Colour
     return height
 
 
+def write_text(image: np.ndarray, text: str, place: Tuple[int, int], size: int) -> None:
+    """Write black letters of ``size`` pixels, their upper left corner at (x, y), in place."""
+    drawn = Image.fromarray(image)
+    ImageDraw.Draw(drawn).text(place, text, font=_font(size), fill=DARK)
+    image[:] = np.asarray(drawn)
+
+
 def draw_detections(
     image: np.ndarray,
     boxes: np.ndarray,
@@ -71,7 +84,7 @@ def draw_detections(
     classes: Optional[Sequence[str]],
     colours: Sequence[Colour],
     scores: Optional[Sequence[float]] = None,
-    masks: Optional[np.ndarray] = None,
+    masks: Optional[Sequence[Mask]] = None,
 ) -> np.ndarray:
     """Boxes with class names, and masks if there are any.
 
@@ -82,7 +95,7 @@ def draw_detections(
         classes (Sequence[str], optional): Their names.
         colours: One for each class.
         scores (Sequence[float], optional): N.
-        masks (np.ndarray, optional): (N, H, W), bool.
+        masks (sequence, optional): N, (H, W) bool or RLE.
 
     Returns:
         np.ndarray: A new image.
@@ -96,10 +109,12 @@ def draw_detections(
             _blend_mask(image, masks[i], colour, width)
     sides = np.array(image.shape[1::-1] * 2)
     corners = np.clip(np.rint(boxes), -1, sides).astype(int)
-    has_area = (boxes[:, 2:] > boxes[:, :2]).all(axis=1)
+    has_area: np.ndarray = np.all(boxes[:, 2:] > boxes[:, :2], axis=1)
     for i in order:
         if has_area[i]:
             x1, y1, x2, y2 = corners[i].tolist()
+            if width > 1:  # a line beneath, black or white, that parts the box from a background of its colour
+                cv2.rectangle(image, (x1, y1), (x2, y2), text_colour(colours[labels[i]]), width + max(2, width // 2))
             cv2.rectangle(image, (x1, y1), (x2, y2), colours[labels[i]], width)
     for i in order:
         label = int(labels[i])
@@ -110,28 +125,23 @@ def draw_detections(
     return image
 
 
-def _extent(mask: np.ndarray) -> Optional[Tuple[int, int, int, int]]:
-    """Rows and columns of what is set, as slices take them."""
-    left, top, width, height = cv2.boundingRect(np.ascontiguousarray(mask).view(np.uint8))
-    return (top, top + height, left, left + width) if width else None
+def _centre(mask: Optional[Mask]) -> Tuple[int, int]:
+    if mask is None:
+        return 0, 0
+    inside, left, top = crop_of(mask)
+    return left + inside.shape[1] // 2, top + inside.shape[0] // 2
 
 
-def _centre(mask: Optional[np.ndarray]) -> Tuple[int, int]:
-    extent = None if mask is None else _extent(np.asarray(mask, dtype=bool))
-    return (0, 0) if extent is None else ((extent[2] + extent[3]) // 2, (extent[0] + extent[1]) // 2)
-
-
-def _blend_mask(image: np.ndarray, mask: np.ndarray, colour: Colour, width: int) -> None:
-    mask = np.asarray(mask, dtype=bool)
-    extent = _extent(mask)
-    if extent is None:
+def _blend_mask(image: np.ndarray, mask: Mask, colour: Colour, width: int) -> None:
+    inside, left, top = crop_of(mask)
+    if not inside.size:
         return
-    top, bottom, left, right = extent
-    inside, part = mask[top:bottom, left:right], image[top:bottom, left:right]
-    tinted = cv2.addWeighted(part, 1 - FILL, np.full_like(part, colour), FILL, 0)
+    part = image[top : top + inside.shape[0], left : left + inside.shape[1]]
+    opacity = fill(inside.sum() / (image.shape[0] * image.shape[1]))
+    tinted = cv2.addWeighted(part, 1 - opacity, np.full_like(part, colour), opacity, 0)
     part[inside] = tinted[inside]
     outline = cv2.findContours(inside.astype(np.uint8), cv2.RETR_CCOMP, cv2.CHAIN_APPROX_NONE)[0]
-    cv2.drawContours(image, outline, -1, colour, max(1, width // 2), offset=(int(left), int(top)))
+    cv2.drawContours(image, outline, -1, colour, max(1, width // 2), offset=(left, top))
 
 
 def draw_map(
@@ -188,7 +198,7 @@ def write_picture(path: str, picture: np.ndarray) -> None:
     if not done:
         raise OSError(f'{path} cannot be encoded')
     with open(path, 'wb') as file:
-        file.write(content)
+        file.write(content.tobytes())
 
 
 WRITABLE: List[str] = ['.jpg', '.jpeg', '.png', '.bmp', '.webp', '.tif', '.tiff']

@@ -1,0 +1,21 @@
+"""The kernels run in Triton's interpreter here, and are compiled for GPUs that are not there."""
+
+import math
+from typing import Dict
+
+import torch
+
+from xcit_mm.benchmark.kernels import Case, Errors
+
+
+def assert_as_exact_as_pytorch(case: Case, errors: Dict[str, Errors]) -> None:
+    """fp32 to rounding; half precision no further from fp64 than PyTorch's operators: on average, and nowhere twice."""
+    assert errors
+    if case.dtype == torch.float32:
+        wrong = {name: error for name, error in errors.items() if not error.fused <= 5e-6}
+    else:
+        eps = torch.finfo(case.dtype).eps
+        wrong = {name: e for name, e in errors.items() if not e.fused <= max(2 * e.plain, eps / 2)}
+        ratios = [error.fused / error.plain for error in errors.values()]
+        assert math.prod(ratios) <= 1, f'{case}: {errors}'
+    assert not wrong, f'{case}: {wrong}'

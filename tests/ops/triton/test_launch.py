@@ -1,0 +1,63 @@
+"""What the kernels need of a GPU that is not there, from Triton's compiler; and the rules for tiles."""
+
+import os
+
+import pytest
+import torch
+
+from xcit_mm.benchmark.kernels import PARTS, Case, fused, fused_inference
+from xcit_mm.ops.triton.launch import SHARED_MEMORY, gram_chunks, strip
+
+pytestmark = pytest.mark.skipif('TRITON_INTERPRET' in os.environ, reason='the interpreter compiles nothing')
+pytest.importorskip('triton', reason='needs Triton: pip install triton')
+SINGLE, HALF = torch.float32, torch.bfloat16
+
+
+def forward_and_backward(case):
+    leaves = [t.requires_grad_() for t in case.tensors()]
+    outs = fused(case, leaves)
+    torch.autograd.backward(outs, [torch.zeros_like(out) for out in outs])
+
+
+def check(function, case, capability):
+    from ahead_of_time import launches, resources
+
+    found = launches(function, case)
+    assert found
+    for launch in found:
+        needed = resources(launch, capability)
+        assert needed.stack == 0, f'{launch.key} spills: {needed}'
+        assert needed.registers * 32 * launch.options.get('num_warps', 4) <= 65536
+        assert needed.shared <= SHARED_MEMORY
+
+
+@pytest.mark.parametrize('capability', [80, 90])
+@pytest.mark.parametrize('part', ['lpi, frozen statistics', 'moments', 'affine', 'mlp'])
+def test_inference_of_s12_fits_the_registers(part, capability):
+    check(
+        lambda case: fused_inference(case, case.tensors()),
+        Case(part, 1, 100, 152, 384, HALF, HALF, False, 'meta'),
+        capability,
+    )
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize('stream, dtype', [(SINGLE, HALF), (HALF, HALF), (torch.float16,) * 2, (SINGLE, SINGLE)])
+@pytest.mark.parametrize('channels', [128, 192, 384, 512, 768])
+@pytest.mark.parametrize('capability', [80, 90])
+@pytest.mark.parametrize('part', PARTS)
+def test_training_of_every_arch_fits_the_registers(part, capability, channels, stream, dtype):
+    check(forward_and_backward, Case(part, 2, 100, 152, channels, dtype, stream, True, 'meta'), capability)
+
+
+def test_strips_are_long_only_where_there_are_enough():
+    assert strip(1, 100, 152, 384, 16) == 8
+    assert strip(256, 28, 28, 384, 16) == 32, 'one strip for each image'
+    assert strip(1, 1, 1, 128, 16) == 8
+
+
+def test_chunks_fill_a_gpu_and_bound_the_length_of_sums():
+    assert gram_chunks(1, 15200, 6) == 21
+    assert gram_chunks(256, 784, 6) == 1
+    assert gram_chunks(1, 5, 1) == 1
+    assert gram_chunks(64, 2**20, 6) == 128, 'of 8192 tokens each'

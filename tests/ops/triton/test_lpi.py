@@ -1,0 +1,90 @@
+"""LPI's kernels in Triton's interpreter, beside plain PyTorch in fp64."""
+
+import pytest
+import torch
+import torch.distributed as dist
+import torch.nn.functional as F
+from interpreting import interpreted, interpreted_by_all
+
+from xcit_mm.benchmark.kernels import BN_EPS, EPS, Case, compare
+
+from . import assert_as_exact_as_pytorch
+
+
+@pytest.mark.parametrize(
+    'batch, height, width, channels, keep',
+    [
+        pytest.param(1, 9, 17, 8, True, id='more rows and columns than a strip'),
+        pytest.param(3, 2, 3, 8, True, id='batch of 3'),
+        pytest.param(1, 1, 5, 72, False, id='one row, two blocks of channels'),
+        pytest.param(2, 10, 1, 8, True, id='one column'),
+    ],
+)
+def test_training_in_fp32(batch, height, width, channels, keep):
+    case = Case('lpi', batch, height, width, channels, keep=keep, device='cpu')
+    assert_as_exact_as_pytorch(case, interpreted(compare, case))
+
+
+@pytest.mark.parametrize('stream, dtype', [(torch.float32, torch.float32), (torch.bfloat16, torch.bfloat16)])
+def test_frozen_statistics_with_and_without_backward_pass(stream, dtype):
+    case = Case('lpi, frozen statistics', 2, 9, 5, 8, dtype, stream, True, 'cpu')
+    assert_as_exact_as_pytorch(case, interpreted(compare, case))
+
+
+@pytest.mark.parametrize('stream, dtype', [(torch.float32, torch.bfloat16), (torch.float16, torch.float16)])
+def test_training_in_half_precision(stream, dtype):
+    case = Case('lpi', 2, 5, 9, 24, dtype, stream, True, 'cpu')
+    assert_as_exact_as_pytorch(case, interpreted(compare, case))
+
+
+def running_statistics():
+    from xcit_mm.ops.triton.lpi import AddLpi
+
+    case = Case('lpi', 2, 3, 5, 8, device='cpu')
+    x, weight, bias, w1, b1, bn_weight, bn_bias, *second = case.tensors()
+    x += 100  # a large mean costs a one-pass variance its digits
+    b1 += 1000
+    first = x, weight, bias, EPS, w1, b1, bn_weight, bn_bias
+    _, mean, var = AddLpi.apply(*first, None, None, BN_EPS, *second, 3, None, None, None)
+    image = F.layer_norm(x.double(), (8,), weight.double(), bias.double(), EPS).unflatten(1, (3, 5)).permute(0, 3, 1, 2)
+    hidden = F.gelu(F.conv2d(image, w1.double(), b1.double(), padding=1, groups=8))
+    return mean, var, hidden.mean((0, 2, 3)), hidden.var((0, 2, 3))
+
+
+def test_statistics_for_the_running_ones():
+    mean, var, expected_mean, expected_var = interpreted(running_statistics)
+    torch.testing.assert_close(mean.double(), expected_mean, rtol=1e-6, atol=0)
+    torch.testing.assert_close(var.double(), expected_var, rtol=1e-3, atol=0)
+
+
+def of_half_a_batch(rank, address):
+    """Output and gradients of this process's image, BN's statistics being of both processes."""
+    dist.init_process_group('gloo', init_method=address, rank=rank, world_size=2)
+    try:
+        return of_images(slice(rank, rank + 1), dist.group.WORLD)
+    finally:
+        dist.destroy_process_group()
+
+
+def of_images(images, group=None):
+    from xcit_mm.ops.triton.lpi import AddLpi
+
+    x, weight, bias, *rest = (t.requires_grad_() for t in Case('lpi', 2, 3, 5, 8, device='cpu').tensors())
+    first, second = rest[:4], rest[4:]
+    settings = 3, None, None, group
+    out, mean, var = AddLpi.apply(x[images], weight, bias, EPS, *first, None, None, BN_EPS, *second, *settings)
+    out.square().sum().backward()
+    return out.detach(), mean, var, [t.grad for t in (x, weight, bias, *rest)]
+
+
+def test_two_processes_share_the_statistics_of_the_batch(tmp_path):
+    """As with SyncBN: outputs and gradients, summed, are those of one process with both images."""
+    address = f'file://{tmp_path / "rendezvous"}'
+    a, b = interpreted_by_all(of_half_a_batch, 2, address)
+    whole = interpreted(of_images, slice(0, 2))
+    torch.testing.assert_close(torch.cat((a[0], b[0])), whole[0])
+    for mean_or_var in (1, 2):
+        torch.testing.assert_close(a[mean_or_var], whole[mean_or_var])
+        torch.testing.assert_close(b[mean_or_var], whole[mean_or_var])
+    for one, other, both in zip(a[3], b[3], whole[3]):
+        torch.testing.assert_close(one + other, both, rtol=1e-4, atol=1e-4 * both.abs().max().item())

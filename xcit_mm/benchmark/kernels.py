@@ -1,0 +1,264 @@
+"""The Triton kernels of a block beside the same maths in plain PyTorch: differences from fp64, times and traffic."""
+
+from dataclasses import dataclass
+from typing import Callable, Dict, List, NamedTuple, Optional, Sequence, Tuple
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+EPS = 1e-6
+BN_EPS = 1e-5
+PARTS = ('lpi', 'lpi, frozen statistics', 'moments', 'affine', 'mlp')
+
+
+@dataclass
+class Case:
+    """Tokens of a block and the types they are worked on in.
+
+    Attributes:
+        part (str): One of :data:`PARTS`.
+        batch, height, width, channels (int): B, rows and columns of tokens, C.
+        dtype (torch.dtype): Of products and of hidden values.
+        stream (torch.dtype): Of the tokens; fp32 under autocast.
+        keep (bool): With stochastic depth.
+        device (str): Of the tensors.
+    """
+
+    part: str
+    batch: int
+    height: int
+    width: int
+    channels: int
+    dtype: torch.dtype = torch.float32
+    stream: torch.dtype = torch.float32
+    keep: bool = False
+    device: str = 'cuda'
+
+    def tensors(self) -> List[Tensor]:
+        """The inputs with gradients, the tokens first, as :func:`plain` takes them: seeded, in fp32 but the tokens."""
+        generator = torch.Generator().manual_seed(0)
+        B, C = self.batch, self.channels
+
+        def normal(*size: int, spread: float = 1.0) -> Tensor:
+            return torch.randn(*size, generator=generator).mul_(spread).to(self.device)
+
+        x = (normal(B, self.height * self.width, C) * 2 + normal(C)).to(self.stream)
+        found = [x, 1 + normal(C, spread=0.3), normal(C, spread=0.3)]
+        if self.part.startswith('lpi'):
+            found += [normal(C, 1, 3, 3, spread=0.3), normal(C), 1 + normal(C, spread=0.3), normal(C)]
+            found += [normal(C, 1, 3, 3, spread=0.3), normal(C), normal(C)]
+        elif self.part == 'affine':
+            found += [normal(B, C, C, spread=C**-0.5), normal(B, 1, C), normal(C)]
+        elif self.part == 'mlp':
+            found += [normal(4 * C, C, spread=C**-0.5), normal(4 * C), normal(C, 4 * C, spread=C**-0.5), normal(C)]
+            found += [normal(C)]
+        return found
+
+    def factors(self) -> Optional[Tensor]:
+        """Stochastic depth's (B, 1, 1): the first image is dropped."""
+        if not self.keep:
+            return None
+        return torch.tensor([0.0, 1.25, 1.25])[torch.arange(self.batch) % 3].view(-1, 1, 1).to(self.device)
+
+    def statistics(self) -> Tuple[Optional[Tensor], Optional[Tensor]]:
+        """Frozen mean and variance of BN."""
+        if self.part != 'lpi, frozen statistics':
+            return None, None
+        ramp = torch.linspace(0.5, 1.5, self.channels, device=self.device)
+        return ramp - 1, ramp
+
+
+def plain(case: Case, tensors: Sequence[Tensor], dtype: torch.dtype) -> Tuple[Tensor, ...]:
+    """One part of a block as autocast runs it, in PyTorch's own operators: outputs to compare."""
+    x, weight, bias, *rest = tensors
+    C = case.channels
+    normed = F.layer_norm(x, (C,), weight.to(x.dtype), bias.to(x.dtype), EPS).to(dtype)
+    if case.part == 'moments':
+        if normed.is_cuda and not torch.is_grad_enabled() and 'dtype' in torch.ops.aten.bmm.overloads():
+            gram = torch.bmm(normed.transpose(1, 2), normed, out_dtype=torch.float32)
+            return gram / x.shape[1], normed.mean(1, keepdim=True, dtype=torch.float32)
+        wide = normed.to(torch.promote_types(dtype, torch.float32))
+        return wide.transpose(1, 2) @ wide / x.shape[1], wide.mean(1, keepdim=True)
+    if case.part == 'affine':
+        matrix, offset, gamma = rest
+        branch = torch.baddbmm(offset.to(dtype), normed, matrix.to(dtype))
+    elif case.part == 'mlp':
+        w1, b1, w2, b2, gamma = rest
+        hidden = F.gelu(F.linear(normed, w1.to(dtype), b1.to(dtype)))
+        branch = F.linear(hidden, w2.to(dtype), b2.to(dtype))
+    else:
+        w1, b1, bn_weight, bn_bias, w2, b2, gamma = rest
+        mean, var = (None if t is None else t.to(bn_weight.dtype) for t in case.statistics())
+        image = normed.unflatten(1, (case.height, case.width)).permute(0, 3, 1, 2)
+        hidden = F.gelu(F.conv2d(image, w1.to(dtype), b1.to(dtype), padding=1, groups=C))
+        hidden = F.batch_norm(hidden, mean, var, bn_weight, bn_bias, mean is None, 0.1, BN_EPS)
+        branch = F.conv2d(hidden, w2.to(dtype), b2.to(dtype), padding=1, groups=C).flatten(2).transpose(1, 2)
+    keep = case.factors()
+    scale = gamma if keep is None else gamma * keep.to(gamma.dtype)
+    return (torch.addcmul(x.to(torch.promote_types(x.dtype, gamma.dtype)), branch, scale).to(x.dtype),)
+
+
+def fused(case: Case, tensors: Sequence[Tensor]) -> Tuple[Tensor, ...]:
+    """The same by the kernels, with a backward pass."""
+    from ..ops.triton import lpi, mlp, xca
+
+    x, weight, bias, *rest = tensors
+    if case.part == 'moments':
+        return xca.NormedMoments.apply(x, weight, bias, EPS, case.dtype)
+    if case.part == 'affine':
+        return (xca.AddNormedAffine.apply(x, weight, bias, EPS, *rest, case.factors(), case.dtype),)
+    if case.part == 'mlp':
+        return (mlp.AddMlp.apply(x, weight, bias, EPS, *rest, case.factors(), case.dtype),)
+    first, second = rest[:4], rest[4:]
+    bn = *case.statistics(), BN_EPS
+    settings = case.height, case.factors(), case.dtype, None
+    return (lpi.AddLpi.apply(x, weight, bias, EPS, *first, *bn, *second, *settings)[0],)
+
+
+def fused_inference(case: Case, tensors: Sequence[Tensor]) -> Tuple[Tensor, ...]:
+    """The same by the kernels, without a backward pass; LPI with frozen statistics only."""
+    from ..ops.triton import lpi, mlp, xca
+
+    x, weight, bias, *rest = tensors
+    if case.part == 'moments':
+        return xca.normed_moments(x, weight, bias, EPS, case.dtype)
+    if case.part == 'affine':
+        return (xca.add_normed_affine(x, weight, bias, EPS, *rest, case.factors(), case.dtype),)
+    if case.part == 'mlp':
+        return (mlp.add_mlp(x, weight, bias, EPS, *rest, case.factors(), case.dtype),)
+    bn = *case.statistics(), BN_EPS
+    settings = case.height, case.factors(), case.dtype
+    return (lpi.add_lpi(x, weight, bias, EPS, *rest[:4], *bn, *rest[4:], *settings),)
+
+
+class Errors(NamedTuple):
+    """Root mean square of the difference from fp64 over that of the value, for the kernels and for plain PyTorch."""
+
+    fused: float
+    plain: float
+
+
+def compare(case: Case, backward: bool = True) -> Dict[str, Errors]:
+    """Outputs, and gradients of all inputs for a random gradient of the outputs."""
+    tensors = case.tensors()
+    exact = [t.double() for t in tensors]
+    runs: List[Tuple[Callable, Sequence[Tensor]]] = [
+        (lambda given: plain(case, given, torch.float64), exact),
+        (lambda given: fused(case, given), tensors),
+        (lambda given: plain(case, given, case.dtype), tensors),
+    ]
+    found: List[List[Tensor]] = []
+    for function, given in runs:
+        leaves = [t.detach().clone().requires_grad_(backward) for t in given]
+        outs = function(leaves)
+        values = [out.detach() for out in outs]
+        if backward:
+            generator = torch.Generator().manual_seed(1)
+            grads = [torch.randn(out.shape, generator=generator).to(out.device) for out in outs]
+            torch.autograd.backward(outs, [g.to(out.dtype) for g, out in zip(grads, outs)])
+            values += [leaf.grad for leaf in leaves]
+        found.append(values)
+    if case.part != 'lpi':
+        with torch.no_grad():
+            # The MLP's GELU is of hidden values rounded for the backward pass, if there is one.
+            limit = 4 * torch.finfo(case.dtype).eps
+            for value, again in zip(found[1], fused_inference(case, tensors)):
+                error = _error(again, value.double())
+                assert error <= limit, f'{case} without a backward pass: {error:.1e} from the result with one'
+    count = len(found[0]) - len(tensors) if backward else len(found[0])
+    names = [f'output {i}' for i in range(count)] + [f'gradient {i}' for i in range(len(tensors))] * backward
+    return {name: Errors(_error(f, e), _error(p, e)) for name, e, f, p in zip(names, *found)}
+
+
+def _error(value: Tensor, exact: Tensor) -> float:
+    difference = (value.double() - exact).square().mean().sqrt()
+    return (difference / exact.square().mean().sqrt().clamp_min(1e-300)).item()
+
+
+class Kernel(NamedTuple):
+    """What one kernel moves and computes, for each value (token and channel) of the tokens.
+
+    Attributes:
+        name (str): What it computes.
+        stream (float): Values read and written in the type of the tokens.
+        hidden (float): The same in the type of the products.
+        flops (float): Of matmuls, over the number of channels.
+        instructions (float): Of others, as counted in the loop of the kernel.
+    """
+
+    name: str
+    stream: float
+    hidden: float
+    flops: float = 0
+    instructions: float = 0
+
+
+STATISTICS = Kernel('statistics of the layer norm', 1, 0, instructions=12)
+NORM_BACKWARD = Kernel('backward pass of the layer norm', 3, 1, instructions=30)
+LPI = (
+    [
+        STATISTICS,
+        Kernel('layer norm, conv1, GELU', 1, 1, instructions=60),
+        Kernel('BN, conv2, LayerScale, residual', 2, 1, instructions=40),
+    ],
+    [
+        Kernel('back through conv2, gradients of its weights', 1, 2, instructions=75),
+        Kernel('back through BN and GELU, gradients of conv1', 1, 3, instructions=110),
+        Kernel('back through conv1', 0, 2, instructions=30),
+        NORM_BACKWARD,
+    ],
+)
+# Of each part of a block, forward and backward. Matmuls of the MLP's backward pass for the weights are cuBLAS's.
+KERNELS: Dict[str, Tuple[List[Kernel], List[Kernel]]] = {
+    'lpi': LPI,
+    'lpi, frozen statistics': LPI,
+    'moments': (
+        [STATISTICS, Kernel('layer norm, Gram matrix (upper triangle of blocks)', 1, 0, 4 / 3)],
+        [Kernel('back through the Gram matrix', 1, 1, 2), NORM_BACKWARD],
+    ),
+    'affine': (
+        [STATISTICS, Kernel('layer norm, affine map, LayerScale, residual', 2, 0, 2)],
+        [
+            Kernel('gradient of the affine map', 2, 0, 2),
+            Kernel('back through the affine map', 1, 1, 2),
+            NORM_BACKWARD,
+        ],
+    ),
+    'mlp': (
+        [
+            STATISTICS,
+            Kernel('layer norm, first layer, GELU', 1, 4, 8),
+            Kernel('second layer, LayerScale, residual', 2, 4, 8),
+        ],
+        [
+            Kernel('back through the second layer and GELU', 1, 14, 8),
+            Kernel('layer norm again', 1, 1),
+            Kernel('gradients of the weights (cuBLAS)', 0, 10, 16),
+            Kernel('gradients of the biases (PyTorch)', 0, 5),
+            Kernel('back through the first layer (cuBLAS)', 0, 5, 8),
+            NORM_BACKWARD,
+        ],
+    ),
+}
+KEPT = {'mlp': 4}  # values that the forward pass writes for the backward pass alone
+# An H100 SXM by its data sheet, and the shares of it that good kernels reach.
+BANDWIDTH, TENSOR_FLOPS, LANES = 0.85 * 3.35e12, 0.6 * 989e12, 0.7 * 132 * 128 * 1.755e9
+
+
+def predicted_kernel(kernel: Kernel, case: Case) -> Tuple[float, float]:
+    """Bytes, and seconds of an H100 in half precision: the longest of memory, tensor cores and other instructions."""
+    values = case.batch * case.height * case.width * case.channels
+    moved = values * (kernel.stream * case.stream.itemsize + kernel.hidden * case.dtype.itemsize)
+    computing = values * kernel.flops * case.channels / TENSOR_FLOPS
+    return moved, max(moved / BANDWIDTH, computing, values * kernel.instructions / LANES)
+
+
+def predicted(case: Case, backward: bool) -> Tuple[float, float]:
+    """Bytes and seconds of all kernels of a part: inference, or a forward and a backward pass."""
+    forward, back = KERNELS[case.part]
+    found = [predicted_kernel(kernel, case) for kernel in (forward + back if backward else forward)]
+    if backward:
+        found.append(predicted_kernel(Kernel('', 0, KEPT.get(case.part, 0)), case))
+    moved, seconds = (sum(column) for column in zip(*found))
+    return moved, seconds

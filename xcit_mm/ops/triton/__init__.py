@@ -1,0 +1,45 @@
+"""Fused kernels in Triton for NVIDIA GPUs from Ampere on, forward and backward; without Triton nothing here runs.
+
+They take tensors only and know no model. A block calls the functions of :mod:`lpi`, :mod:`xca` and :mod:`mlp`, or under
+torch.compile the same ones of :mod:`operators`. They are made of :mod:`norm`, :mod:`depthwise` and :mod:`matmul`, whose
+tiles follow from the rules in :mod:`launch`. These modules import Triton; this one does not.
+"""
+
+from functools import lru_cache
+from importlib.util import find_spec
+
+import torch
+from torch import Tensor
+
+HALF = torch.float16, torch.bfloat16
+
+
+def available(x: Tensor) -> bool:
+    """Whether the kernels can run where x is: an NVIDIA GPU of compute capability 8.0 or more, with Triton."""
+    return x.is_cuda and _runs_on(x.device)
+
+
+def suits(part: str, x: Tensor, dtype: torch.dtype) -> bool:
+    """Whether the kernels of a part of a block are the faster choice for tokens (B, N, C).
+
+    The rule follows from bytes and FLOPs (docs/gpu.md); no crossover has been measured. LPI's kernels replace eight
+    passes over memory by five in any type, and depthwise convolutions that PyTorch has no fast kernel for. Those of XCA
+    and of the MLP replace matmuls of cuBLAS too, and pay by the passes they save: in half precision, where matmuls
+    are fast enough for memory to matter. In fp32 without tf32 cuBLAS is faster.
+
+    Args:
+        part (str): 'lpi', 'xca' or 'mlp'.
+        dtype (torch.dtype): Of the products: that of autocast where it is on.
+    """
+    if not available(x) or x.numel() == 0 or x.shape[-1] % 8:
+        return False
+    if x.dtype not in (*HALF, torch.float32):
+        return False
+    return dtype in HALF or part == 'lpi' and dtype == torch.float32
+
+
+@lru_cache(maxsize=None)
+def _runs_on(device: torch.device) -> bool:
+    if torch.version.hip is not None or find_spec('triton') is None:
+        return False
+    return torch.cuda.get_device_capability(device) >= (8, 0)

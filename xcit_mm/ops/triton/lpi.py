@@ -1,0 +1,199 @@
+"""Local patch interaction (paper, section 3.3) with its layer norm, LayerScale and residual, in three kernels.
+
+Unfused it is eight passes over the tokens, read and written, and PyTorch has no fast depthwise convolution for
+channels-last tensors. Here it is: the statistics of the layer norm (read), conv1 with the norm before it and GELU after
+it (read, written), conv2 with the batch norm before it and LayerScale and residual after it (two read, one written).
+"""
+
+from functools import lru_cache
+from typing import Any, Optional, Tuple
+
+import torch
+import torch.distributed as dist
+from torch import Tensor
+from torch.autograd.function import once_differentiable
+
+from . import norm
+from .depthwise import FORWARD, convolve, convolve_backward
+from .launch import strip
+
+
+def add_lpi(
+    x: Tensor,
+    norm_weight: Tensor,
+    norm_bias: Tensor,
+    eps: float,
+    conv1_weight: Tensor,
+    conv1_bias: Tensor,
+    bn_weight: Tensor,
+    bn_bias: Tensor,
+    bn_mean: Tensor,
+    bn_var: Tensor,
+    bn_eps: float,
+    conv2_weight: Tensor,
+    conv2_bias: Tensor,
+    gamma: Tensor,
+    height: int,
+    keep: Optional[Tensor] = None,
+    dtype: Optional[torch.dtype] = None,
+) -> Tensor:
+    """x + keep gamma conv2(BN(GELU(conv1(LN(x))))), without a backward pass and with BN's running statistics.
+
+    Args:
+        x (Tensor): Tokens (B, N, C) of images of that many rows.
+        conv1_weight, conv2_weight (Tensor): (C, 1, 3, 3).
+        keep (Tensor, optional): Stochastic depth, (B, 1, 1).
+        dtype (torch.dtype, optional): Between the convolutions; defaults to that of x. All sums are fp32.
+
+    Returns:
+        Tensor: (B, N, C), in the type of x.
+    """
+    x = x.contiguous()
+    image = x.unflatten(1, (height, -1))
+    layer_norm = *norm.statistics(x, eps), norm_weight, norm_bias
+    hidden, _ = convolve(image, conv1_weight, conv1_bias, dtype or x.dtype, 'layer_norm', layer_norm, gelu=True)
+    batch_norm = bn_mean.float(), (bn_var.float() + bn_eps).rsqrt(), bn_weight, bn_bias
+    keep = None if keep is None else keep.flatten()
+    return convolve(
+        hidden, conv2_weight, conv2_bias, x.dtype, 'batch_norm', batch_norm, residual=image, gamma=gamma, keep=keep
+    )[0].flatten(1, 2)
+
+
+class AddLpi(torch.autograd.Function):
+    """:func:`add_lpi` with a backward pass, and BN's statistics of the batch, of all processes of ``group``.
+
+    Kept are x, 8 bytes for each of its tokens, and GELU's output; everything else is computed again.
+    """
+
+    @staticmethod
+    def forward(
+        ctx: Any,
+        x: Tensor,
+        norm_weight: Tensor,
+        norm_bias: Tensor,
+        eps: float,
+        conv1_weight: Tensor,
+        conv1_bias: Tensor,
+        bn_weight: Tensor,
+        bn_bias: Tensor,
+        bn_mean: Optional[Tensor],
+        bn_var: Optional[Tensor],
+        bn_eps: float,
+        conv2_weight: Tensor,
+        conv2_bias: Tensor,
+        gamma: Tensor,
+        height: int,
+        keep: Optional[Tensor],
+        dtype: Optional[torch.dtype],
+        group: Any,
+    ) -> Tuple[Tensor, Tensor, Tensor]:
+        x = x.contiguous()
+        image = x.unflatten(1, (height, -1))
+        layer_norm = *norm.statistics(x, eps), norm_weight, norm_bias
+        of_batch = bn_mean is None
+        hidden, parts = convolve(
+            image, conv1_weight, conv1_bias, dtype or x.dtype, 'layer_norm', layer_norm, gelu=True, moments=of_batch
+        )
+        unbiased = None
+        if of_batch:
+            counts = _counts(*image.shape, x.device)
+            bn_mean, squares, count = _over_processes(_merged(parts[:, 0], parts[:, 1], counts), group)
+            bn_var, unbiased = squares / count, squares / (count - 1)
+            ctx.count = count
+        rstd = (bn_var.float() + bn_eps).rsqrt()
+        batch_norm = bn_mean.float(), rstd, bn_weight, bn_bias
+        keep = None if keep is None else keep.flatten()
+        out, _ = convolve(
+            hidden, conv2_weight, conv2_bias, x.dtype, 'batch_norm', batch_norm, residual=image, gamma=gamma, keep=keep
+        )
+        ctx.of_batch, ctx.group = of_batch, group
+        ctx.save_for_backward(
+            x, *layer_norm, conv1_weight, conv1_bias, *batch_norm, hidden, conv2_weight, conv2_bias, gamma, keep
+        )
+        mean = bn_mean if of_batch else None
+        ctx.mark_non_differentiable(*(t for t in (mean, unbiased) if t is not None))
+        return out.flatten(1, 2), mean, unbiased
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, grad: Tensor, *_: Any) -> Tuple[Optional[Tensor], ...]:
+        x, *layer_norm, conv1_weight, conv1_bias = ctx.saved_tensors[:7]
+        *batch_norm, hidden, conv2_weight, conv2_bias, gamma, keep = ctx.saved_tensors[7:]
+        grad = grad.contiguous()
+        image, grad_image = x.view(hidden.shape), grad.view(hidden.shape)
+        size = norm.size_of(gamma)
+        grad_hidden, averages = torch.empty_like(hidden), None
+        by_keep = ('none', (None,) * 4) if keep is None else ('image', (None, None, keep, None))
+        by_tap, (by_bias, by_weight, total) = convolve_backward(
+            grad_image, conv2_weight, hidden, batch_norm, grad_hidden, True, *by_keep, gamma=gamma / size
+        ).split((9, 3))
+        averages = torch.stack((by_bias, by_weight))
+        if ctx.of_batch:
+            averages = _sum_over_processes(averages, ctx.group) / ctx.count
+        else:
+            averages = torch.zeros_like(averages)
+        by_tap1, (by_bias1, *_) = convolve_backward(
+            image, conv1_weight, hidden, batch_norm, grad_hidden, False, 'layer_norm', layer_norm,
+            bias=conv1_bias, averages=averages,
+        ).split((9, 3))  # fmt: skip
+        normed, _ = convolve(grad_hidden, conv1_weight, None, hidden.dtype, flipped=True)
+        grad_x, by_norm_weight, by_norm_bias = norm.backward(normed, x, *layer_norm[:3], size, grad)
+        by_gamma = (conv2_weight.flatten(1).t() * by_tap).sum(0) + conv2_bias * total
+        return (
+            grad_x, by_norm_weight, by_norm_bias, None,
+            _as_taps(by_tap1 * size, conv1_weight), by_bias1 * size, by_weight * size, by_bias * size, None, None, None,
+            _as_taps(by_tap * gamma, conv2_weight), total * gamma, by_gamma, None, None, None, None,
+        )  # fmt: skip
+
+
+def _as_taps(grad: Tensor, weight: Tensor) -> Tensor:
+    """(9, C) -> (C, 1, 3, 3)."""
+    return grad.t().reshape(weight.shape)
+
+
+@lru_cache(maxsize=64)
+def _counts(B: int, H: int, W: int, C: int, device: torch.device) -> Tensor:
+    """Places in each program's part of a convolution's result, (programs, 1)."""
+    columns = FORWARD['BLOCK_W']
+    rows = strip(B, H, W, C, columns)
+    down, across = (
+        torch.tensor([min(size, end - i) for i in range(0, end, size)]) for size, end in ((rows, H), (columns, W))
+    )
+    return (down[:, None] * across).flatten().repeat(B)[:, None].to(device, torch.float32)
+
+
+def _merged(means: Tensor, squares: Tensor, counts: Tensor) -> Tuple[Tensor, Tensor, Tensor]:
+    """Mean and sum of squared deviations of everything from those of its parts, without cancellation (Chan et al.).
+
+    Args:
+        means, squares (Tensor): (parts, C).
+        counts (Tensor): (parts, 1).
+
+    Returns:
+        tuple[Tensor, Tensor, Tensor]: (C), (C) and (1).
+    """
+    count = counts.sum(0)
+    mean = (means * (counts / count)).sum(0)
+    return mean, squares.sum(0) + (counts * (means - mean).square()).sum(0), count
+
+
+def _several(group: Any) -> bool:
+    return group is not None and dist.get_world_size(group) > 1
+
+
+def _over_processes(moments: Tuple[Tensor, Tensor, Tensor], group: Any) -> Tuple[Tensor, Tensor, Tensor]:
+    """:func:`_merged` over the processes of a group."""
+    if not _several(group):
+        return moments
+    own = torch.cat(moments)
+    everybody = [torch.empty_like(own) for _ in range(dist.get_world_size(group))]
+    dist.all_gather(everybody, own, group)
+    C = len(moments[0])
+    means, squares, counts = torch.stack(everybody).split((C, C, 1), 1)
+    return _merged(means, squares, counts)
+
+
+def _sum_over_processes(sums: Tensor, group: Any) -> Tensor:
+    if _several(group):
+        dist.all_reduce(sums, group=group)
+    return sums

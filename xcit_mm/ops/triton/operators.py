@@ -1,0 +1,33 @@
+"""The functions without a backward pass as operators ``torch.ops.xcit_mm_triton.*``, for torch.compile.
+
+They are opaque (``custom_op``, from PyTorch 2.4 on), not ``triton_op``: their tiles depend on the sizes of tensors, so
+that a compiler that looked into them would compile a model anew for every size of image.
+"""
+
+from typing import Callable
+
+import torch
+from torch import Tensor
+
+from .lpi import add_lpi
+from .mlp import add_mlp
+from .xca import add_normed_affine, normed_moments
+
+
+def _like_tokens(x: Tensor, *_, **__) -> Tensor:
+    return torch.empty_like(x, memory_format=torch.contiguous_format)
+
+
+def _like_moments(x: Tensor, *_, **__):
+    B, _, C = x.shape
+    return x.new_empty(B, C, C, dtype=torch.float32), x.new_empty(B, 1, C, dtype=torch.float32)
+
+
+def _register(function: Callable, like: Callable) -> None:
+    torch.library.custom_op(f'xcit_mm_triton::{function.__name__}', function, mutates_args=()).register_fake(like)
+
+
+if hasattr(torch.library, 'custom_op'):
+    for function in (add_lpi, add_normed_affine, add_mlp):
+        _register(function, _like_tokens)
+    _register(normed_moments, _like_moments)
