@@ -262,9 +262,8 @@ def test_a_line_of_four_corners_may_be_a_turned_box(tmp_path):
 def test_faults_are_named_with_file_and_line(tmp_path):
     folder = yolo(tmp_path)
     label = tmp_path / 'labels' / 'train' / '0.txt'
-    label.write_text(
-        '0 0.5 0.5 0.2 0.2\n9 0.5 0.5 0.2 0.2\n0 30 30 10 10\n0 0.5 0.5 0.001 0.2\n0 nan 0.5 0.1 0.1\n0 1.01 0.5 0.01 0.2\n'
-    )
+    wrong = ('9 0.5 0.5 0.2 0.2', '0 30 30 10 10', '0 0.5 0.5 0.001 0.2', '0 nan 0.5 0.1 0.1', '0 1.01 0.5 0.03 0.2')
+    label.write_text('\n'.join(('0 0.5 0.5 0.2 0.2', *wrong)))
     (tmp_path / 'labels' / 'train' / 'gone.txt').write_text('0 0.5 0.5 0.2 0.2\n')
     (tmp_path / 'images' / 'train' / '1.jpg').write_bytes(b'no image')
     data = read(folder)
