@@ -12,8 +12,8 @@ import numpy as np
 
 from ..datasets.loading import BadImage
 from ..datasets.reading import Reader
-from ..models.masks import crop_of
-from ..models.tiling import Window
+from ..large_images.masks import crop_of
+from ..large_images.tiling import Window
 
 SUFFIXES = ('.tif', '.tiff')
 PREVIEW = 4096  # px, long side of what overlays are drawn on
