@@ -5,9 +5,9 @@ Nothing heavy is imported before a verb is known, so that ``xcit-mm --help`` ans
 
 import ast
 import importlib
-import importlib.util
 import re
 import sys
+from importlib.machinery import SourceFileLoader
 from pathlib import Path
 from types import ModuleType
 from typing import Dict, List, NamedTuple, Optional
@@ -72,11 +72,10 @@ def usage() -> str:
 def load_tool(name: str) -> ModuleType:
     """A script of ``tools/`` as a module, from the checkout or the installation."""
     path = _tool_path(name)
-    spec = importlib.util.spec_from_file_location(f'xcit_mm_tool_{name}', path)
-    if spec is None or spec.loader is None:
-        raise ImportError(f'{path} is not a module')
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
+    loader = SourceFileLoader(f'xcit_mm_tool_{name}', str(path))
+    module = ModuleType(loader.name)
+    module.__file__ = str(path)
+    loader.exec_module(module)
     return module
 
 

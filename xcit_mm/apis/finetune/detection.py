@@ -99,10 +99,10 @@ class _Collector:
             self.problems.add(
                 'box that reaches out of its image', where, 'is it of this image? It is cut off at the border'
             )
-            if min(x2, y2) <= 0 or x1 >= width or y1 >= height:
-                return
         x1, x2 = (min(max(x, 0.0), width) for x in (x1, x2))
         y1, y2 = (min(max(y, 0.0), height) for y in (y1, y2))
+        if x2 - x1 < 1 or y2 - y1 < 1:  # nothing is left inside
+            return
         one: Dict[str, Any] = dict(
             label=label, bbox=[x1, y1, x2 - x1, y2 - y1], area=(x2 - x1) * (y2 - y1), iscrowd=int(crowd)
         )
@@ -224,7 +224,6 @@ def _add_coco(found: _Collector, content: dict, path: str, split: Optional[str])
             if label is not None:
                 categories[str(category['id'])] = label
     images = {str(row['id']): row for row in content['images']}
-    pictures: Dict[str, Optional[Picture]] = {}
     by_image: Dict[str, List[dict]] = {}
     for row in content['annotations']:
         by_image.setdefault(str(row.get('image_id')), []).append(row)
@@ -235,7 +234,7 @@ def _add_coco(found: _Collector, content: dict, path: str, split: Optional[str])
             )
     for number, image in images.items():
         said = (int(image['width']), int(image['height']))
-        picture = pictures[number] = found.picture(str(image['file_name']), path, split, said)
+        picture = found.picture(str(image['file_name']), path, split, said)
         for row in by_image.get(number, ()) if picture else ():
             where = f'{name} (annotation {row["id"]})'
             label = categories.get(str(row.get('category_id')))
@@ -243,14 +242,13 @@ def _add_coco(found: _Collector, content: dict, path: str, split: Optional[str])
                 if not found.options.classes:
                     found.problems.add('unknown category', where, 'add it to "categories", or remove the annotation')
                 continue
-            box: Any = row.get('bbox')
-            mask = row.get('segmentation')
+            box, mask = row.get('bbox'), row.get('segmentation')
             if picture is None or not _are_numbers(box, 4):
                 found.problems.add('annotation without a box [x, y, width, height]', where, 'correct it')
                 continue
             polygons = [one for one in mask if _are_numbers(one) and len(one) >= 6] if isinstance(mask, list) else None
             before = len(picture.objects)
-            x, y, width, height = box
+            x, y, width, height = row['bbox']
             crowd = row.get('iscrowd') or row.get('ignore') or 0
             found.add(picture, label, (x, y, x + width, y + height), where, polygons, crowd)
             if isinstance(mask, dict) and len(picture.objects) > before:  # RLE, as it is
@@ -263,7 +261,7 @@ def _are_numbers(values, length: Optional[int] = None) -> bool:
     return (
         isinstance(values, (list, tuple))
         and len(values) == (length or len(values))
-        and all(isinstance(one, (int, float)) and not isinstance(one, bool) and one == one for one in values)
+        and all(isinstance(one, (int, float)) and not isinstance(one, bool) and math.isfinite(one) for one in values)
     )
 
 
@@ -293,10 +291,11 @@ def read_voc(files: Files, options: Options, paths: List[str]) -> Data:
         for number, one in enumerate(root.iter('object'), 1):
             where = f'{name} (object {number})'
             label = found.label((one.findtext('name') or '').strip())
-            box: Any = [_number(one.findtext(f'bndbox/{side}')) for side in ('xmin', 'ymin', 'xmax', 'ymax')]
+            sides = (_number(one.findtext(f'bndbox/{side}')) for side in ('xmin', 'ymin', 'xmax', 'ymax'))
+            box = [side for side in sides if side is not None]
             if label is None:
                 continue
-            if not found.names[label] or None in box:
+            if not found.names[label] or len(box) < 4:
                 found.problems.add('object without a name or box', where, 'correct it; it is left out')
                 continue
             hard = int(_number(one.findtext('difficult')) or 0)
@@ -320,17 +319,19 @@ def _image_sets(files: Files) -> Dict[str, str]:
 
 def _voc_polygon(one) -> Optional[List[List[float]]]:
     """x1, y1, x2, y2, ... of ``<polygon>``, counted from 1."""
-    values: Any = [_number(child.text) for child in one.iterfind('polygon/*')]
-    if len(values) < 6 or len(values) % 2 or None in values:
+    found = [_number(child.text) for child in one.iterfind('polygon/*')]
+    values = [value for value in found if value is not None]
+    if len(values) < 6 or len(values) % 2 or len(values) < len(found):
         return None
     return [[value - 1 for value in values]]
 
 
 def _number(text: Optional[str]) -> Optional[float]:
     try:
-        return float(text or '')
-    except (TypeError, ValueError):
+        number = float(text or '')
+    except ValueError:
         return None
+    return number if math.isfinite(number) else None
 
 
 # YOLO

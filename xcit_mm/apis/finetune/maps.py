@@ -137,7 +137,8 @@ def read_maps(files: Files, options: Options, pairs: Dict[str, str]) -> Data:
             )
             continue
         totals.update(values_of(labels))
-        pictures.append(Picture(path, split_of(path, files.root), None, labels.shape[1], labels.shape[0], map=map_path))
+        height, width = labels.shape[:2]
+        pictures.append(Picture(path, split_of(path, files.root), None, width, height, map=map_path))
     used = set(pairs.values())
     for path in files.images:
         if path not in pairs and path not in used:
@@ -229,8 +230,8 @@ def _classes(totals: Counter, legend: Dict[Value, str], options: Options, notes:
         )
     numbers = [value for value in there if value != IGNORED]
     highest = max(numbers, default=-1)
-    names = options.classes or []
-    if names:
+    if options.classes:
+        names = options.classes
         in_order = {value: label for label, value in enumerate(there)}
         if len(there) == len(names) and (highest >= len(names) or there == [0, IGNORED]):
             notes.append(f'the values {some(map(str, there))} of the maps are the classes {some(names)}, in this order')

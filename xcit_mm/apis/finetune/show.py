@@ -3,7 +3,7 @@
 from collections import Counter
 from pathlib import Path
 from statistics import median
-from typing import Any, Dict, List, Optional, Sequence, Tuple
+from typing import Dict, List, Optional, Sequence, Tuple
 
 import numpy as np
 from PIL import Image, ImageOps
@@ -133,23 +133,22 @@ def _tile(data: Data, picture: Picture, colours: Sequence[Tuple[int, int, int]])
     image = open_picture(picture)
     scale = (EDGE - 4) / max(image.shape[:2])
     width, height = (max(1, round(side * scale)) for side in image.shape[1::-1])
-    size = width, height
+    size = (width, height)
     image = np.asarray(Image.fromarray(image).resize(size, Image.Resampling.BILINEAR))
-    if data.task == 'classification':
-        label = picture.label or 0
-        return draw_classes(image, [(data.classes[label], colours[label])])
-    if data.task == 'semantic-segmentation':
-        found = apply_values(read_map(picture.map or '', has_colours(data.values)), data.values)
-        small = np.asarray(Image.fromarray(found).resize(size, Image.Resampling.NEAREST))
+    if picture.label is not None:
+        return draw_classes(image, [(data.classes[picture.label], colours[picture.label])])
+    if picture.map:
+        labels = apply_values(read_map(picture.map, has_colours(data.values)), data.values)
+        small = np.asarray(Image.fromarray(labels).resize(size, Image.Resampling.NEAREST))
         return draw_map(image, small, data.classes, colours)
     objects = picture.objects
     boxes = np.array([one['bbox'] for one in objects], dtype=float).reshape(-1, 4)
     boxes[:, 2:] += boxes[:, :2]
     scales = np.array([size[0] / picture.width, size[1] / picture.height] * 2)
     masks = [_mask(one, picture, size) for one in objects] if data.task == 'instance-segmentation' else None
-    labels = [one['label'] for one in objects]
-    drawn: Any = np.array(masks) if masks else None
-    return draw_detections(image, boxes * scales, labels, data.classes, colours, masks=drawn)
+    numbers = [one['label'] for one in objects]
+    drawn = np.array(masks) if masks else None
+    return draw_detections(image, boxes * scales, numbers, data.classes, colours, masks=drawn)
 
 
 def _mask(one: dict, picture: Picture, size: Tuple[int, int]) -> np.ndarray:
