@@ -1,8 +1,4 @@
-"""Package metadata.
-
-The OpenMMLab libraries are not among the requirements: mmengine, mmcv, mmdet, mmsegmentation and mmpretrain exist in
-two families of distributions with the same import names, and naming either would install it on top of the other. The
-extras ``onedl`` and ``openmmlab`` name them for those who have none yet.
+"""What ``pyproject.toml`` cannot say: the folder ``xcit_mm/.mim``, the configs as modules, and the README for an index.
 
 As in the OpenMMLab libraries, configs, tools and the model index are installed with the code, in ``xcit_mm/.mim``,
 where mim and MMEngine look for them; in an editable installation as links into the checkout. ``xcit_mm/configs`` has
@@ -14,19 +10,13 @@ import re
 import shutil
 from pathlib import Path
 
-from setuptools import find_packages, setup
+from setuptools import setup
 from setuptools.command.build_py import build_py
 
 ROOT = Path(__file__).resolve().parent
 MIM = ('configs', 'tools', 'model-index.yml', 'README.md')
 CHECKOUT_ONLY = ('quickstart.py', '__pycache__')
-VERSION = re.search(r"__version__ = '(.+)'", (ROOT / 'xcit_mm/__init__.py').read_text())[1]
-
-
-def pins(name):
-    """The requirements of one family, as the set-up installs them."""
-    lines = (ROOT / 'requirements' / f'{name}.txt').read_text().splitlines()
-    return [line.split('#')[0].strip() for line in lines if line.split('#')[0].strip()]
+REPOSITORY = 'https://github.com/xcit-mm/xcit_mm'
 
 
 class BuildWithMim(build_py):
@@ -86,43 +76,15 @@ def copy(source, target):
         shutil.copy2(source, target)
 
 
+def long_description():
+    """The README, its links as addresses: an index shows it without the files beside it."""
+    text = (ROOT / 'README.md').read_text(encoding='utf-8')
+    text = re.sub(r'(!\[[^]]*\]\()(?!https?:)', rf'\1{REPOSITORY}/raw/main/', text)
+    return re.sub(r'\]\((?!https?:|#)', f']({REPOSITORY}/blob/main/', text)
+
+
 setup(
-    name='xcit_mm',
-    version=VERSION,
-    description='XCiT for OpenMMLab: classification, detection and segmentation with cross-covariance transformers',
-    long_description=(ROOT / 'README.md').read_text(),
+    long_description=long_description(),
     long_description_content_type='text/markdown',
-    license='Apache-2.0',
-    python_requires='>=3.8',
-    packages=find_packages(include=['xcit_mm', 'xcit_mm.*']),
-    package_data={'xcit_mm.published': ['data/*']},
-    include_package_data=False,
     cmdclass={'build_py': BuildWithMim},
-    install_requires=['torch>=2.0', 'numpy', 'safetensors'],
-    extras_require={
-        'onedl': pins('onedl'),
-        'openmmlab': pins('openmmlab'),
-        'digits': ['scikit-learn', 'scikit-image', 'pycocotools'],
-        'benchmark': ['timm'],
-        'hub': ['huggingface_hub'],
-        'export': ['onnx', 'onnxruntime'],
-        'tensorboard': ['tensorboard'],
-        'page': ['gradio'],
-        'fuzz': ['atheris'],
-        'dev': [
-            'pytest',
-            'pytest-xdist',
-            'ruff',
-            'timm',
-            'tensorboard',
-            'scikit-learn',
-            'scikit-image',
-            'pycocotools',
-            'onnx',
-            'onnxruntime',
-            'grad-cam<1.5',
-            'hypothesis',
-        ],
-    },
-    classifiers=['Programming Language :: Python :: 3', 'Topic :: Scientific/Engineering :: Artificial Intelligence'],
 )

@@ -50,9 +50,7 @@ param_scheduler = [
 ]
 train_cfg = dict(max_epochs=epochs)
 custom_hooks = [
-    dict(type='xcit_mm.IterationSeedHook'),
-    dict(type='xcit_mm.CheckpointFitHook'),
-    dict(type='xcit_mm.BadImagesHook'),
+    *_base_.custom_hooks[:-1],  # without the published schedules
     dict(type='xcit_mm.DINOHook', momentum=0.98, teacher_temp=0.05, warmup_teacher_temp_epochs=0),
 ]
 default_hooks = dict(logger=dict(interval=22), checkpoint=dict(interval=20, max_keep_ckpts=2))

@@ -40,17 +40,17 @@ model = dict(
 data_root = 'data/digits/coco/'
 metainfo = dict(
     classes=('zero', 'one', 'two', 'three', 'four', 'five', 'six', 'seven', 'eight', 'nine'),
-    palette=[
-        (220, 20, 60),
-        (60, 180, 75),
-        (255, 225, 25),
-        (0, 130, 200),
-        (245, 130, 48),
-        (145, 30, 180),
-        (70, 240, 240),
-        (240, 50, 230),
-        (210, 245, 60),
-        (170, 110, 40),
+    palette=[  # Okabe and Ito's, then Tol's: distinct with every kind of colour blindness
+        (0, 114, 178),
+        (230, 159, 0),
+        (0, 158, 115),
+        (213, 94, 0),
+        (204, 121, 167),
+        (86, 180, 233),
+        (240, 228, 66),
+        (136, 34, 85),
+        (51, 34, 136),
+        (153, 153, 153),
     ],
 )
 size = (160, 160)

@@ -50,9 +50,7 @@ param_scheduler = [
 ]
 train_cfg = dict(max_epochs=max_epochs, val_interval=5)
 custom_hooks = [
-    dict(type='xcit_mm.IterationSeedHook'),
-    dict(type='xcit_mm.CheckpointFitHook'),
-    dict(type='xcit_mm.BadImagesHook'),
+    *_base_.custom_hooks[:-1],  # without the published average
     dict(type='xcit_mm.EMAHook', momentum=5e-3, update_buffers=True, priority='ABOVE_NORMAL'),
 ]
 default_hooks = dict(logger=dict(interval=20), checkpoint=dict(interval=5, max_keep_ckpts=2))

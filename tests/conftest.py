@@ -15,7 +15,7 @@ from mmengine.registry import MODELS, DefaultScope
 from processes import ROOT, call
 
 from xcit_mm.datasets.digits import make_digits
-from xcit_mm.models import attention
+from xcit_mm.ops import dispatch
 
 # What takes longest goes first, so that several processes of tests end at about the same time.
 LONGEST = (
@@ -63,7 +63,7 @@ def one_thread():
 def covariance_of_few_tokens():
     """For small models that are to take the covariance form as large ones do."""
     with pytest.MonkeyPatch.context() as patch:
-        patch.setitem(attention.LEAST_VALUES, 'cpu', 0)
+        patch.setitem(dispatch.LEAST_VALUES_OF_COVARIANCE, 'cpu', 0)
         yield
 
 

@@ -1,6 +1,7 @@
 """The documentation: its links, commands and code are tried out."""
 
 import argparse
+import os
 import re
 import runpy
 import shlex
@@ -10,12 +11,13 @@ import sys
 import pytest
 import torch
 from mmengine.config import Config
-from processes import ROOT
+from processes import ROOT, call
 
 import xcit_mm
+from xcit_mm.model_zoo import all_models
 
 PAGES = sorted(
-    [*ROOT.glob('docs/*.md'), ROOT / 'README.md', ROOT / 'CONTRIBUTING.md', ROOT / 'examples/downstream/README.md']
+    [*ROOT.glob('*.md'), *ROOT.glob('docs/**/*.md'), *ROOT.glob('.github/**/*.md'), *ROOT.glob('examples/**/*.md')]
 )
 TEXTS = {str(page.relative_to(ROOT)): page.read_text() for page in PAGES}
 
@@ -101,6 +103,52 @@ def test_the_features_that_are_shown():
     assert names['cls_token'].shape == (2, 128)
     assert [tuple(m.shape) for m in names['maps']] == [(2, 128, 14, 20)] * 2
     assert [tuple(m.shape[2:]) for m in names['pyramid']] == [(56, 80), (28, 40), (14, 20), (7, 10)]
+
+
+def test_the_two_forms_that_are_shown_agree(capsys):
+    code = re.search(r'```python\n(.*?)```', TEXTS['docs/covariance.md'], re.S)[1]
+    exec(code, {})
+    assert float(capsys.readouterr().out) < 1e-14
+
+
+def test_the_readme_is_short_and_says_where_its_numbers_are_from():
+    """Published ones are those of the tables; measured ones name the device."""
+    text = TEXTS['README.md']
+    assert len(text.encode()) <= 10_000
+    models = {model.config: model for model in all_models()}
+    rows = re.findall(r'^\| .*\[config\]\((configs/\w+\.py)\).*$', text, re.M)
+    lines = [line for line in text.splitlines() if '[config](' in line]
+    assert len(rows) == len(lines) >= 6
+    for config, line in zip(rows, lines):
+        *_, result, origin, _ = (cell.strip() for cell in line.strip('|').split('|'))
+        numbers = [float(number) for number in re.findall(r'[\d.]+', re.sub(r'top-\d+', '', result))]
+        assert numbers
+        if origin == 'published':
+            docstring = (ROOT / config).read_text().split('"""')[1]
+            known = [*(models[config].metrics.values() if config in models else ()), docstring]
+            assert all(number in known or str(number) in docstring for number in numbers), line
+        else:
+            assert re.match(r'measured here, .*\d+ cores?', origin), line
+
+
+@pytest.mark.slow
+def test_the_site_is_built_without_a_warning(tmp_path):
+    pytest.importorskip('mkdocstrings_handlers.python', reason='pip install "xcit_mm[docs]"')
+    pytest.importorskip('material', reason='pip install "xcit_mm[docs]"')
+    command = [sys.executable, '-m', 'mkdocs', 'build', '--strict', '--quiet', '--site-dir', tmp_path / 'site']
+    done = call(command, cwd=ROOT, env=dict(os.environ, NO_MKDOCS_2_WARNING='1'))
+    assert done.returncode == 0, done.stdout + done.stderr
+    for page in ('', 'models/', 'configs/mask_rcnn/', 'reference/', 'changelog/', 'security/'):
+        assert (tmp_path / 'site' / page / 'index.html').is_file(), page
+    pages = {path.stem.lower() for path in ROOT.glob('docs/*.md')} - {'readme'}
+    assert all((tmp_path / 'site' / page / 'index.html').is_file() for page in pages)
+
+
+def test_pages_code_and_configs_are_spelled_right():
+    pytest.importorskip('codespell_lib', reason='pip install codespell')
+    places = (*ROOT.glob('*.md'), 'docs', 'xcit_mm', 'tools', 'tests', 'configs', 'examples')
+    done = call([sys.executable, '-m', 'codespell_lib', *places], cwd=ROOT)
+    assert done.returncode == 0, done.stdout + done.stderr
 
 
 def test_the_error_messages_of_the_ecosystem_are_the_real_ones(tmp_path):

@@ -61,7 +61,8 @@ def test_the_wheel_holds_what_users_need_and_nothing_else(wheel):
     code = {f'{name}' for name in checkout('xcit_mm/**/*.py') if '.mim' not in name and 'xcit_mm/configs/' not in name}
     assert code <= names
     rest = names - generated - code - {f'xcit_mm/.mim/{name}' for name in mim}
-    assert all('.dist-info/' in name or name.startswith('xcit_mm/published/data/') for name in rest), rest
+    data = ('xcit_mm/published/data/', 'xcit_mm/py.typed')
+    assert all('.dist-info/' in name or name.startswith(data) for name in rest), rest
     assert wheel.stat().st_size < 1e6
 
 

@@ -1,12 +1,12 @@
 #!/usr/bin/env python
-"""Every published model: parameters, multiply-adds and accuracies, published against computed and measured.
+"""Every published model: parameters, MACs and accuracies, published against computed and measured.
 
     tools/model_zoo.py                                        # all 66 models, about a minute
     tools/model_zoo.py --task detection --format markdown
     tools/model_zoo.py --model 'xcit_s12_*' --format csv --out s12.csv
     tools/model_zoo.py --evaluate data --weights-dir weights  # test them; a repeated call goes on where it stopped
 
-docs/models.md, model-index.yml and configs/metafile.yml are written by this tool too.
+docs/models.md, docs/configs/, model-index.yml and configs/metafile.yml are written by this tool too.
 """
 
 import argparse
@@ -24,6 +24,7 @@ from xcit_mm.engine.classification import PUBLISHED_PROTOCOLS
 from xcit_mm.errors import UsageError, clear_errors
 from xcit_mm.model_zoo import all_models, page
 from xcit_mm.model_zoo.evaluate import evaluate, plan
+from xcit_mm.model_zoo.families import family_pages
 from xcit_mm.model_zoo.metafile import metafiles
 from xcit_mm.model_zoo.tables import as_csv, as_markdown, as_text, compute, summary
 from xcit_mm.published import TASKS
@@ -38,7 +39,7 @@ def parse_args() -> argparse.Namespace:
     parser.add_argument('--model', metavar='GLOB', help="only models whose config matches, for example '*_s12_8_*'")
     parser.add_argument('--format', choices=FORMATS, default='text')
     parser.add_argument('--out', metavar='FILE', type=Path, help='write the tables there instead of printing them')
-    parser.add_argument('--update-docs', action='store_true', help='rewrite docs/models.md, and print nothing')
+    parser.add_argument('--update-docs', action='store_true', help='rewrite docs/models.md and docs/configs/')
     parser.add_argument(
         '--metafiles', action='store_true', help='rewrite model-index.yml and configs/metafile.yml, and print nothing'
     )
@@ -107,6 +108,7 @@ def update_files(args: argparse.Namespace) -> None:
     files = metafiles(rows) if args.metafiles else {}
     if args.update_docs:
         files[page.PATH] = page.models_page(rows)
+        files.update(family_pages(ROOT))
     for path, text in files.items():
         write(ROOT / path, text)
         print(f'written: {path}')

@@ -33,6 +33,7 @@ from xcit_mm.engine.setup import (
 from xcit_mm.errors import UsageError, clear_errors
 from xcit_mm.resilience.bad_images import check_images
 from xcit_mm.resilience.interruption import end_processes
+from xcit_mm.visualization.style import line_style, plots
 
 SIZES = (128, 160, 192, 224, 256, 288, 320, 384, 448, 512)
 FIELDS = ('model', 'checkpoint', 'size', 'top1')
@@ -104,25 +105,19 @@ def write_results(path: Path, results: Results) -> None:
 
 def draw(path: Path, results: Results) -> None:
     """Accuracy against size, a line for each model."""
-    import matplotlib
-
-    matplotlib.use('Agg')
-    from matplotlib import pyplot as plt
-
-    figure, axis = plt.subplots(figsize=(7, 4.5))
     models = list(dict.fromkeys((name, checkpoint) for name, checkpoint, _ in results))
-    for model in models:
-        points = sorted((size, top1) for (*key, size), top1 in results.items() if tuple(key) == model)
-        same = sum(name == model[0] for name, _ in models) > 1
-        label = f'{model[0]} ({Path(model[1]).name})' if same else model[0]
-        axis.plot(*zip(*points), marker='o', label=label)
-    axis.set_xlabel('size of the test images (pixels)')
-    axis.set_ylabel('top-1 (%)')
-    axis.grid(alpha=0.3)
-    axis.legend(fontsize=8, loc='lower right')
-    figure.tight_layout()
-    figure.savefig(path, dpi=120)
-    plt.close(figure)
+    with plots() as plt:
+        figure, axis = plt.subplots(figsize=(7, 4.5))
+        for place, model in enumerate(models):
+            points = sorted((size, top1) for (*key, size), top1 in results.items() if tuple(key) == model)
+            same = sum(name == model[0] for name, _ in models) > 1
+            label = f'{model[0]} ({Path(model[1]).name})' if same else model[0]
+            axis.plot(*zip(*points), label=label, **line_style(place, ours=place == 0))
+        axis.set_xlabel('size of the test images (px)')
+        axis.set_ylabel('top-1 (%)')
+        axis.legend(loc='lower right')
+        figure.savefig(path)
+        plt.close(figure)
 
 
 def main() -> None:

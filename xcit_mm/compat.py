@@ -16,9 +16,11 @@ from mmengine.runner import BaseLoop
 from mmengine.runner.checkpoint import _load_checkpoint_to_model as load_to_model
 from torch import Tensor
 
-__all__ = ['FSDPStrategy', 'ParamScheduler', 'load_to_model']
+__all__ = ['FSDPStrategy', 'Mixin', 'ParamScheduler', 'load_to_model']
 
 FSDPStrategy: Any = STRATEGIES.get('mmengine.FSDPStrategy')  # the module, mmengine._strategy, is private
+
+Mixin: Any = object  # base of mixins, which to type checkers have whatever they are mixed into
 
 # Methods that classes of this project override, by module and class. An override under another name is never called.
 OVERRIDDEN: Dict[Tuple[str, str], Tuple[str, ...]] = {

@@ -1,13 +1,13 @@
-"""One clear message instead of a traceback, for what a user can mend."""
+"""One clear message instead of a traceback, for mistakes that users can fix."""
 
 import errno
 import os
 import sys
 from contextlib import contextmanager
 
-# Errors of the disk that are not the program's.
+# Disk errors that are not bugs.
 DISK = {errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EIO, errno.ESTALE}
-# How PyTorch's backends say that another process is gone.
+# Messages of PyTorch's backends when another process has died.
 GONE = ('Connection closed by peer', 'Connection reset by peer', 'NCCL', 'Broken pipe', 'Socket Timeout', 'Timed out')
 
 
@@ -19,12 +19,12 @@ class CheckpointError(RuntimeError):
     """A checkpoint that cannot be used; the message says what was found, what was expected and what to do."""
 
     def naming(self, path) -> 'CheckpointError':
-        """The same error, naming the file where the message does not yet."""
+        """The same error with the file in its message."""
         return self if path is None or str(path) in str(self) else type(self)(f'{path}: {self}')
 
 
 def printable(text, limit: int = 80) -> str:
-    """A name from a file on one short line: control characters, which could move a terminal's cursor, are escaped."""
+    """A name from a file as one short line, with control characters escaped (they could drive a terminal)."""
     text = str(text)
     text = text[:limit] + ('...' if len(text) > limit else '')
     return ''.join(c if c.isprintable() else c.encode('unicode_escape').decode() for c in text)
@@ -32,7 +32,7 @@ def printable(text, limit: int = 80) -> str:
 
 @contextmanager
 def clear_errors():
-    """End the program with exit code 1 and one message.
+    """Exit with code 1 and one message instead of a traceback.
 
     On :class:`UsageError` and :class:`CheckpointError`, when the disk is full or cannot be written to, and when another
     process of the run is gone.
@@ -40,7 +40,7 @@ def clear_errors():
     try:
         yield
     except (UsageError, CheckpointError) as error:
-        # From a process that loads data, the message arrives as the last line of a traceback.
+        # An error of a data-loading worker arrives as a traceback whose last line is the message.
         _end(str(error).rpartition(f'.{type(error).__name__}: ')[2])
     except OSError as error:
         if error.errno not in DISK:

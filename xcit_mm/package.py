@@ -1,4 +1,4 @@
-"""Where an installed or checked-out xcit_mm keeps its configs, and what its models are called."""
+"""Paths of the installed configs, and names of the published models."""
 
 import difflib
 import importlib.metadata
@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Dict, List, Optional
 
 PACKAGE = Path(__file__).resolve().parent
-# Packages that install a module of the same name.
+# Distributions by the module that they install.
 SAME_MODULE = {
     'mmengine': ('onedl-mmengine', 'mmengine', 'mmengine-lite'),
     'mmcv': ('onedl-mmcv', 'mmcv', 'mmcv-lite', 'mmcv-full'),
@@ -45,7 +45,7 @@ def config_path(name: str) -> str:
         str: An absolute path.
 
     Raises:
-        FileNotFoundError: If there is none of that name; the message names similar ones.
+        FileNotFoundError: If there is no such config; the message names similar ones.
     """
     package, _, relative = name.rpartition('::')
     configs = (_mim_dir_of(package) if package else mim_dir()) / 'configs'
@@ -74,7 +74,7 @@ def _mim_dir_of(package: str) -> Path:
 
 
 def warn_of_mixed_packages() -> None:
-    """Name packages that were installed over each other, on the error stream: which one's files are left is chance.
+    """Warn on stderr of packages that overwrite each other's files: which files remain is undefined.
 
     OpenMMLab's original releases and their continuation have the same modules under other package names, and so have
     mmcv and mmcv-lite, which brings the original mmengine with it.
@@ -146,7 +146,7 @@ def list_models(pattern: str = '*', source: Optional[str] = None) -> List[str]:
 
 
 def model_info(name: str):
-    """What is known of published weights: source, arch, patch size, data, licence, published number, address, config.
+    """Source, arch, patch size, data, licence, published number, address and config of published weights.
 
     Args:
         name (str): A name of :func:`list_models`, or of the original release, such as 'xcit_small_12_p8_224_dist'.

@@ -18,10 +18,10 @@ from mmengine.registry import Registry
 
 
 class _OnDemand(Registry):
-    """A registry that imports the modules of some types when one of them is named, since they need further libraries.
+    """A registry that imports the modules of some types on demand, since they need further libraries.
 
     Args:
-        modules (dict): Module by name of type.
+        modules (dict): Module names by type name.
     """
 
     def __init__(self, *args, modules: dict, **kwargs):

@@ -54,8 +54,6 @@ val_cfg = dict()
 test_cfg = dict()
 auto_scale_lr = dict(enable=False, base_batch_size=1024)
 custom_hooks = [
-    dict(type='xcit_mm.IterationSeedHook'),
-    dict(type='xcit_mm.CheckpointFitHook'),
-    dict(type='xcit_mm.BadImagesHook'),
+    *_base_.custom_hooks[:-1],  # without the average of the weights
     dict(type='xcit_mm.LinearHeadHook'),
 ]

@@ -1,16 +1,9 @@
-"""MMDetection's default runtime, with resumed runs equal to uninterrupted ones, and checks of what is loaded."""
+"""Runs of MMDetection."""
 
-_base_ = 'mmdet::_base_/default_runtime.py'
+_base_ = './runtime.py'
 
-default_hooks = dict(
-    checkpoint=dict(type='xcit_mm.CheckpointHook'),
-    position=dict(type='xcit_mm.DataPositionHook'),
-    resume=dict(type='xcit_mm.ResumeHook'),
-    non_finite=dict(type='xcit_mm.NonFiniteHook', action='stop'),
-    interruption=dict(type='xcit_mm.InterruptionHook'),
-)
-custom_hooks = [
-    dict(type='xcit_mm.IterationSeedHook'),
-    dict(type='xcit_mm.CheckpointFitHook'),
-    dict(type='xcit_mm.BadImagesHook'),
-]
+default_scope = 'mmdet'
+default_hooks = dict(visualization=dict(type='DetVisualizationHook'))
+env_cfg = dict(cudnn_benchmark=False)
+visualizer = dict(type='DetLocalVisualizer', vis_backends=_base_.vis_backends, name='visualizer')
+log_processor = dict(type='LogProcessor', window_size=50, by_epoch=True)

@@ -1,31 +1,12 @@
-"""MMSegmentation's default runtime, with resumed runs equal to uninterrupted ones, and checks of what is loaded."""
+"""Runs of MMSegmentation, counted in iterations."""
+
+_base_ = './runtime.py'
 
 default_scope = 'mmseg'
 default_hooks = dict(
-    timer=dict(type='IterTimerHook'),
-    logger=dict(type='LoggerHook', interval=50, log_metric_by_epoch=False),
-    param_scheduler=dict(type='ParamSchedulerHook'),
-    checkpoint=dict(type='xcit_mm.CheckpointHook', by_epoch=False, interval=8000),
-    sampler_seed=dict(type='DistSamplerSeedHook'),
+    logger=dict(log_metric_by_epoch=False),
+    checkpoint=dict(by_epoch=False, interval=8000),
     visualization=dict(type='SegVisualizationHook'),
-    position=dict(type='xcit_mm.DataPositionHook'),
-    resume=dict(type='xcit_mm.ResumeHook'),
-    non_finite=dict(type='xcit_mm.NonFiniteHook', action='stop'),
-    interruption=dict(type='xcit_mm.InterruptionHook'),
 )
-custom_hooks = [
-    dict(type='xcit_mm.IterationSeedHook'),
-    dict(type='xcit_mm.CheckpointFitHook'),
-    dict(type='xcit_mm.BadImagesHook'),
-]
-env_cfg = dict(
-    cudnn_benchmark=True,
-    mp_cfg=dict(mp_start_method='fork', opencv_num_threads=0),
-    dist_cfg=dict(backend='nccl'),
-)
-vis_backends = [dict(type='LocalVisBackend')]
-visualizer = dict(type='SegLocalVisualizer', vis_backends=vis_backends, name='visualizer')
+visualizer = dict(type='SegLocalVisualizer', vis_backends=_base_.vis_backends, name='visualizer')
 log_processor = dict(by_epoch=False)
-log_level = 'INFO'
-load_from = None
-resume = False

@@ -1,11 +1,12 @@
-"""MMPretrain's default runtime, with DINO's schedules instead of an average of the weights."""
+"""Runs of DINO with MMPretrain: its schedules instead of an average of the weights."""
 
-_base_ = './runtime_cls.py'
+_base_ = './runtime.py'
 
-default_hooks = dict(checkpoint=dict(save_best=None))
-custom_hooks = [
-    dict(type='xcit_mm.IterationSeedHook'),
-    dict(type='xcit_mm.CheckpointFitHook'),
-    dict(type='xcit_mm.BadImagesHook'),
-    dict(type='xcit_mm.DINOHook'),
-]
+default_scope = 'mmpretrain'
+default_hooks = dict(
+    logger=dict(interval=100),
+    checkpoint=dict(max_keep_ckpts=3),
+    visualization=dict(type='VisualizationHook', enable=False),
+)
+custom_hooks = [*_base_.custom_hooks, dict(type='xcit_mm.DINOHook')]
+visualizer = dict(type='UniversalVisualizer', vis_backends=_base_.vis_backends)

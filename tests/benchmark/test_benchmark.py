@@ -6,11 +6,10 @@ import sys
 
 import pytest
 import torch
-from backbones import deviation
 from processes import ROOT, call, run
 
 from xcit_mm.benchmark import contenders, timing
-from xcit_mm.benchmark.contenders import OURS, PEERS, build, make_image, plain, random_weights
+from xcit_mm.benchmark.contenders import OURS, PEERS, build, make_image, random_weights
 from xcit_mm.benchmark.machine import memory_limit, reason
 from xcit_mm.benchmark.memory import peak_memory
 from xcit_mm.benchmark.plots import draw, slope
@@ -18,7 +17,6 @@ from xcit_mm.benchmark.report import Report, ratio_table, verdict
 from xcit_mm.benchmark.scaling import scaling
 from xcit_mm.benchmark.settings import Row, Setting, parse_size
 from xcit_mm.checkpoint.layouts import find_layout
-from xcit_mm.models import XCA
 from xcit_mm.models.xcit import ARCHS
 
 TOOL = ROOT / 'tools' / 'benchmark.py'
@@ -65,19 +63,6 @@ def test_a_map_is_compared_without_class_attention(monkeypatch):
         assert contender(image).shape == (1, 128, 16, 20)
 
 
-def test_the_plain_form_takes_no_shortcuts(monkeypatch):
-    setting = Setting(**SMALL)
-    contender, image = build(OURS, setting, random_weights('n12', 8)).eval(), make_image(setting)
-    with torch.no_grad():
-        usual = contender(image)
-    seen = []
-    monkeypatch.setattr(XCA, 'covariance_form', lambda *_: pytest.fail('the covariance form is no plain form'))
-    handles = [block.mlp.fc1.register_forward_hook(lambda *_: seen.append(1)) for block in contender.model.blocks]
-    with plain(contender):
-        assert deviation(usual, contender(image)) < timing.FP32_TOLERANCE
-    assert len(seen) == len(handles) == 12
-
-
 # --- outputs, then time
 
 
@@ -89,7 +74,7 @@ def test_time_ratio_and_share_of_the_peak(rows):
     ours = rows[OURS]
     assert ours.ratio == 1 and 0.3 < rows['timm'].ratio / (rows['timm'].seconds / ours.seconds) < 3
     assert all(0 < row.fastest <= row.seconds and 0 < row.of_peak < 1.5 for row in rows.values())
-    assert ours.multiply_adds < rows['timm'].multiply_adds
+    assert ours.multiply_adds == rows['timm'].multiply_adds  # of the map
     assert verdict(list(rows.values())).startswith(f'xcit_mm is {min(rows[n].ratio for n in PEERS):.2f} times as fast')
 
 

@@ -145,10 +145,10 @@ def test_best_mode_of_each_side_is_compared():
 
 
 def test_floor_is_below_what_is_computed():
-    """Half of the Gram matrix, and what is not multiplied, is the difference."""
+    """XCA by half of the Gram matrix, instead of by queries, keys and values, is the difference."""
     setting = Setting('s12', 8, 800, 1216, dtype='bf16')
     least = floor(setting)
-    assert 0.9 < least['flops'] / (2 * multiply_adds(OURS, setting)) < 1
+    assert 0.7 < least['flops'] / (2 * multiply_adds(OURS, setting)) < 1
     assert 1.0e9 < least['bytes'] < 1.6e9
 
 

@@ -399,19 +399,22 @@ except CheckpointError as error:
     for line, name in zip(read, ('both', 'pickle', 'other', 'both')):
         assert line.split()[0] == name
         assert float(line.split()[1]) == pytest.approx(models[name].cls_token.flatten()[0].item())
-    assert len(read) == 4 and 'hf-hub:me/gone could not be had' in refused and 'RepositoryNotFound' in refused
+    assert len(read) == 4 and 'hf-hub:me/gone could not be fetched' in refused and 'RepositoryNotFound' in refused
     assert 'Bearer hf_secret' in Endpoint.tokens and 'hf_secret' not in done.stdout + done.stderr
 
 
 @pytest.mark.parametrize(
     'address, words',
     [
-        ('hf-hub:me/nothing', r'could not be had from the Hugging Face hub .*hf download me/nothing model.safetensors'),
+        (
+            'hf-hub:me/nothing',
+            r'could not be fetched from the Hugging Face .*hf download me/nothing model.safetensors',
+        ),
         ('hf-hub:me/nothing@v2:x.pth', r'hf download me/nothing x.pth --revision v2'),
         ('hf-hub:', 'is no address of the Hugging Face hub; expected hf-hub:OWNER/NAME'),
         ('hf-hub:a/b/c', 'is no address of the Hugging Face hub'),
         ('hf-hub:me/x:model.pth@main', 'is no address of the Hugging Face hub'),
-        ('hf-hub:me/x:../../etc/passwd', 'could not be had'),
+        ('hf-hub:me/x:../../etc/passwd', 'could not be fetched'),
     ],
 )
 def test_what_the_hub_does_not_have_is_explained(address, words, tiny, hub):

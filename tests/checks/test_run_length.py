@@ -188,7 +188,7 @@ def test_a_batch_that_the_learning_rate_is_not_for_is_named(cfg, logged, base, n
     found = [line for line in logged() if '--auto-scale-lr' in line]
     assert len(found) == named
     if named:
-        assert '4 images (batch_size 4 x 1 process) make one update' in found[0] and 'scales it by 0.125' in found[0]
+        assert 'One update uses 4 images (batch_size 4 x 1 process)' in found[0] and 'scales it by 0.125' in found[0]
 
 
 def test_a_resumed_run_names_what_its_checkpoint_overrides(cfg, logged, tmp_path):

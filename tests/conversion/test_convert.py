@@ -23,7 +23,7 @@ from timm.models.xcit import Xcit
 from xcit_mm.checkpoint import CheckpointError, load_checkpoint_file
 from xcit_mm.conversion import convert as convert_module
 from xcit_mm.conversion.arch import infer_arch
-from xcit_mm.conversion.convert import SIZES, TARGETS, TOLERANCE, convert
+from xcit_mm.conversion.convert import TARGETS, TEST_SIZES, TOLERANCE, convert
 from xcit_mm.errors import UsageError
 from xcit_mm.models.xcit import ARCHS
 
@@ -94,7 +94,7 @@ def classifiers(tmp_path_factory):
 @pytest.mark.parametrize('here', TARGETS)
 def test_there_and_back_every_bit_is_the_same(here, there, classifiers, tmp_path):
     done = convert(str(classifiers[here]), str(tmp_path / 'there.pth'), there)
-    assert set(done.deviations) == set(SIZES) and all(value <= TOLERANCE for value in done.deviations.values())
+    assert set(done.deviations) == set(TEST_SIZES) and all(value <= TOLERANCE for value in done.deviations.values())
     state, place = tensors(tmp_path / 'there.pth')
     assert place == LOOKS[there][0] and set(LOOKS[there][1:]) <= set(state)
     convert(str(tmp_path / 'there.pth'), str(tmp_path / 'back.pth'), here)
@@ -311,6 +311,9 @@ __import__('os').abort()
     assert config.get('label_names') == (['a', 'b', 'c'] if kind == 'with its config' else None)
     card = (target / 'README.md').read_text()
     assert ('license: apache-2.0' in card) == ('top-1' in card) == (kind == 'published')
+    assert all(f'## {section}\n' in card for section in ('Use', 'Evaluation', 'Data', 'Licence'))
+    assert ('TODO' in card) == (kind != 'published')  # nothing is made up of what only the user knows
+    assert ('- Classes: a, b, c\n' in card) == (kind == 'with its config')
     assert ('(assumed)' in card) == (kind in ('of another size', 'backbone'))
 
     snapshot = tmp_path / 'hub' / 'models--me--repo' / 'snapshots' / ('f' * 40)

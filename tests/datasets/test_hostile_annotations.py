@@ -108,7 +108,7 @@ LEFT_OUT = {
     'box of texts': (of_first(bbox=['5', '5', '10', '10']), 'box that is not four numbers'),
     'box that is not a number': (of_first(bbox=[float('nan'), 5, 10, 10]), 'box that is not four numbers'),
     'no box': (without('bbox'), 'box that is not four numbers'),
-    'area that is a text': (of_first(area='12'), 'area that is no number'),
+    'area that is a text': (of_first(area='12'), 'area that is not a number'),
     'polygon of two points': (of_first(segmentation=[[1, 1, 9, 9]]), 'polygon of fewer than three points'),
     'polygon of an odd count': (of_first(segmentation=[[1, 1, 9, 9, 5, 5, 7]]), 'polygon of fewer than three points'),
     'polygon that is not a number': (of_first(segmentation=[[1, 1, 9, float('inf'), 5, 5]]), 'no list of numbers'),
@@ -126,7 +126,7 @@ LEFT_OUT = {
         'RLE that does not fill',
     ),
     'unknown category': (of_first(category_id=77), 'unknown category'),
-    'category that is a list': (of_first(category_id=[1]), 'id that is no number'),
+    'category that is a list': (of_first(category_id=[1]), 'id that is not a number'),
     'unknown image': (of_first(image_id=777), 'unknown image'),
 }
 HARMLESS = ('box outside', 'without area', 'unknown')

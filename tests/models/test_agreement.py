@@ -7,8 +7,9 @@ from backbones import PUBLISHED, build, deviation, randomise, without_start_valu
 from mmpretrain.models.backbones.xcit import XCiT as MMPretrainXCiT
 from processes import ROOT
 
-from xcit_mm.models import XCA
+from xcit_mm import ops
 from xcit_mm.models.xcit import ARCHS
+from xcit_mm.ops import dispatch
 
 GOLDEN = sorted((ROOT / 'tests' / 'golden').glob('official_*.pth'))
 TOLERANCE = 1e-4
@@ -24,13 +25,18 @@ def pretrained(path, **kwargs):
     return model.eval()
 
 
-@pytest.fixture(params=['token', 'covariance'])
-def attention_form(request, monkeypatch):
-    monkeypatch.setattr(XCA, 'prefers_covariance', staticmethod(lambda *_: request.param == 'covariance'))
+@pytest.fixture(params=['reference', 'token form', 'covariance form'])
+def way(request, monkeypatch):
+    """Those by which a model may be computed, whatever its size."""
+    for name in ('LEAST_VALUES', 'LEAST_VALUES_OF_STEM'):
+        monkeypatch.setattr(dispatch, name, 0)
+    monkeypatch.setattr(dispatch, 'prefers_covariance', lambda *_: request.param == 'covariance form')
+    with ops.use('reference' if request.param == 'reference' else 'auto'):
+        yield
 
 
 @pytest.mark.parametrize('path', GOLDEN, ids=lambda p: p.stem)
-def test_original_code(path, tmp_path, attention_form):
+def test_original_code(path, tmp_path, way):
     golden = torch.load(path, weights_only=True)
     torch.save(golden['checkpoint'], tmp_path / 'published.pth')
     kwargs = golden['kwargs']

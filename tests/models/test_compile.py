@@ -28,4 +28,5 @@ def test_one_graph_for_any_size(tiny, mode):
             outs, expected = compiled(image), net(image)
         bar = 2e-2 if mode == 'autocast' else 1e-5
         assert all(deviation(a.float(), b.float()) < bar for a, b in zip(outs, expected))
-    assert len(graphs) == 2  # one for each form; fewer tokens than 128 in all would be a third
+    # In inference one for each form of XCA; fewer tokens than 128 in all would be a third.
+    assert len(graphs) == (1 if mode == 'training' else 2)

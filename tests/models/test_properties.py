@@ -9,7 +9,7 @@ from backbones import build, deviation, randomise
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from xcit_mm.models.xcit import XCABlock
+from xcit_mm import ops
 
 pytestmark = pytest.mark.usefixtures('one_thread', 'covariance_of_few_tokens')
 
@@ -82,7 +82,7 @@ def test_every_image_of_a_batch_is_computed_alone(batch, height, width, patch_si
     assert deviation(together, apart) < 1e-4
 
 
-KINDS = {  # type of the weights and of autocast, and how far gradients may be from those of the blocks as written
+KINDS = {  # type of the weights and of autocast, and how far gradients may be from those of the reference
     'fp64': (torch.float64, None, 1e-6),
     'fp32': (torch.float32, None, 1e-4),
     'bf16': (torch.bfloat16, None, 0.3),
@@ -104,16 +104,13 @@ def test_settings_of_training_work_together(kind, out_type, batch, drop_path, at
     model = randomise(model).to(dtype).train()
     image = image_of(batch, 60 if large else 24, 75, dtype)  # the covariance form and the token form
     gradients = []
-    with pytest.MonkeyPatch.context() as patch:
-        for as_written in (False, True):
-            if as_written:
-                patch.setattr(XCABlock, '_can_be_chunked', lambda self, x: False)
-            model.zero_grad()
-            torch.manual_seed(0)  # of what is dropped
-            with torch.autocast('cpu', autocast, enabled=autocast is not None):
-                outs = model(image)
+    for mode in ops.MODES:
+        model.zero_grad()
+        torch.manual_seed(0)  # of what is dropped
+        with ops.use(mode), torch.autocast('cpu', autocast, enabled=autocast is not None):
+            outs = model(image)
             sum(out.float().square().mean() for out in outs).backward()
-            gradients.append(torch.cat([p.grad.flatten().float() for p in model.parameters() if p.grad is not None]))
+        gradients.append(torch.cat([p.grad.flatten().float() for p in model.parameters() if p.grad is not None]))
     ours, reference = gradients
     assert (ours - reference).norm() < bound * reference.norm()
 

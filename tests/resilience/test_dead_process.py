@@ -69,7 +69,7 @@ def test_the_run_starts_again_and_ends_with_the_same_bits(cfg, tmp_path):
     done = dist_train(dying(cfg, tmp_path / 'note', iteration=8), tmp_path, MAX_RESTARTS='1')
     assert done.returncode == 0, done.stderr[-3000:]
     assert (tmp_path / 'note').exists()
-    assert re.search(r'Going on from the newest intact checkpoint, .*epoch_2\.pth', done.stdout + done.stderr)
+    assert re.search(r'Resuming from the newest intact checkpoint, .*epoch_2\.pth', done.stdout + done.stderr)
     assert_same(state(tmp_path / 'whole' / 'epoch_4.pth'), state(tmp_path / 'run' / 'epoch_4.pth'))
 
 
@@ -120,7 +120,7 @@ def test_both_nodes_start_again(cfg, tmp_path):
     results = nodes(dying(cfg, tmp_path / 'note', iteration=8), tmp_path, MAX_RESTARTS='1')
     for done in results:
         assert done.returncode == 0, done.stderr[-3000:]
-    assert any('Going on from the newest intact checkpoint' in done.stdout + done.stderr for done in results)
+    assert any('Resuming from the newest intact checkpoint' in done.stdout + done.stderr for done in results)
     assert damage(str(tmp_path / 'run' / 'epoch_4.pth')) is None
 
 

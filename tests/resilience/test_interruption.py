@@ -143,7 +143,7 @@ def test_a_damaged_newest_checkpoint_is_named_and_the_one_before_it_used(cfg_of,
     assert 'cut off' in damage(newest)
     train(resume(cfg))
     output = capsys.readouterr()
-    assert f'{newest} is passed over: cut off or damaged' in output.out + output.err
+    assert f'{newest} is skipped: cut off or damaged' in output.out + output.err
     assert_same(state(uninterrupted('classifier')), state(tmp_path / LAST['classifier']))
 
 
@@ -167,7 +167,7 @@ def test_no_intact_checkpoint_is_an_error_and_so_is_a_damaged_one_that_is_named(
         (tmp_path / name).write_bytes(b'PK')
     with pytest.raises(UsageError, match=r'no checkpoint in .* is intact:\n.*epoch_2\.pth: cut off'):
         train(resume(cfg))
-    with pytest.raises(UsageError, match=r'cannot go on from .*epoch_1\.pth: it is cut off'):
+    with pytest.raises(UsageError, match=r'cannot resume from .*epoch_1\.pth: it is cut off'):
         train(Config({**resume(cfg).to_dict(), 'load_from': str(tmp_path / 'epoch_1.pth')}))
 
 

@@ -37,7 +37,7 @@ def tokens_of(backbone, images):
     found = []
     for block in backbone.blocks:
         found.append(x)
-        x = x + block.gamma1 * block.attn.token_form(block.norm1(x))
+        x = x + block.gamma1 * block.attn(block.norm1(x))
         x = x + block.gamma3 * block.lpi(block.norm3(x), grid)
         x = x + block.gamma2 * block.mlp(block.norm2(x))
     return found, x, grid

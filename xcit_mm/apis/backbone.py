@@ -25,7 +25,7 @@ def create_backbone(name: str, checkpoint: Union[str, bool, None] = None, **kwar
             or with True as checkpoint a repository of the Hugging Face hub, 'hf-hub:OWNER/NAME', of any arch.
         checkpoint (str | bool, optional): A file or an address in any layout that was published (of a classifier,
             detector, segmentor or of self-supervised training): ``https://…``, ``hf-hub:OWNER/NAME@REVISION:FILE`` or
-            ``xcit_mm://NAME``. True for the published weights of that name; None for start values.
+            ``xcit_mm://NAME``. True for the published weights of that name; None for initial weights.
         **kwargs: Further arguments of :class:`xcit_mm.models.XCiT`, such as ``out_type``, by default 'cls_token', and
             'pyramid' for the names of detectors and segmentors; ``out_indices``; ``frozen_stages``; ``in_channels``.
 
@@ -34,13 +34,14 @@ def create_backbone(name: str, checkpoint: Union[str, bool, None] = None, **kwar
 
     Raises:
         ValueError: If there is no such name, or no published weights under it.
-        CheckpointError: If the checkpoint cannot be had or does not fit.
+        CheckpointError: If the checkpoint cannot be fetched or does not fit.
     """
     from ..models import XCiT
 
     weights = find_weights(name)
     if weights:
-        arch, patch_size = weights.arch, weights.patch_size
+        arch: Union[str, dict] = weights.arch
+        patch_size = weights.patch_size
     elif checkpoint is True and name.startswith(HUB):
         arch, patch_size = _told_by_tensors(name, kwargs)
     else:

@@ -1,6 +1,6 @@
 """MMPretrain's inferencer with this package's model names."""
 
-from typing import List, Union
+from typing import List, Optional, Union
 
 import mmpretrain.apis
 import torch
@@ -48,7 +48,7 @@ class ImageClassificationInferencer(mmpretrain.apis.ImageClassificationInference
         if isinstance(model, str) and not model.endswith('.py'):
             try:
                 info = ModelHub.get(model)
-                found = info.config, info.weights
+                found: Optional[tuple] = (info.config, info.weights)
             except ValueError:
                 found = find_model(model)
             if not found:

@@ -16,7 +16,6 @@ from torch import Tensor, nn
 
 from ..datasets.reading import channels_of, model_input
 from ..errors import UsageError
-from ..models.attention import XCA
 from .model import build, choose
 
 FORMATS = ('onnx', 'torch')
@@ -203,12 +202,6 @@ def exportable(module: nn.Module, size: Tuple[int, int], format: str):
         elif isinstance(child, nn.MaxPool2d) and format == 'torch':
             parent = twin.get_submodule(name.rpartition('.')[0])
             setattr(parent, name.rpartition('.')[2], _BlockMax(child.kernel_size))
-        elif hasattr(child, 'patch_size') and hasattr(child, 'blocks'):
-            tokens = (size[0] // child.patch_size) * (size[1] // child.patch_size)
-            for block in child.blocks:
-                if isinstance(block.attn, XCA):
-                    prefers = XCA.prefers_covariance(tokens, block.attn.proj.out_features)
-                    block.attn.prefers_covariance = lambda *_, prefers=prefers: prefers
     with torch.no_grad(), warnings.catch_warnings():
         warnings.simplefilter('ignore')  # of every number that is a constant in the graph
         yield twin

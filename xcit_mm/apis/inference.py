@@ -6,7 +6,7 @@ import time
 from contextlib import suppress
 from itertools import islice
 from pathlib import Path
-from typing import Iterable, Iterator, List, NamedTuple, Optional, Sequence, Tuple, Union
+from typing import Any, Dict, Iterable, Iterator, List, NamedTuple, Optional, Sequence, Tuple, Union
 
 import cv2
 import numpy as np
@@ -172,18 +172,21 @@ class Inferencer:
             for shot in batch:
                 try:
                     read.append((shot, self._read(shot, channel_order), None))
-                except BadImage as error:
-                    read.append((shot, None, str(error)))
+                except BadImage as bad:
+                    read.append((shot, None, str(bad)))
         good = [image for _, image, _ in read if image is not None]
         with clock.count('predicting'):
             samples = iter(self.task.predict(good) if good else [])
         clock.images += len(good)
         for shot, image, error in read:
-            result = {'image': shot.label, **({'frame': shot.frame} if shot.video and not shot.reason else {})}
+            result: Dict[str, Any] = {
+                'image': shot.label,
+                **({'frame': shot.frame} if shot.video and not shot.reason else {}),
+            }
             sample = None if image is None else next(samples)
             if isinstance(sample, str):
                 sample, error = None, f'cannot be predicted: {sample}'
-            if error:
+            if error or image is None:
                 result['error'] = error
             else:
                 result['height'], result['width'] = image['img'].shape[:2]
@@ -254,14 +257,18 @@ def _task_of(cfg: Config) -> type:
     """What a model of the config's library does."""
     scope = cfg.get('default_scope')
     if scope == 'mmdet':
-        from .tasks.detector import Detector as Task
-    elif scope == 'mmseg':
-        from .tasks.segmentor import Segmentor as Task
-    elif scope == 'mmpretrain':
-        from .tasks.classifier import Classifier as Task
-    else:
-        raise UsageError(f'the config has default_scope={scope!r}; expected mmdet, mmseg or mmpretrain')
-    return Task
+        from .tasks.detector import Detector
+
+        return Detector
+    if scope == 'mmseg':
+        from .tasks.segmentor import Segmentor
+
+        return Segmentor
+    if scope == 'mmpretrain':
+        from .tasks.classifier import Classifier
+
+        return Classifier
+    raise UsageError(f'the config has default_scope={scope!r}; expected mmdet, mmseg or mmpretrain')
 
 
 class Clock:
@@ -349,7 +356,7 @@ class Writer:
             self._end_video()
             path = self.folder / 'overlays' / f'{shot.name}.mp4'
             path.parent.mkdir(parents=True, exist_ok=True)
-            code = cv2.VideoWriter_fourcc(*'mp4v')
+            code = cv2.VideoWriter.fourcc(*'mp4v')
             self.video = shot.video, cv2.VideoWriter(str(path), code, shot.video.rate, (width, height))
         if self.video[1] is not None:
             self.video[1].write(np.ascontiguousarray(picture[:height, :width, ::-1]))

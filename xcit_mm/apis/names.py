@@ -7,6 +7,7 @@ from mmengine.config import Config
 from mmengine.registry import DATASETS, DefaultScope
 
 from ..checkpoint.fit import fit_state_dict
+from ..compat import Mixin
 from ..errors import UsageError
 from ..package import mim_dir, model_index
 from ..published import find_weights
@@ -15,7 +16,7 @@ from ..published import find_weights
 def find_model(name: str) -> Optional[Tuple[str, str]]:
     """Config file and address of the weights of a model of this package; None if there is none of that name."""
     weights = find_weights(name)
-    return weights and (str(mim_dir() / weights.config), weights.address)
+    return (str(mim_dir() / weights.config), weights.address) if weights else None
 
 
 def no_model(name: str) -> str:
@@ -35,7 +36,7 @@ def dataset_meta(cfg: Config) -> dict:
     return {**getattr(kind, 'METAINFO', {}), **(dataset.get('metainfo') or {})}
 
 
-class PublishedModels:
+class PublishedModels(Mixin):
     """Mixin for the inferencers of MMDetection and MMSegmentation, which know their own library's models alone."""
 
     def _load_model_from_metafile(self, model: str) -> Tuple[Config, str]:

@@ -1,16 +1,15 @@
 """The models that are compared: this backbone, the same one by timm and MMPretrain, and well-known others."""
 
-from contextlib import contextmanager, nullcontext
+from contextlib import nullcontext
 from importlib import import_module
 from typing import Callable, Dict, List, Sequence, Tuple
-from unittest.mock import patch
 
 import torch
 from torch import Tensor, nn
 
 from ..checkpoint.layouts import LAYOUTS
 from ..model_zoo.complexity import count_multiply_adds, without_memory
-from ..models import XCA, XCiT
+from ..models import XCiT
 from ..models.xcit import ARCHS
 from .settings import DTYPES, Setting
 
@@ -92,27 +91,11 @@ def random_weights(arch: str, patch_size: int, seed: int = 0) -> Dict[str, Tenso
     return weights
 
 
-@contextmanager
-def plain(model: nn.Module):
-    """Inside, our XCiT computes as the paper writes it: attention over tokens, one module after the other.
-
-    Modules with hooks must be called one by one in any implementation, so hooks that do nothing turn all shortcuts off;
-    so does a backward pass that may follow.
-    """
-    handles = [module.register_forward_hook(lambda *_: None) for module in model.modules()]
-    try:
-        with patch.object(XCA, 'forward', lambda self, x: self.proj_drop(self.token_form(x))), torch.enable_grad():
-            yield
-    finally:
-        for handle in handles:
-            handle.remove()
-
-
 def multiply_adds(name: str, setting: Setting) -> int:
     """Multiply-adds of an XCiT for the whole batch, by the convention of the model zoo."""
     with without_memory():
         contender = make(name, setting)
-    return setting.batch * sum(count_multiply_adds(contender, setting.height, setting.width).values())
+    return setting.batch * count_multiply_adds(contender, setting.height, setting.width)
 
 
 class Step:

@@ -39,7 +39,7 @@ def peak_memory(
         timeout (float, optional): Seconds.
 
     Returns:
-        tuple[int or None, str]: Bytes; or None and the reason why there is no number.
+        tuple[int or None, str]: Bytes; or None and the reason why they are unknown.
     """
     request = {'name': name, 'setting': asdict(setting), 'limit': limit}
     return ask_process('xcit_mm.benchmark.memory', request, timeout)

@@ -6,6 +6,7 @@ from typing import Dict, List, Sequence, Tuple
 
 import numpy as np
 
+from ..visualization.style import line_style, plots
 from .contenders import NAMES, OURS
 from .settings import Row
 
@@ -61,29 +62,25 @@ def draw(rows: Sequence[Row], folder: Path) -> List[Path]:
     ``scaling_*.png``: time and memory against tokens, both logarithmic, with the slopes. ``time_*.png`` and
     ``memory_*.png``: against the side of the image, the two complexity figures of the original release.
     """
-    import matplotlib
-
-    matplotlib.use('Agg')
-    from matplotlib import pyplot as plt
-
     paths = []
-    for family, members in families(rows).items():
-        found = {quantity: curves(members, quantity) for quantity in QUANTITIES}
-        found = {quantity: lines for quantity, lines in found.items() if lines}
-        if 'time' not in found:
-            continue
-        slug = family.lower().replace('xcit-', '').replace(', ', '_').replace('/', '_').replace(' ', '')
-        figures = {'scaling': list(found), **{quantity: [quantity] for quantity in found}}
-        for kind, quantities in figures.items():
-            figure, axes = plt.subplots(1, len(quantities), figsize=(6 * len(quantities), 4.5), squeeze=False)
-            for axis, quantity in zip(axes[0], quantities):
-                _draw_curves(axis, found[quantity], logarithmic=kind == 'scaling')
-                axis.set_ylabel(QUANTITIES[quantity][1])
-            figure.suptitle(family, fontsize=10)
-            figure.tight_layout()
-            paths.append(folder / f'{kind}_{slug}.png')
-            figure.savefig(paths[-1], dpi=120)
-            plt.close(figure)
+    with plots() as plt:
+        for family, members in families(rows).items():
+            found = {quantity: curves(members, quantity) for quantity in QUANTITIES}
+            found = {quantity: lines for quantity, lines in found.items() if lines}
+            if 'time' not in found:
+                continue
+            slug = family.lower().replace('xcit-', '').replace(', ', '_').replace('/', '_').replace(' ', '')
+            figures = {'scaling': list(found), **{quantity: [quantity] for quantity in found}}
+            for kind, quantities in figures.items():
+                figure, axes = plt.subplots(1, len(quantities), figsize=(6 * len(quantities), 4.5), squeeze=False)
+                for axis, quantity in zip(axes[0], quantities):
+                    _draw_curves(axis, found[quantity], logarithmic=kind == 'scaling')
+                    axis.set_ylabel(QUANTITIES[quantity][1])
+                figure.suptitle(family)
+                figure.tight_layout()
+                paths.append(folder / f'{kind}_{slug}.png')
+                figure.savefig(paths[-1])
+                plt.close(figure)
     return paths
 
 
@@ -91,11 +88,10 @@ def _draw_curves(axis, lines: Dict[str, List[Tuple[int, float, float]]], logarit
     for name, points in lines.items():
         tokens, side, values = zip(*points)
         label = f'{name}, slope {slope(tokens, values):.2f}' if logarithmic else name
-        style = dict(marker='o', color=f'C{NAMES.index(name)}', linewidth=2.5 if name == OURS else 1.5)
+        style = line_style(NAMES.index(name), ours=name == OURS)
         axis.plot(tokens if logarithmic else side, values, label=label, **style)
     if logarithmic:
         axis.set_xscale('log')
         axis.set_yscale('log')
-    axis.set_xlabel('tokens of the XCiT' if logarithmic else 'side of a square image of as many pixels')
-    axis.grid(alpha=0.3, which='both')
-    axis.legend(fontsize=8)
+    axis.set_xlabel('tokens of the XCiT' if logarithmic else 'side of a square image of as many pixels (px)')
+    axis.legend()

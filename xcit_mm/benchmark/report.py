@@ -17,13 +17,12 @@ from .settings import Row, Setting
 EXPLANATION = (
     'Time: median of rounds in which every contender does the work once, in turns, in one process with the same '
     "weights. Over ours: the time over this project's in the same round, median of the rounds. Deviation: of the "
-    "output from that of this project's plain form in fp32 (attention over tokens, one module after the other, as "
+    "output from that of this project's reference in fp32 (attention over tokens, one module after the other, as "
     'the paper writes it), largest difference over largest value; rms: root mean square of one over the other; '
     'gradient: as deviation, of the gradient of the image. On the CPU and with a batch of 1, that of timm and '
     'MMPretrain can be wrong altogether: PyTorch 2.10 misreads the layout in memory of the gradient that their '
-    'patch embedding passes to batch norm. Of peak: multiply-adds in this time, over those of a large matrix '
-    'product in the same round and type; those of the symmetric second moments count in full, though on a CPU about '
-    'two thirds of them are computed.'
+    'patch embedding passes to batch norm. Of peak: MACs of the layers (not of what replaces them) in this '
+    'time, over those of a large matmul in the same round and type. Who needs fewer than the layers can pass 100 %.'
 )
 
 # heading -> text of a row's cell, '' for none
@@ -67,7 +66,7 @@ def verdict(rows: Sequence[Row]) -> str:
     """One sentence about the rows of one setting; '' if there is nothing to compare."""
     ours = next((row for row in rows if row.name == OURS), None)
     peers = [row for row in rows if row.name in PEERS]
-    fastest = min((row for row in peers if row.ratio), key=lambda row: row.ratio, default=None)
+    fastest = min((row for row in peers if row.ratio), key=lambda row: row.ratio or 0, default=None)
     sentences = []
     if fastest:
         sentences.append(f'{OURS} is {fastest.ratio:.2f} times as fast as the better peer, {fastest.name}')
@@ -144,7 +143,7 @@ def ratio_table(settings: Sequence[Sequence[Row]]) -> List[str]:
     if len(table) < 2:
         return []
     lines = ['| | ' + ' | '.join(sizes) + ' |', '| --- ' + '| ---: ' * len(sizes) + '|']
-    for family, ratios in table.items():
-        lines.append(f'| {family} | ' + ' | '.join(_format(ratios.get(size), '{:.2f}x') for size in sizes) + ' |')
+    for family, by_size in table.items():
+        lines.append(f'| {family} | ' + ' | '.join(_format(by_size.get(size), '{:.2f}x') for size in sizes) + ' |')
     lowest = min(ratio for ratios in table.values() for ratio in ratios.values())
     return ['## Times as fast as the better peer', '\n'.join(lines), f'Lowest: {lowest:.2f}x.']

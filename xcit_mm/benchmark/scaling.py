@@ -1,7 +1,7 @@
 """Time and memory from small to very large images, leaving out who cannot follow."""
 
 from dataclasses import replace
-from typing import Callable, Dict, Iterator, List, Sequence, Tuple
+from typing import Callable, Dict, Iterator, List, Optional, Sequence, Tuple
 
 from .memory import peak_memory
 from .settings import Row, Setting
@@ -41,7 +41,7 @@ def scaling(
     gone: Dict[str, str] = {}
     for height, width in sorted(sizes, key=lambda size: size[0] * size[1]):
         here = replace(setting, height=height, width=width)
-        memory: Dict[str, Tuple[int, str]] = {}
+        memory: Dict[str, Tuple[Optional[int], str]] = {}
         for name in names:
             expected = _expected(last[name], here) if name in last else 0.0
             if name not in gone and expected > time_limit:

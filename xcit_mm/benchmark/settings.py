@@ -88,10 +88,10 @@ class Row:
     Attributes:
         seconds, fastest (float): Median and minimum of the rounds, for the whole batch.
         ratio (float): Time over that of this project's backbone in the same round, median of the rounds.
-        deviation, rms (float): Of the output from the plain form of this project's backbone in fp32: the largest
+        deviation, rms (float): Of the output from the reference of this project's backbone in fp32: the largest
             difference over the largest value, and the root of the summed squares of one over the other.
         gradient (float): As ``deviation``, of the gradient of the image; in training.
-        multiply_adds (int): Of what the contender computes; None for other models than XCiT, and in training.
+        multiply_adds (int): Of the contender's layers; None for other models than XCiT, and in training.
         of_peak (float): Multiply-adds per second, over those of a large matrix product in the same round, median of
             the rounds.
         compile_seconds (float): First call of a compiled model.

@@ -3,17 +3,18 @@
 import math
 import time
 from statistics import median
-from typing import Callable, Dict, List, Optional, Sequence, Tuple
+from typing import Any, Callable, Dict, List, Optional, Sequence, Tuple
 
 import torch
 from torch import Tensor
 
-from ..models.products import linear
-from .contenders import OURS, PEERS, Step, as_input, build, make_image, multiply_adds, plain, random_weights, upstream
+from ..ops import use
+from ..ops.matmul import linear
+from .contenders import OURS, PEERS, Step, as_input, build, make_image, multiply_adds, random_weights, upstream
 from .machine import available_memory, memory_limit, reason
 from .settings import DTYPES, Row, Setting
 
-# Bounds of the deviation of the whole backbone from its plain form in fp32.
+# Bounds of the deviation of the whole backbone from the reference in fp32.
 FP32_TOLERANCE = 1e-5
 # Of the gradient of the image.
 GRADIENT_TOLERANCE = 1e-4
@@ -72,12 +73,12 @@ def _first_runs(setting: Setting, rows: Dict[str, Row], tell: Callable[[str], No
     """Build every contender and compare its output; the work of those that can do it."""
     weights = random_weights(setting.arch, setting.patch_size)
     image = make_image(setting)
-    tell('the plain form')
+    tell('the reference')
     reference, not_compared = None, ''
     try:
-        reference = _plain_outputs(setting, weights, image)
+        reference = _reference_outputs(setting, weights, image)
     except RuntimeError as error:  # it takes more memory than any contender
-        not_compared = f'not compared, the plain form failed: {reason(error)}'
+        not_compared = f'not compared, the reference failed: {reason(error)}'
     image = as_input(image, setting)
     work = {}
     for name, row in rows.items():
@@ -95,19 +96,19 @@ def _first_runs(setting: Setting, rows: Dict[str, Row], tell: Callable[[str], No
     return work
 
 
-def _plain_outputs(setting: Setting, weights: Dict[str, Tensor], image: Tensor) -> Tuple[Tensor, Optional[Tensor]]:
-    """Output of the plain form in fp32; in training also the gradient of the image."""
+def _reference_outputs(setting: Setting, weights: Dict[str, Tensor], image: Tensor) -> Tuple[Tensor, Optional[Tensor]]:
+    """Output of the reference in fp32; in training also the gradient of the image."""
     contender = build(OURS, setting, weights).to(setting.device).requires_grad_(False)
     contender.train(setting.training)
     image = image.clone().requires_grad_(setting.training)
-    with plain(contender):
+    with use('reference'):
         out = contender(image)
         if setting.training:
             out.backward(upstream(out))
     return out.detach(), image.grad
 
 
-def _first_run(step: Step, image: Tensor, reference: Optional[tuple], row: Row) -> Callable[[], None]:
+def _first_run(step: Step, image: Tensor, reference: Optional[tuple], row: Row) -> Callable[[], Any]:
     """Run a step once, and fill in how it deviates; the step as it is to be timed."""
     setting = step.setting
     start = time.perf_counter()
@@ -135,7 +136,7 @@ def _deviation(out: Tensor, reference: Tensor) -> Tuple[float, float]:
     return largest.item(), (torch.linalg.vector_norm(difference) / torch.linalg.vector_norm(reference)).item()
 
 
-def _matrix_product(setting: Setting) -> Tuple[int, Callable[[], None]]:
+def _matrix_product(setting: Setting) -> Tuple[int, Callable[[], Any]]:
     """Multiply-adds of a large square matrix product, and the product, by the faster library."""
     n = 2048 if setting.device == 'cpu' else 8192
     a, b = (torch.randn(n, n, device=setting.device).to(DTYPES[setting.dtype]) for _ in range(2))
@@ -195,7 +196,7 @@ def _check(rows: Dict[str, Row]) -> None:
     if ours and ours.gradient is not None and ours.setting.dtype == 'fp32' and not ours.gradient < GRADIENT_TOLERANCE:
         ours.note = f'its gradient deviates by {ours.gradient:.1e}, more than {GRADIENT_TOLERANCE:.0e}'
     if ours and ours.rms is not None and ours.setting.dtype != 'fp32':
-        peers = [rows[name].rms for name in PEERS if name in rows and rows[name].rms is not None]
-        peers = [rms for rms in peers if math.isfinite(rms)]
+        found = (rows[name].rms for name in PEERS if name in rows)
+        peers = [rms for rms in found if rms is not None and math.isfinite(rms)]
         if not ours.rms < HALF_MARGIN * min(peers, default=float('inf')):
             ours.note = f'deviates by {ours.rms:.1e} (rms), more than the better peer with {min(peers, default=0):.1e}'

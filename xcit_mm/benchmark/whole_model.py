@@ -185,7 +185,7 @@ class PeerPyramid(BaseModule):
 
 
 class Runs:
-    """A model with start values that does the work.
+    """A model with initial weights that does the work.
 
     Args:
         work (Work): What is done.

@@ -1,8 +1,7 @@
-"""Reading checkpoints: safely, in every layout XCiT was published in, and never half of one.
+"""Reading checkpoints: safely, in every layout XCiT was published in, all or nothing.
 
-:mod:`layouts` knows the layouts and renames their tensors, :mod:`sources` fetches what is no file of this machine,
-:mod:`loading` is what MMEngine calls to read a file, and :mod:`matching` is what the backbone calls before tensors are
-copied into it.
+:mod:`layouts` renames tensors, :mod:`sources` downloads, :mod:`loading` is what MMEngine calls to read a file,
+:mod:`matching` is what the backbone calls before tensors are copied into it, and :mod:`fit` compares whole models.
 """
 
 from ..errors import CheckpointError

@@ -1,4 +1,4 @@
-"""What a checkpoint holds once it is read: whether names are names, and tensors are tensors that weights can be."""
+"""Checks of a checkpoint's content: names are strings, values are tensors that can be weights."""
 
 from collections import OrderedDict
 from typing import Dict
@@ -8,7 +8,7 @@ from torch import Tensor
 
 from ..errors import CheckpointError, printable
 
-# Whatever else these hold, loading code of MMEngine and PyTorch takes them for dicts.
+# MMEngine and PyTorch take these for dicts without a check.
 DICTS = ('state_dict', 'meta', 'message_hub')
 
 
@@ -16,7 +16,7 @@ def checked(checkpoint: dict) -> dict:
     """The same content in fresh dicts, without what a file may have attached to them.
 
     Raises:
-        CheckpointError: If a part that has to be a dict is none, or the names of tensors are no text.
+        CheckpointError: If a part that has to be a dict is not one, or if a tensor's name is not a string.
     """
     checkpoint = dict(dict.items(checkpoint))
     for key in DICTS:
@@ -37,7 +37,7 @@ def checked(checkpoint: dict) -> dict:
 
 
 def check_values(state: dict) -> None:
-    """Make sure that a whole model's state dict holds tensors, and what modules keep besides them.
+    """Check that a whole model's state dict holds tensors, and extra state of modules.
 
     Raises:
         CheckpointError: Naming the first value that is neither.
@@ -48,11 +48,11 @@ def check_values(state: dict) -> None:
 
 
 def check_tensors(tensors: Dict[str, Tensor]) -> None:
-    """Make sure that an XCiT's tensors are numbers in memory.
+    """Check that an XCiT's tensors are dense, real and finite.
 
     Raises:
-        CheckpointError: Naming the first tensor that is sparse, quantised, without data or of complex numbers; or
-            that holds a NaN, or in the backbone an infinity.
+        CheckpointError: Naming the first tensor that is sparse, quantised, complex or without data, or that holds a NaN
+            (in the backbone also an Inf).
     """
     for name, tensor in tensors.items():
         kind = _unusual_kind(tensor)
@@ -81,6 +81,6 @@ def _unusual_kind(tensor: Tensor) -> str:
 def _is_finite(tensor: Tensor) -> bool:
     if not tensor.is_floating_point() or not tensor.numel():
         return True
-    # A sum is quick, and finite only if all values are. Where it overflows, they are looked at one by one, as fp32,
+    # A sum is fast, and finite only if all values are. Where it overflows, check the values one by one, as fp32,
     # which the weights will be.
     return bool(torch.isfinite(tensor.sum(dtype=torch.float32))) or bool(torch.isfinite(tensor.float()).all())

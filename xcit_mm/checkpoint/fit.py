@@ -1,7 +1,7 @@
-"""The check between a file's tensors and a whole model: heads of another number of classes, and parts that are missing.
+"""Compare a file's tensors with a whole model: heads with another number of classes, missing parts.
 
-The backbone looks after itself (:mod:`matching`): it takes all of its tensors or none. A head may differ, and whether
-that is meant depends on what the model is loaded for.
+The backbone checks itself (:mod:`matching`): it takes all of its tensors or none. A head may differ; whether that is
+intended depends on the purpose of loading.
 """
 
 import logging
@@ -10,7 +10,7 @@ import warnings
 from contextlib import contextmanager
 from dataclasses import dataclass
 from types import SimpleNamespace
-from typing import Dict, List, Optional, Tuple
+from typing import Dict, List, Optional, Tuple, cast
 
 from mmengine.model import BaseTTAModel, is_model_wrapper
 from torch import Tensor, nn
@@ -18,7 +18,7 @@ from torch import Tensor, nn
 from ..errors import CheckpointError
 from .matching import _shorten, _wrong_types
 
-# Segmentors use it for a second loss only; published files often leave it out.
+# Only for a second loss of segmentors; published files often lack it.
 TRAINING_ONLY = ('auxiliary_head.',)
 
 
@@ -44,18 +44,18 @@ class Fit:
     settings: List[str]
 
     def differing(self, purpose: str) -> bool:
-        """Whether the model would not be the one that the file was made from."""
+        """True if the file was made from another model."""
         names = [*self.misshapen, *(name for name in self.missing if self._counts(name))]
         if purpose == 'test':
             return any(not name.startswith(TRAINING_ONLY) for name in names)
         return bool(names or self.unused)
 
     def _counts(self, name: str) -> bool:
-        """Other buffers are constants that the model made itself."""
+        """False for buffers that are constants of the model."""
         return isinstance(self.own[name], nn.Parameter) or name.endswith(('running_mean', 'running_var'))
 
     def describe(self) -> List[str]:
-        """What differs, one statement for each kind of difference."""
+        """What differs, one sentence per kind of difference."""
         found = []
         explained = set()
         for (theirs, ours), names in self.class_counts.items():
@@ -100,16 +100,16 @@ def _layers(names: List[str]) -> List[str]:
 
 
 def fit_state_dict(model: nn.Module, state: Dict[str, Tensor], purpose: str) -> Optional[str]:
-    """Make sure that a file's tensors fit a model as well as the purpose asks, and take out what does not fit.
+    """Check that a file's tensors fit a model well enough for a purpose, and drop those that do not fit.
 
-    Called before tensors are copied, so that nothing is half-loaded when this raises. Afterwards every tensor of
-    ``state`` has its place, and what the file lacks has the model's own value, so MMEngine has nothing left to report.
+    Called before tensors are copied, so nothing is half-loaded if this raises. Afterwards all of ``state`` fits,
+    and what the file lacks has the model's own value, so MMEngine has nothing left to report.
 
     Args:
         model (nn.Module): The model, also inside a parallel or test-time-augmentation wrapper.
         state (dict): The file's tensors by name, changed in place.
-        purpose (str): 'train': the weights start a training run, and layers that differ keep their start values.
-            'resume' and 'test': the model has to be the one that the file was made from.
+        purpose (str): With 'train' (fine-tuning), layers that differ keep their initial values. With 'resume' and
+            'test' the file has to fit completely.
 
     Returns:
         str, optional: What was left out, for the log.
@@ -141,7 +141,7 @@ def fit_state_dict(model: nn.Module, state: Dict[str, Tensor], purpose: str) -> 
     found = fit.describe()
     if not found:
         return None
-    kept = 'Layers that differ or are missing keep their start values. ' if fit.misshapen or fit.missing else ''
+    kept = 'Layers that differ or are missing keep their initial values. ' if fit.misshapen or fit.missing else ''
     return f'{who}{"; ".join(found)}. {kept}Everything else of the checkpoint was loaded'
 
 
@@ -149,7 +149,7 @@ def _refusal(who: str, fit: Fit, purpose: str) -> str:
     text = f'{who}the checkpoint is not of this model, and nothing was loaded: {"; ".join(fit.describe())}. '
     if purpose == 'resume':
         return text + (
-            'Resume a run with the config it was begun with; to begin a new one from its weights, use '
+            'Resume a run with the config it was started with; to start a new one from its weights, use '
             '--cfg-options load_from=FILE without --resume'
         )
     if fit.settings and not fit.missing:
@@ -158,7 +158,7 @@ def _refusal(who: str, fit: Fit, purpose: str) -> str:
             f'the data set); to fine-tune it, train with --cfg-options load_from=FILE'
         )
     return text + (
-        'A model with random weights in these places tells nothing: give a checkpoint of the whole model, or the '
+        'With random weights in these layers a test is meaningless: give a checkpoint of the whole model, or the '
         'config that the checkpoint was trained with'
     )
 
@@ -218,7 +218,7 @@ def _is_compared(name: str) -> bool:
 
 def _unwrapped(module: nn.Module) -> nn.Module:
     while is_model_wrapper(module) or isinstance(module, BaseTTAModel):
-        module = module.module
+        module = cast(nn.Module, module.module)
     return module
 
 
@@ -233,7 +233,7 @@ def _collect(module: nn.Module, own: Dict[str, Tensor], prefix: str = '') -> Non
 
 @contextmanager
 def _nothing_changed(model: nn.Module):
-    """In here the parameters have shapes only, the buffers are copies, and nothing is logged."""
+    """Within it, parameters are on the meta device, buffers are copies, and nothing is logged."""
     kept = [(module, module._parameters, module._buffers) for module in model.modules()]
     level = logging.root.manager.disable
     try:
@@ -245,7 +245,7 @@ def _nothing_changed(model: nn.Module):
             module._buffers = {name: value if value is None else value.clone() for name, value in buffers.items()}
         logging.disable(logging.CRITICAL)
         with warnings.catch_warnings():
-            warnings.simplefilter('ignore')  # PyTorch warns of every copy to a parameter without memory
+            warnings.simplefilter('ignore')  # PyTorch warns of every copy to a meta parameter
             yield
     finally:
         logging.disable(level)

@@ -12,7 +12,7 @@ import os
 import pickle
 import zipfile
 from math import prod
-from typing import BinaryIO, Container, Dict, Optional
+from typing import BinaryIO, Container, Dict, Optional, cast
 
 import torch
 
@@ -103,7 +103,7 @@ def inspect_pth(path: str, also_allowed: Container[str]) -> None:
         with mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as content:
             # A magic number, the version of the format, the machine, and then the object.
             for number in range(4):
-                found = _Inspector(content, also_allowed, size, None).load()
+                found = _Inspector(cast(BinaryIO, content), also_allowed, size, None).load()
                 if number == 0 and found != torch.serialization.MAGIC_NUMBER:
                     raise Unreadable('it does not begin as a file of torch.save does')
 

@@ -51,7 +51,7 @@ class Layout:
         """Tensors under our names, as this layout names and divides them; the inverse of :meth:`to_native`."""
         if not self.joined_qkv:
             state = _split_qkv(state)
-        return {_rename(key, self.inverse): value for key, value in state.items()}
+        return {_rename(key, self.inverse or ()): value for key, value in state.items()}
 
     def left_out(self, state: StateDict) -> List[str]:
         """The names of tensors of this layout that :meth:`to_native` does not take."""
@@ -191,7 +191,8 @@ def locate(checkpoint: dict) -> Found:
     files get re-saved. The place only tells apart layouts with the same names, and which of several models is meant.
     """
     models: Dict[Optional[str], Dict[str, StateDict]] = {}
-    tensors, place = {}, None
+    tensors: StateDict = {}
+    place = None
     for here, content in _places(checkpoint):
         inside = tensors_of(content)
         prefixes = {match[1] for match in map(_XCIT.match, inside) if match}

@@ -1,8 +1,8 @@
-"""The loaders that MMEngine calls for local files and for addresses.
+"""Loaders that MMEngine calls for local files and for addresses.
 
-MMEngine's own fall back to unpickling whatever a file asks for. These never do: what is not plain data or on the short
-list below is refused. They also translate XCiT files of every layout, so that ``init_cfg``, ``load_from`` and
-``tools/test.py`` take them untouched; files of other models pass through unchanged.
+MMEngine's own fall back to unpickling whatever a file asks for. These never do: only plain data and the types in the
+allow-list below are read. They also translate XCiT files of every layout, so ``init_cfg``, ``load_from`` and
+``tools/test.py`` take them as published; files of other models pass through unchanged.
 """
 
 import argparse
@@ -11,7 +11,7 @@ import pickle
 import re
 from collections import OrderedDict
 from functools import lru_cache
-from typing import Callable, Dict, Optional
+from typing import Any, Callable, Dict, Optional
 
 import numpy as np
 import torch
@@ -31,23 +31,23 @@ from .stem import stated_patch_size
 
 
 def _history_buffer_method(cls: type, name: str):
-    """What stands in for ``getattr``, with which MMEngine's message hub names the statistics of its HistoryBuffers."""
+    """Replaces ``getattr``, by which pickled HistoryBuffers of MMEngine name their statistics."""
     if cls is not HistoryBuffer or name not in ('min', 'max', 'mean', 'current'):
         raise pickle.UnpicklingError(f'Unsupported global: GLOBAL getattr({cls!r}, {name!r})')
     return getattr(HistoryBuffer, name)
 
 
 def _safe_globals() -> Dict[str, Callable]:
-    """What a file may name besides tensors and containers: plain data of training runs, by full name.
+    """Allow-list: types and functions besides tensors and containers that a file may use, by full name.
 
     The original release's runs hold their Namespace; MMEngine's checkpoints hold HistoryBuffers and numpy values.
     """
     # numpy 1.26 has a numpy._core too, but an empty one.
-    core = np._core if digit_version(np.__version__) >= digit_version('2.0') else np.core
+    core: Any = getattr(np, '_core' if digit_version(np.__version__) >= digit_version('2.0') else 'core')
     dtypes = {type(np.dtype(kind)) for kind in ('bool', 'i4', 'i8', 'u1', 'u4', 'f4', 'f8')}
     numpy_globals = [core.multiarray._reconstruct, core.multiarray.scalar, np.ndarray, np.dtype, *dtypes]
     found = {f'{g.__module__}.{g.__qualname__}': g for g in (argparse.Namespace, HistoryBuffer, *numpy_globals)}
-    # numpy 2 renamed its private package, and a file names the one that wrote it.
+    # NumPy 2 renamed its private package; a file names the one that wrote it.
     for name, item in list(found.items()):
         found[name.replace('numpy._core.', 'numpy.core.')] = item
         found[name.replace('numpy.core.', 'numpy._core.')] = item
@@ -67,7 +67,7 @@ def _safe_torch_load(file: str, map_location):
 
 
 class _RestrictedPickle:
-    """For PyTorch before 2.6, whose ``weights_only`` takes no names: the pickle module with an allow-list."""
+    """A pickle module with an allow-list, for PyTorch < 2.6, whose ``weights_only`` has none."""
 
     _TORCH = {
         'torch._utils': ('_rebuild_tensor', '_rebuild_tensor_v2', '_rebuild_parameter'),
@@ -116,7 +116,7 @@ def load_checkpoint_file(path: str, map_location='cpu'):
             checkpoint = _safe_torch_load(path, map_location)
     except NotAllowed as error:
         raise CheckpointError(_refused(path, str(error))) from None
-    except Exception as error:  # a damaged file can make a reader fail in any way
+    except Exception as error:  # a damaged file can make a reader raise anything
         raise CheckpointError(_reading_failed(path, str(error))) from None
     if not isinstance(checkpoint, dict):
         raise CheckpointError(f'{path} holds a {type(checkpoint).__name__}, expected a dict of tensors')
@@ -136,7 +136,7 @@ def _load_safetensors(path: str, device: str) -> OrderedDict:
     """The tensors, with the patch size in their metadata if the file states it."""
     with safe_open(path, 'pt') as file:
         stated = (file.metadata() or {}).get('patch_size')
-    state = OrderedDict(load_safetensors(path, device=device))
+    state: Any = OrderedDict(load_safetensors(path, device=device))
     state._metadata = {'': {'patch_size': int(stated)}} if stated in ('4', '8', '16') else {}
     return state
 
@@ -163,7 +163,7 @@ def _reading_failed(path: str, reason: str) -> str:
 
 
 def _translate(checkpoint: dict, path: str) -> dict:
-    """Name the file in the metadata of its tensors, and give those of a bare backbone the names of a whole model.
+    """Record the file in the metadata of its tensors, and rename those of a bare backbone to a whole model's.
 
     A file of a whole OpenMMLab model keeps its names, since the model may be MMPretrain's own XCiT; this project's
     backbone translates them itself.
@@ -187,7 +187,7 @@ def _translate(checkpoint: dict, path: str) -> dict:
             _say(f'{path} holds several models: {found.title} is taken, {left} not. To load another, save it alone')
     if layout is not None and not whole_model:
         checkpoint = {'state_dict': OrderedDict(layout.to_native(tensors)), 'meta': checkpoint.get('meta', {})}
-    state = checkpoint.get('state_dict')
+    state: Any = checkpoint.get('state_dict')
     if isinstance(state, dict):
         names = unwrapped if whole_model and layout is not None else str
         state = checkpoint['state_dict'] = OrderedDict((names(key), value) for key, value in state.items())
@@ -197,13 +197,13 @@ def _translate(checkpoint: dict, path: str) -> dict:
     return checkpoint
 
 
-@lru_cache(maxsize=None)  # a tool reads a file more than once
+@lru_cache(maxsize=None)  # a tool may read a file more than once
 def _say(message: str) -> None:
     print_log(message, 'current')
 
 
 class SourceMetadata(OrderedDict):
-    """A state dict's metadata that tells every module which file its tensors come from.
+    """Metadata of a state dict that tells every module which file its tensors come from.
 
     MMEngine and PyTorch look up each module's entry by its prefix and hand it to the module; this is the only way from
     the file to the module, since the tensors themselves are copied into new dicts on the way.
@@ -225,9 +225,9 @@ def load_from_local(filename, map_location):
 
 @CheckpointLoader.register_scheme(prefixes=(*sources.WEB, *sources.HUB, sources.ZOO), force=True)
 def load_from_address(filename, map_location=None):
-    """Loader for all that has to be fetched: see :mod:`sources`. Once per machine, then as a local file.
+    """Loader for addresses (see :mod:`sources`): download once per machine, then read as a local file.
 
-    A download that is no checkpoint, such as a web page about an error, is not kept.
+    A download that is not a checkpoint, such as an error page, is deleted.
     """
     address = sources.resolve(filename)
     checkpoint = failure = None
@@ -248,7 +248,7 @@ def load_from_address(filename, map_location=None):
 
 
 def _fetch_and_read(address: str, map_location) -> dict:
-    """Download the file, unless it is there, and read it."""
+    """Download the file unless it is cached, and read it."""
     is_web = address.startswith(sources.WEB)
     was_there = not is_web or os.path.exists(sources.cache_path(address))
     path = sources.fetch(address)
@@ -265,5 +265,5 @@ def _fetch_and_read(address: str, map_location) -> dict:
 
 
 def read_checkpoint(source: str, map_location='cpu') -> dict:
-    """As :func:`load_checkpoint_file`, from a file or from an address."""
+    """:func:`load_checkpoint_file` for a file or an address."""
     return (load_from_address if sources.is_address(source) else load_checkpoint_file)(source, map_location)

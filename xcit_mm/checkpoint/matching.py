@@ -1,4 +1,4 @@
-"""The check between a file's tensors and a backbone: all of it or nothing."""
+"""Match a file's tensors with a backbone: all or nothing."""
 
 from typing import Dict
 
@@ -8,14 +8,14 @@ from torch import Tensor, nn
 from ..errors import CheckpointError, printable
 from .layouts import describe, locate
 
-# Parts that a backbone may lack, depending on what it is asked to return, while the file has them.
+# Parts that a backbone lacks for some out_types, while the file may have them.
 _OPTIONAL = ('cls_token', 'cls_attn_blocks.', 'norm.', 'pyramid.')
 
 
 def match_state_dict(module: nn.Module, state_dict: Dict[str, Tensor], prefix: str, metadata: dict) -> None:
-    """Bring ``state_dict`` under the names of an XCiT backbone, in place, and make sure that all of it is there.
+    """Rename ``state_dict`` to the names of an XCiT backbone, in place, and check that it is complete.
 
-    Called by the backbone before its tensors are copied, so that nothing is half-loaded when this raises.
+    Called by the backbone before its tensors are copied, so nothing is half-loaded if this raises.
 
     Args:
         module (nn.Module): The backbone.
@@ -55,9 +55,9 @@ def match_state_dict(module: nn.Module, state_dict: Dict[str, Tensor], prefix: s
             f'layouts. Its first tensors there: {names}. Expected: a checkpoint of XCiT, by any of its implementations'
         )
     native = {key[len('backbone.') :]: v for key, v in layout.to_native(tensors).items() if key.startswith('backbone.')}
-    wanted = {key: value.shape for key, value in own.items()}
+    wanted: Dict[str, tuple] = {key: value.shape for key, value in own.items()}
     ignored = sorted({_optional_part(key) for key in native if key not in wanted and key.startswith(_OPTIONAL)})
-    # What somebody's own code gives in part is given on purpose, and PyTorch reports the rest.
+    # A partial state dict from user code is intended, and PyTorch reports the rest.
     problems = _problems(native, wanted, whole=bool(source)) + _wrong_types(native, own)
     if problems:
         raise CheckpointError(
@@ -67,7 +67,7 @@ def match_state_dict(module: nn.Module, state_dict: Dict[str, Tensor], prefix: s
     if ignored:
         print_log(f'{who}not used by this model: {", ".join(ignored)}', 'current')
     if any(key.startswith('pyramid.') for key in wanted.keys() - native.keys()):
-        print_log(f'{who}has no multi-scale adapter; the adapter keeps its start values', 'current')
+        print_log(f'{who}has no multi-scale adapter; the adapter keeps its initial values', 'current')
     for key in list(state_dict):
         if key.startswith(prefix):
             del state_dict[key]
@@ -75,18 +75,18 @@ def match_state_dict(module: nn.Module, state_dict: Dict[str, Tensor], prefix: s
 
 
 def _optional_part(key: str) -> str:
-    """The part of the backbone that a file may have for nothing: of the pyramid one level, else the whole."""
+    """The part of the backbone that a file may hold unused: a level of the pyramid, else the whole part."""
     return '.'.join(key.split('.')[: 2 if key.startswith('pyramid.') else 1])
 
 
 def _is_a_part(given: Dict[str, Tensor], own: Dict[str, Tensor]) -> bool:
-    """Whether some of the model's tensors, by its own names, and nothing else are given."""
+    """True if only tensors of the model are given, by its own names, and not all of them."""
     missing = [key for key in own if key not in given and not key.endswith('num_batches_tracked')]
     return bool(given and missing) and given.keys() <= own.keys()
 
 
 def _own_tensors(module: nn.Module) -> Dict[str, Tensor]:
-    """All tensors of the backbone; of one that FSDP divides, in every process, not in the first alone."""
+    """All tensors of the backbone; with FSDP gathered in every process, not only in the first."""
     if not any(name.endswith('_fsdp_wrapped_module') for name, _ in module.named_modules()):
         return module.state_dict()
     from torch.distributed.fsdp import FullStateDictConfig, FullyShardedDataParallel, StateDictType
@@ -116,7 +116,7 @@ def _problems(native: Dict[str, Tensor], wanted: Dict[str, tuple], whole: bool) 
 
 
 def _wrong_types(native: Dict[str, Tensor], own: Dict[str, Tensor]) -> list:
-    """Weights that are no floating-point numbers; PyTorch would turn them into some without a word."""
+    """Weights of an integer type; PyTorch would cast them silently."""
     wrong = [
         f'{key} {str(native[key].dtype)[len("torch.") :]} instead of {str(value.dtype)[len("torch.") :]}'
         for key, value in own.items()

@@ -28,7 +28,7 @@ _HASH = re.compile(r'-(?!(?:19|20)\d{6}\.)([0-9a-f]{8,64})(?:\.[A-Za-z]\w*)+$')
 
 
 def is_address(source: str) -> bool:
-    """Whether it names something to fetch, and no file of this machine."""
+    """True if it names something to fetch, and no file of this machine."""
     return '://' in source or source.startswith(HUB)
 
 
@@ -59,7 +59,7 @@ def fetch(source: str, local_only: bool = False) -> str:
         local_only (bool): Take what another process has fetched just now, and look nowhere else.
 
     Raises:
-        CheckpointError: If it cannot be had, or is not the file that its address promises.
+        CheckpointError: If it cannot be fetched, or is not the file that its address promises.
     """
     return _fetch_hub(source, local_only) if source.startswith(HUB) else _fetch_web(source, local_only)
 
@@ -151,12 +151,12 @@ def _fetch_hub(address: str, local_only: bool) -> str:
             f'{address} needs the package huggingface_hub, which is not installed: pip install huggingface_hub'
         ) from None
     repository, revision, file = parts.groups()
-    reason = None
+    reason: Optional[Exception] = None
     try:
         for name in [file] if file else _HUB_FILES:
             try:
                 path = huggingface_hub.hf_hub_download(repository, name, revision=revision, local_files_only=local_only)
-            except EntryNotFoundError as error:  # not in the repository, or neither in the cache nor to be had
+            except EntryNotFoundError as error:  # not in the repository, or not cached and not reachable
                 reason = reason or error
             else:
                 _check_blob(path, address)
@@ -171,7 +171,7 @@ def _fetch_hub(address: str, local_only: bool) -> str:
         reason = error
     lines = [line.strip() for line in str(reason).splitlines() if line.strip()]
     raise CheckpointError(
-        f'{address} could not be had from the Hugging Face hub ({type(reason).__name__}: '
+        f'{address} could not be fetched from the Hugging Face hub ({type(reason).__name__}: '
         f'{printable(" ".join(lines), 400)}). Without network (or with HF_HUB_OFFLINE=1) it has to be in the cache: '
         f'hf download {repository} {file or _HUB_FILES[0]}{f" --revision {revision}" if revision else ""}. A private '
         f'or gated one needs HF_TOKEN, a mirror HF_ENDPOINT'

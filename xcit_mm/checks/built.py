@@ -1,4 +1,4 @@
-"""The keys at the top of a config that something reads; all others are variables of the file."""
+"""Top-level keys of a config that something reads; all others are variables of the file."""
 
 import inspect
 

@@ -14,13 +14,12 @@ batches mixed by another number of classes     made to agree with the head
 Only what the three libraries' types are known to mean is looked at.
 """
 
-import os
 from typing import Any, Dict, Iterator, List, Optional, Sequence, Tuple
 
 from mmengine import registry as registries
 from mmengine.config import Config
 
-from ..datasets.config import check_names, find_loaders, find_type, innermost_datasets, side_by_side
+from ..datasets.config import Data, check_names, find_loaders, find_type, innermost_datasets, side_by_side
 from ..errors import UsageError
 
 # Names of classes and colours in metainfo that nothing reads, and the right ones.
@@ -29,7 +28,7 @@ LIBRARIES = ('mmdet', 'mmseg', 'mmpretrain')
 
 
 def check_classes(cfg: Config, scope: str) -> List[str]:
-    """Whether classes are lists, agree between the splits, and are as many as the heads and the palette have.
+    """Check that classes are lists, agree between the splits, and are as many as the heads and the palette have.
 
     Args:
         cfg (Config): The config; surplus colours are taken out of it.
@@ -43,7 +42,8 @@ def check_classes(cfg: Config, scope: str) -> List[str]:
     """
     if scope not in LIBRARIES:
         return []
-    notes, known = [], {}
+    notes: List[str] = []
+    known: Dict[str, dict] = {}
     for split, loader in find_loaders(cfg).items():
         datasets = list(innermost_datasets(loader['dataset']))
         for dataset in datasets:
@@ -57,30 +57,42 @@ def check_classes(cfg: Config, scope: str) -> List[str]:
     # A detector that takes class names as input may have others in each data set.
     reads_text = any(key in (cfg.get('model') or {}) for key in ('language_model', 'text_encoder', 'text_model'))
     _check_splits(known, scope, reads_text)
-    dataset = known.get('train' if 'train' in find_loaders(cfg) else 'test')
-    classes = dataset and classes_of(dataset, scope)
-    if classes and 'backbone' in (cfg.get('model') or {}):
-        _check_heads(cfg, scope, classes, dataset['type'])
+    learnt = known.get('train' if 'train' in find_loaders(cfg) else 'test')
+    classes = classes_of(learnt, scope) if learnt else None
+    if learnt and classes and 'backbone' in (cfg.get('model') or {}):
+        _check_heads(cfg, scope, classes, learnt['type'])
         notes += _agree_on_mixing(cfg, scope)
     return notes
 
 
 def classes_of(dataset: dict, scope: str) -> Optional[Tuple[str, ...]]:
     """The class names of a data set, from its config, the file that it names or its type; None if they are unknown."""
-    names = None
-    for _, found in _settings(dataset, scope):
-        names = names if found is None else found
-    if isinstance(names, str):
-        if not os.path.isfile(os.path.expanduser(names)):
-            return None  # an address
-        with open(os.path.expanduser(names), encoding='utf-8') as file:
-            names = file.read().splitlines()
-    return tuple(names) if isinstance(names, (list, tuple)) else None
+    classes = _data('', dataset, scope).classes
+    return None if classes is None else tuple(classes)
+
+
+def _data(split: str, dataset: dict, scope: str) -> Data:
+    return Data(split, dataset, find_type(registries.DATASETS, dataset['type'], scope) if 'type' in dataset else None)
+
+
+def compare_classes(train: Data, other: Data) -> None:
+    """Check that another split has the classes of training in the same order: labels are their numbers.
+
+    Raises:
+        UsageError: With both lists side by side, if both are known and differ.
+    """
+    ours, theirs = train.known_classes, other.known_classes
+    if ours and theirs and ours != theirs:
+        raise UsageError(
+            f'{other.split}_dataloader.dataset has other classes than {train.split}_dataloader.dataset, or another '
+            f'order, so that their labels would differ.{side_by_side(ours, theirs, (train.split, other.split))}\n'
+            f'Set the same metainfo=dict(classes=...) in both'
+        )
 
 
 def _settings(dataset: dict, scope: str) -> Iterator[Tuple[str, Any]]:
     """Where a data set's classes come from, the one that counts last."""
-    kind = find_type(registries.DATASETS, dataset['type'], scope) if 'type' in dataset else None
+    kind = _data('', dataset, scope).kind
     yield f'{getattr(kind, "__name__", "type")}.METAINFO.classes', getattr(kind, 'METAINFO', {}).get('classes')
     yield 'metainfo.classes', (dataset.get('metainfo') or {}).get('classes')
     if scope == 'mmpretrain':
@@ -88,13 +100,13 @@ def _settings(dataset: dict, scope: str) -> Iterator[Tuple[str, Any]]:
 
 
 def _check_place(path: str, dataset: dict, scope: str) -> None:
-    """Whether classes and colours are where the libraries read them, and not where older versions did."""
+    """Check that classes and colours are where the libraries read them, and not where older versions did."""
     metainfo = dataset.get('metainfo') or {}
     for key in metainfo:
         right = OLD_KEYS.get(key)
         if right and right not in metainfo:
             raise UsageError(f'{path}.metainfo.{key}: nothing reads {key!r}; write {right!r}')
-    kind = find_type(registries.DATASETS, dataset['type'], scope) if 'type' in dataset else None
+    kind = _data('', dataset, scope).kind
     if 'classes' in dataset and getattr(kind, '__module__', '').split('.')[0] in ('mmdet', 'mmseg'):
         raise UsageError(f'{path}.classes: {kind.__name__} takes its classes as metainfo=dict(classes=...)')
 
@@ -113,7 +125,7 @@ def _check_list(key: str, names: Any) -> None:
 
 def _check_palette(key: str, metainfo: dict) -> List[str]:
     names, palette = metainfo.get('classes'), metainfo.get('palette')
-    if not all(isinstance(part, (list, tuple)) for part in (names, palette)) or len(names) == len(palette):
+    if not isinstance(names, (list, tuple)) or not isinstance(palette, (list, tuple)) or len(names) == len(palette):
         return []
     if len(palette) < len(names):
         raise UsageError(
@@ -125,7 +137,7 @@ def _check_palette(key: str, metainfo: dict) -> List[str]:
 
 
 def _check_splits(known: Dict[str, dict], scope: str, reads_text: bool) -> None:
-    """Whether training and validation have the same classes in the same order: labels are their numbers.
+    """Check that training and validation have the same classes in the same order: labels are their numbers.
 
     Data for testing may be left over from a base while a model is trained. When it is tested, its checkpoint says which
     classes it was trained for.
@@ -133,16 +145,11 @@ def _check_splits(known: Dict[str, dict], scope: str, reads_text: bool) -> None:
     train, val = known.get('train'), known.get('val')
     if not train or not val or reads_text:
         return
-    ours, theirs = classes_of(train, scope), classes_of(val, scope)
     # A type of another benchmark, as in tracking, brings names of its own.
     listed = all((one.get('metainfo') or {}).get('classes') or one.get('classes') for one in (train, val))
     comparable = listed or train['type'] == val['type'] or scope == 'mmseg'
-    if ours and theirs and ours != theirs and comparable:
-        raise UsageError(
-            f'val_dataloader.dataset has other classes than train_dataloader.dataset, or another order, so that their '
-            f'labels would differ.{side_by_side(ours, theirs, ("train", "val"))}\n'
-            f'Set the same metainfo=dict(classes=...) in both'
-        )
+    if comparable:
+        compare_classes(_data('train', train, scope), _data('val', val, scope))
 
 
 def _heads(cfg: Config, scope: str) -> Iterator[Tuple[str, dict]]:
@@ -167,7 +174,7 @@ def _check_heads(cfg: Config, scope: str, classes: tuple, kind: Any) -> None:
         # In MMSegmentation, two outputs can be one class and its background; configs of MMPretrain's models of
         # ImageNet-21k test on ImageNet-1k.
         fits = number in (None, len(classes)) or (scope == 'mmseg' and number == 2)
-        if not fits and not (scope == 'mmpretrain' and number > len(classes) == 1000):
+        if not fits and not (scope == 'mmpretrain' and (number or 0) > len(classes) == 1000):
             raise UsageError(
                 f'{path}.num_classes is {number}, and the data ({getattr(kind, "__name__", kind)}) has {len(classes)} '
                 f'classes ({", ".join(map(str, classes[:3]))}, ...); set it to {len(classes)}, or list the classes of '
@@ -214,10 +221,10 @@ def check_checkpoint_classes(meta: Optional[dict], classes: Optional[Sequence[st
         UsageError: If they differ in testing or resuming; both lists are shown side by side.
     """
     meta = meta or {}
-    of_file = (meta.get('dataset_meta') or {}).get('classes') or meta.get('CLASSES')
-    if not _is_list(of_file) or not _is_list(classes):
+    listed: Any = (meta.get('dataset_meta') or {}).get('classes') or meta.get('CLASSES')
+    if not classes or not _is_list(listed):
         return None
-    of_file, classes = list(map(str, of_file)), list(map(str, classes))
+    of_file, classes = list(map(str, listed)), list(map(str, classes))
     ours, theirs = list(map(_plain, classes)), list(map(_plain, of_file))
     if ours == theirs:
         return None
@@ -239,5 +246,5 @@ def _plain(name: str) -> str:
     return ' '.join(name.replace('_', ' ').split()).casefold()
 
 
-def _is_list(value) -> bool:
+def _is_list(value: Any) -> bool:
     return isinstance(value, (list, tuple)) and len(value) > 0

@@ -1,4 +1,4 @@
-"""Classification: whether folders or lists give every image a label that the config has, and images to every class."""
+"""Classification: every image has a label of the config, and every class has images."""
 
 import json
 import os
@@ -9,7 +9,7 @@ from mmengine.config import Config
 from mmengine.registry import DATASETS
 
 from ..datasets.config import (
-    IMAGE_SUFFIXES,
+    MMPRETRAIN_SUFFIXES,
     Data,
     check_exist,
     find_loaders,
@@ -22,13 +22,14 @@ from ..datasets.config import (
 )
 from ..datasets.folder_labels import IMAGENET_FOLDER, folder_labels
 from ..errors import UsageError
+from .classes import compare_classes
 
 # Data sets whose folders follow the classes of the config, see xcit_mm.datasets.folders.
 BY_NAME = ('CustomDataset', 'ImageNet', 'ImageNet21k')
 
 
 def check_folders(data: Data, datasets: List[Data], cfg: Config) -> None:
-    """Whether there is one folder for each class, with images in it; or a list with a label for each image."""
+    """Check that there is one folder for each class, with images in it; or a list with a label for each image."""
     folder = data.path(data.prefix('img_path') or data.cfg.get('split'))
     check_exist(data, [folder])
     if not data.setting('with_label') or data.cfg.get('split') == 'test':  # ImageNet's, without labels
@@ -67,10 +68,10 @@ def check_folders(data: Data, datasets: List[Data], cfg: Config) -> None:
 
 
 def _check_order(data: Data, folder: str, found: set) -> None:
-    """Whether it is known which folder belongs to which class."""
+    """Check that it is known which folder belongs to which class."""
     own = _module_of(data, '_find_samples'), _module_of(data, 'load_data_list')
     if not all(module.startswith('mmpretrain.') for module in own):
-        return  # a class of the user's gives the labels
+        return  # a custom class assigns the labels
     classes = data.classes
     published = list(getattr(data.kind, 'METAINFO', {}).get('classes') or [])
     declared = (data.cfg.get('metainfo') or {}).get('folders')
@@ -78,19 +79,19 @@ def _check_order(data: Data, folder: str, found: set) -> None:
     if data.kind.__name__ not in BY_NAME and labels != folder_labels(sorted(found)):
         raise UsageError(
             f'{data}: {data.kind.__name__} numbers its folders in the order of their names, which is not that of the '
-            f'classes.{side_by_side(sorted(found), classes, ("folder", "class"))}\n'
+            f'classes.{side_by_side(sorted(found), classes or (), ("folder", "class"))}\n'
             f"List the classes in this order; or take type='CustomDataset', with which labels follow the classes"
         )
 
 
 def _module_of(data: Data, method: str) -> str:
-    """The module of the class that a method of the data set comes from."""
+    """The module that defines a method of the data set's class."""
     return next(kind.__module__ for kind in data.kind.__mro__ if method in kind.__dict__) + '.'
 
 
 def _count_images(data: Data, folder: str, found: set, files: List[str]) -> None:
-    """Whether every folder has an image; what is left out is counted."""
-    read = tuple(suffix.lower() for suffix in data.setting('extensions') or IMAGE_SUFFIXES)
+    """Check that every folder has an image, and count the files that are ignored."""
+    read = tuple(suffix.lower() for suffix in data.setting('extensions') or MMPRETRAIN_SUFFIXES)
     names = {name: list(list_files(os.path.join(folder, name))) for name in sorted(found)}
     empty = [name for name, inside in names.items() if not any(file.lower().endswith(read) for file in inside)]
     others = [file for inside in names.values() for file in inside if not file.lower().endswith(read)]
@@ -116,7 +117,7 @@ def _count_images(data: Data, folder: str, found: set, files: List[str]) -> None
 
 
 def _check_numbers(data: Data, folder: str, expected: Optional[int]) -> None:
-    """Whether the folders are labels, as ImageNet-V2's."""
+    """Check that the folders are named by their labels, as ImageNet-V2's."""
     names = [entry.name for entry in os.scandir(folder) if entry.is_dir()]
     bad = [name for name in names if not name.isdigit() or (expected and int(name) >= expected)]
     if bad or not names:
@@ -127,7 +128,7 @@ def _check_numbers(data: Data, folder: str, expected: Optional[int]) -> None:
 
 
 def _check_list(data: Data, path: str, folder: str, expected: Optional[int]) -> None:
-    """Whether each line of a list is ``NAME NUMBER``, with a number that the config has."""
+    """Check that each line of a list is ``NAME NUMBER``, with a number that the config has."""
     if path.endswith('.json'):
         raise UsageError(
             f"{data}: {path} is JSON, which type='BaseDataset' reads; {data.name} reads a text with one image in each "
@@ -158,7 +159,7 @@ def _check_list(data: Data, path: str, folder: str, expected: Optional[int]) -> 
     if not images:
         raise UsageError(f'{data}: {path} lists no images')
     beyond = sorted(label for label in counts if expected and label >= expected)
-    if beyond:
+    if expected and beyond:
         from_one = ' They seem to begin at 1; labels begin at 0.' if 0 not in counts and beyond == [expected] else ''
         raise UsageError(
             f'{data}: {path} has labels up to {beyond[-1]} ({sum(counts[label] for label in beyond)} images), and the '
@@ -172,14 +173,14 @@ def _check_list(data: Data, path: str, folder: str, expected: Optional[int]) -> 
             f'{data.advice()}'
         )
     absent = [str(label) for label in range(expected or 0) if label not in counts]
-    if absent and data.split == 'train':
+    if expected and absent and data.split == 'train':
         if expected - len(absent) == 1:
             raise UsageError(f'{data}: all {len(images)} images of {path} have one label, of {expected} classes')
         print(f'Note: {data}: {path} has no image of {len(absent)} classes ({", ".join(absent[:5])}).', flush=True)
 
 
 def _compare_with_folders(data: Data, path: str, folders: Dict[str, Counter]) -> None:
-    """Whether a list gives the images in folders that are named by classes the labels of these classes."""
+    """Check that a list labels images in a folder named like a class with that class."""
     classes = list(map(str, data.classes or ()))
     usual = {folder: labels.most_common(1)[0][0] for folder, labels in folders.items() if folder in classes}
     if any(classes[label] != folder for folder, label in usual.items()):
@@ -210,7 +211,7 @@ def _head_classes(cfg: Config) -> Optional[int]:
 
 
 def _learns_from_labels(cfg: Config) -> bool:
-    """Whether the model is a plain classifier; others, as DINO, need no labels."""
+    """True if the model is a plain classifier; others, such as DINO, need no labels."""
     return str(cfg.model.get('type')).split('.')[-1] in ('ImageClassifier', 'DistilledClassifier')
 
 
@@ -231,7 +232,7 @@ def _check_labels_are_not_needed(data: Data, cfg: Config) -> None:
 
 
 def _why_no_folders(files: List[str], folder: str, data: Data, cfg: Config) -> str:
-    images = [name for name in files if name.lower().endswith(IMAGE_SUFFIXES)]
+    images = [name for name in files if name.lower().endswith(MMPRETRAIN_SUFFIXES)]
     if images:
         listing = data.path(os.path.join('meta', f'{data.cfg.get("split") or "val"}.txt'))
         as_list = f'list them with their class number, one "NAME NUMBER" in each line, in {listing}'
@@ -256,7 +257,7 @@ def _why_no_folders(files: List[str], folder: str, data: Data, cfg: Config) -> s
 
 
 def _advice(data: Data, found: set) -> str:
-    """Where to get what is missing; not of ImageNet, if the folders are others."""
+    """Where to get missing data; nothing about ImageNet if the folders have other names."""
     own = data.name == 'ImageNet' and not any(map(IMAGENET_FOLDER.fullmatch, found))
     return data.where_else() if own else data.advice()
 
@@ -292,7 +293,7 @@ def _same_data(data: Data, datasets: List[Data]) -> Iterator[tuple]:
 
 
 def _other_folders(data: Data, cfg: Config) -> Iterator[tuple]:
-    """The same for all splits of the config, wherever they lie, whose folders are the labels as well."""
+    """The same for all splits of the config whose labels come from their folders, wherever they are."""
     if (data.cfg.get('metainfo') or {}).get('folders'):
         return
     for other in _classified(cfg):
@@ -320,7 +321,7 @@ def _evaluators(cfg: Config, split: str) -> List[dict]:
 
 
 def _check_categories(data: Data) -> None:
-    """Whether annotations of OpenMMLab's own format (JSON) list the classes as the config does."""
+    """Check that annotations of OpenMMLab's own format (JSON) list the classes as the config does."""
     path = data.path(data.cfg.get('ann_file'))
     if not data.classes or not os.path.isfile(path) or not _module_of(data, 'load_data_list').startswith('mmengine.'):
         return
@@ -344,7 +345,7 @@ def _check_categories(data: Data) -> None:
 
 
 def check_classification(datasets: List[Data], cfg: Config) -> None:
-    """Whether data sets of training and testing, and metrics and classes, belong together.
+    """Check that data sets of training and testing, and metrics and classes, belong together.
 
     Args:
         datasets (list[Data]): Those of MMPretrain that the run uses.
@@ -353,18 +354,13 @@ def check_classification(datasets: List[Data], cfg: Config) -> None:
     if not datasets:
         return
     everything = _classified(cfg)
-    known = [(data, data.classes) for data in everything]
-    trained = next(((data, classes) for data, classes in known if classes and data.split == 'train'), None)
+    trained = next((data for data in everything if data.split == 'train' and data.classes), None)
     used = {data.split for data in datasets}
-    if trained and 'train' not in used and _head_classes(cfg) not in (None, len(trained[1])):
+    if trained and 'train' not in used and _head_classes(cfg) not in (None, len(trained.known_classes)):
         trained = None  # a test of a model that these data did not train
-    for data, classes in known:
-        if trained and classes and data.split in used and classes != trained[1]:
-            raise UsageError(
-                f'{data} has other classes, or another order of them, than {trained[0]}.'
-                f'{side_by_side(trained[1], classes, (trained[0].split, data.split))}\n'
-                f'Give both the same metainfo=dict(classes=...)'
-            )
+    for data in everything:
+        if trained and data.split in used:
+            compare_classes(trained, data)
     for data in datasets:
         _check_categories(data)
         number = _head_classes(cfg) or (len(data.classes) if data.classes else None)

@@ -1,13 +1,13 @@
-"""Mistakes in configs and in ``--cfg-options``: names that nothing has, and values of another kind.
+"""Mistakes in configs and in ``--cfg-options``: unknown names and values of the wrong kind.
 
-MMEngine takes any key: one with a typing mistake is added beside the right one and has no effect, or it ends the run
-with a traceback. Here it gets one message that names it and the nearest right one.
+MMEngine takes any key: a misspelt one is added beside the right one and has no effect, or it ends the run with a
+traceback. Here it gets one message that names it and the closest valid key.
 """
 
 import difflib
 import inspect
 from numbers import Number
-from typing import Callable, Iterator, List, Optional, Sequence, Tuple
+from typing import Any, Callable, Iterator, List, Optional, Sequence, Set, Tuple
 
 from mmengine import registry as registries
 from mmengine.config import Config
@@ -20,7 +20,7 @@ from .settings import check_settings
 from .variables import check_options as check_variables
 from .variables import find_variables
 
-# Where the type of an object is looked up, by the key that it is the value of.
+# Registries by the key whose value is looked up in them.
 KINDS = {
     'model': 'MODELS',
     'dataset': 'DATASETS',
@@ -37,15 +37,15 @@ KINDS = {
     'test_evaluator': 'METRICS',
     'vis_backends': 'VISBACKENDS',
 }
-# What builders take for themselves, beside the arguments of the class.
+# Keys that builders consume before they call the class.
 TAKEN = {'type', '_scope_', '_delete_', 'priority', 'convert_to_iter_based'}
 CLOSE, VERY_CLOSE = 0.6, 0.85
-# A number in one run and a word in another.
+# Keys whose value may be a number or a string.
 NUMBER_OR_WORD = ('loss_scale', 'interval', 'resume', 'load_from')
 
 
 def apply_options(cfg: Config, options: Optional[dict]) -> None:
-    """Change settings of a config as ``--cfg-options`` say.
+    """Apply ``--cfg-options`` to a config.
 
     Raises:
         UsageError: If the config has no such setting, or one of another kind.
@@ -63,14 +63,14 @@ def apply_options(cfg: Config, options: Optional[dict]) -> None:
 
 
 def check_options(cfg: Config, options: dict) -> None:
-    """Whether ``--cfg-options`` change what is there, or add what the type at that place takes.
+    """Check that ``--cfg-options`` change existing settings, or add arguments that the type at that place takes.
 
     Args:
         cfg (Config): The config before they are merged into it.
         options (dict): Values by dotted key.
 
     Raises:
-        UsageError: Naming the key and the nearest right one, or what kind of value is expected.
+        UsageError: With the key and the closest valid one, or the expected kind of value.
     """
     scope = cfg.get('default_scope') or 'mmengine'
     for key, value in options.items():
@@ -116,7 +116,7 @@ def check_options(cfg: Config, options: dict) -> None:
 
 
 def _known_keys(place, depth: int, kind: Optional[str], scope: str) -> Tuple[set, bool]:
-    """The keys that a place of the config has or takes, and whether there can be no others."""
+    """Keys that a place of the config has or takes, and whether the list is complete."""
     if depth == 0:
         return set(place) | BUILT, True
     known = set(place)
@@ -126,7 +126,7 @@ def _known_keys(place, depth: int, kind: Optional[str], scope: str) -> Tuple[set
     if found is None:
         return known, False
     arguments, complete = _arguments(found)
-    # Deep inside of a model, the class around it may take an argument out.
+    # Deep inside a model, the enclosing class may consume an argument.
     complete = complete and (kind != 'MODELS' or depth == 1 or str(place['type']).startswith('xcit_mm.'))
     return known | arguments | TAKEN, complete
 
@@ -140,7 +140,7 @@ def _check_kind(key: str, old, new) -> None:
         expected = f'a number such as {old}' if not is_number and not key.endswith(NUMBER_OR_WORD) else None
     elif isinstance(old, (list, tuple)):
         is_list = isinstance(new, (list, tuple, dict))
-        # A list of indices and the like may be one number as well.
+        # A list of indices and the like may also be a single number.
         of_numbers = isinstance(new, Number) and all(isinstance(item, Number) for item in old)
         shown = ','.join(map(str, old)) if len(str(old)) < 60 and not any(map(_is_dict, old)) else 'a,b'
         expected = f'a list, such as "[{shown}]"' if not is_list and not of_numbers else None
@@ -156,24 +156,24 @@ def _is_dict(value) -> bool:
 
 
 def check_config(cfg: Config) -> List[str]:
-    """Whether every type of a config exists and takes the arguments it is given, and its settings agree.
+    """Check that every type of a config exists and takes the arguments it is given, and its settings agree.
 
     Args:
-        cfg (Config): The config; what only one meaning is possible for is changed in it.
+        cfg (Config): The config; unambiguous mistakes are fixed in place.
 
     Returns:
-        list[str]: What was changed, and what a user should know of.
+        list[str]: What was changed, and other notes for the user.
 
     Raises:
-        UsageError: Naming the key and the nearest right one.
+        UsageError: With the key and the closest valid one.
     """
     for key in cfg:
-        near = difflib.get_close_matches(key, BUILT, n=1, cutoff=0.92)  # 'test_pipeline' is no mistake
+        near = difflib.get_close_matches(key, BUILT, n=1, cutoff=0.92)  # 'test_pipeline' is valid
         if near and key not in BUILT and isinstance(cfg[key], (dict, list)):
             raise UsageError(f'the config has {key!r}, which nothing reads; did you mean {near[0]!r}?')
     scope = cfg.get('default_scope')
     if not scope:
-        return []  # its types are those of whoever imports what
+        return []  # its types depend on what was imported
     for key in BUILT & set(cfg):
         for path, settings, kinds in _typed(cfg[key], key, []):
             _check_type(path, settings, kinds, scope)
@@ -189,14 +189,14 @@ def check_config(cfg: Config) -> List[str]:
 
 
 def _typed(value, path: str, kinds: List[str]) -> Iterator[Tuple[str, dict, List[str]]]:
-    """All dicts with a type, with their place and where their type may be registered."""
+    """All dicts with a type, with their path and the registries that may know the type."""
     name = next((part for part in reversed(path.split('.')) if not part.isdigit()), '')
     inside_model = 'MODELS' in kinds
     if name in KINDS and not inside_model and kinds != ['HOOKS']:
         kinds = [KINDS[name]] if name != 'model' else ['MODELS', 'TASK_UTILS']
         inside_model = name == 'model'
     elif inside_model and (name.endswith('_cfg') or name in ('cfg', 'roi_layer')):
-        return  # these are read by functions of their own
+        return  # these are read by other functions
     if _is_dict(value):
         if 'type' in value and kinds:
             yield path, value, kinds
@@ -228,7 +228,7 @@ def _check_type(path: str, settings: dict, places: List[str], scope: str) -> Non
         names = {name for place in places for name in _names(getattr(registries, place), scope)}
         prefix, _, name = str(kind).rpartition('.')
         if 'MODELS' in places and path.count('.') > 1 and name.islower():
-            return  # the name of something that the class around it makes
+            return  # the name of something that the enclosing class creates
         lower = {name.lower(): name for name in names}
         cutoff = VERY_CLOSE if 'MODELS' in places else CLOSE
         near = difflib.get_close_matches(name.lower(), lower, n=1, cutoff=cutoff)
@@ -238,7 +238,7 @@ def _check_type(path: str, settings: dict, places: List[str], scope: str) -> Non
         return
     arguments, complete = _arguments(found)
     for key in set(settings) - arguments - TAKEN:
-        # In models, the class around it may take it out.
+        # In models, the enclosing class may consume it.
         complete = complete and ('MODELS' not in places or str(kind).startswith('xcit_mm.'))
         cutoff = CLOSE if complete else 0.9 if 'MODELS' in places else VERY_CLOSE
         near = difflib.get_close_matches(key, arguments, n=1, cutoff=cutoff)
@@ -264,20 +264,21 @@ def _names(registry, scope: str) -> set:
 
 
 def _arguments(kind: Callable) -> Tuple[set, bool]:
-    """The names of the arguments of a class, also of those it inherits from; and whether it takes no others."""
-    names, complete = set(), True
-    classes = kind.__mro__ if inspect.isclass(kind) else (kind,)
+    """Argument names of a class and of its bases, and whether the list is complete (no ``**kwargs``)."""
+    names: Set[str] = set()
+    complete = True
+    classes: Sequence[Any] = kind.__mro__ if inspect.isclass(kind) else (kind,)
     for number, one in enumerate(classes):
         function = one.__dict__.get('__init__') if inspect.isclass(one) else one
         if function is None or one is object:
             continue
         try:
             parameters = inspect.signature(function).parameters.values()
-        except (TypeError, ValueError):  # of C
+        except (TypeError, ValueError):  # implemented in C
             return names, False
         names.update(p.name for p in parameters if p.kind not in (p.VAR_KEYWORD, p.VAR_POSITIONAL))
         if not any(p.kind == p.VAR_KEYWORD for p in parameters):
-            # A class without **kwargs takes nothing further; one behind a **kwargs may not be where they go.
+            # A class without **kwargs ends the list; but a **kwargs before it may go elsewhere.
             return names - {'self'}, not any(c is not one for c in classes[:number] if '__init__' in c.__dict__)
         complete = False
     return names - {'self'}, complete

@@ -1,6 +1,6 @@
-"""What can be known to be wrong with the data before any of it is read: missing, empty and incomplete folders.
+"""Missing, empty and incomplete folders, found before any data is read.
 
-Folders are listed, and no image is opened, so that this takes a second or two for ImageNet as well.
+Folders are listed and no image is opened, so this takes a second or two even for ImageNet.
 """
 
 import os
@@ -9,7 +9,7 @@ from typing import Sequence
 from mmengine.config import Config
 from mmengine.registry import DATASETS
 
-from ..datasets.config import IMAGE_SUFFIXES, Data, check_exist, find_loaders, find_type, innermost_datasets
+from ..datasets.config import MMPRETRAIN_SUFFIXES, Data, check_exist, find_loaders, find_type, innermost_datasets
 from ..errors import UsageError
 from .classification import check_classification, check_folders
 from .detection import check_coco
@@ -23,10 +23,10 @@ DOWNLOADED = ('CIFAR10', 'CIFAR100', 'MNIST', 'FashionMNIST')
 
 
 def check_data(cfg: Config, splits: Sequence[str]) -> None:
-    """Make sure that the files and folders of the splits exist and are complete, as far as their listing tells.
+    """Check that the files and folders of the splits exist and are complete, as far as a listing tells.
 
     Raises:
-        UsageError: Naming what is missing, how to get it and how to point elsewhere.
+        UsageError: With what is missing, how to get it, and how to use a copy elsewhere.
     """
     datasets = [
         Data(split, dataset, None)
@@ -69,7 +69,7 @@ def _check_paths(data: Data) -> None:
     if data.name.startswith('ImageNet') and data.cfg.get('split') and not any(parts):
         parts = [data.cfg['split']]  # the folder
         if os.path.isdir(data.root) and not os.path.isdir(data.path(parts[0])):
-            images = [name for name in os.listdir(data.root) if name.lower().endswith(IMAGE_SUFFIXES)]
+            images = [name for name in os.listdir(data.root) if name.lower().endswith(MMPRETRAIN_SUFFIXES)]
             if images:
                 raise UsageError(
                     f'{data}: {data.root} has no folder {parts[0]!r}, and holds {len(images)} images itself. To read '

@@ -1,4 +1,4 @@
-"""Detection: whether annotations, images, metrics and the model belong together, before any data are parsed."""
+"""Detection: annotations, images, metrics and the model match, checked before any data is parsed."""
 
 import json
 import os
@@ -9,11 +9,11 @@ from mmengine.config import Config
 from mmengine.registry import MODELS
 
 from ..datasets.annotations import find_file
-from ..datasets.config import IMAGE_SUFFIXES, Data, find_loaders, find_type, innermost_datasets, some
+from ..datasets.config import MMPRETRAIN_SUFFIXES, Data, find_loaders, find_type, innermost_datasets, some
 from ..errors import UsageError
 
 LOOKED_AT = 20
-PART = 1 << 16  # bytes of a file that are looked at, at its beginning and its end
+PART = 1 << 16  # bytes to inspect at the start and at the end of a file
 FILE_NAME = rb'"file_name"\s*:\s*("(?:[^"\\]|\\.)+")'
 TO_COCO = (
     'convert it to COCO, for instance with supervision (pip install supervision): '
@@ -30,7 +30,7 @@ USE_MASKS = ('CopyPaste', 'InstaBoost')
 
 
 def check_coco(data: Data) -> None:
-    """Whether the annotations are a whole JSON file that names images of the folder; it is not parsed."""
+    """Check that the annotations are a whole JSON file that names images of the folder; it is not parsed."""
     annotations = data.path(data.cfg.get('ann_file'))
     images = data.path(data.prefix('img'))
     if os.path.isdir(annotations):
@@ -78,7 +78,7 @@ def _why_not_there(names, images: str) -> str:
     """What the folder has instead of images."""
     for name in names:
         stem = os.path.splitext(name)[0]
-        for suffix in (*IMAGE_SUFFIXES, *map(str.upper, IMAGE_SUFFIXES)):
+        for suffix in (*MMPRETRAIN_SUFFIXES, *map(str.upper, MMPRETRAIN_SUFFIXES)):
             if os.path.exists(os.path.join(images, stem + suffix)):
                 return (
                     f'It has {os.path.basename(stem + suffix)}: the suffixes differ; correct "file_name" in the file. '
@@ -108,7 +108,7 @@ def _folder_of(folder: str) -> str:
 
 
 def _other_format(start: bytes, path: str) -> Optional[str]:
-    """What a file is that is not COCO's JSON, as far as its beginning tells."""
+    """What a file is instead of COCO's JSON, judging by its first bytes."""
     text = start.decode(errors='replace')
     line = text.splitlines()[0].strip() if text.strip() else ''
     if not line:
@@ -151,9 +151,9 @@ def _other_format(start: bytes, path: str) -> Optional[str]:
 
 
 def leave_out_masks(cfg: Config) -> None:
-    """Let a detector without masks, such as a Mask R-CNN with ``mask_head=None``, be trained and tested on boxes alone.
+    """Train and test a detector without masks, such as a Mask R-CNN with ``mask_head=None``, on boxes only.
 
-    Pipelines then load no masks, and metrics compare none; what is changed is said.
+    Pipelines then load no masks, and metrics compare none; the changes are printed.
 
     Raises:
         UsageError: If only masks are to be scored.
@@ -186,7 +186,7 @@ def leave_out_masks(cfg: Config) -> None:
 
 
 def gives_boxes_alone(cfg: Config) -> bool:
-    """Whether a detector is known to give no masks."""
+    """True if a detector is known to give no masks."""
     model = cfg.get('model') or {}
     part = 'roi_head' if 'roi_head' in model else 'bbox_head'
     head = model.get(part)
@@ -194,7 +194,7 @@ def gives_boxes_alone(cfg: Config) -> bool:
         return False
     kind = find_type(MODELS, head.get('type'), 'mmdet')
     known = getattr(kind, '__module__', '').startswith(('mmdet.models.roi_heads', 'mmdet.models.dense_heads'))
-    return known and not re.search('Ins|Mask|Seg|SOLO', kind.__name__)
+    return known and not re.search('Ins|Mask|Seg|SOLO', getattr(kind, '__name__', ''))
 
 
 def _transforms(pipeline):

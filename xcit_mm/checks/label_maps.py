@@ -1,4 +1,4 @@
-"""Whether label maps hold the numbers of the classes: a look at some of them before anything runs."""
+"""Label maps hold class indices: a sample of them is read before anything runs."""
 
 import io
 import os
@@ -14,22 +14,22 @@ from ..datasets.config import Data, stems
 from ..errors import UsageError
 from .segmentation import IGNORED, finds_files, load_steps, prefix
 
-# So many maps are looked at, spread over the data set; and further ones for as many seconds.
+# Read so many maps, spread over the data set, and then more for so many seconds.
 LOOKED_AT, SECONDS = 200, 2
 CONVERT = 'docs/segmentation.md has the few lines that turn such maps into numbers'
 
 
 class Seen(NamedTuple):
-    """What the maps of a data set hold.
+    """Statistics of the label maps of a data set.
 
     Attributes:
-        maps (Counter): Number of maps by the number in them.
-        pixels (Counter): Number of pixels by the number in the maps.
-        modes (Counter): Number of maps by kind, for those that are not one number a pixel.
-        wide (Counter): Number of maps with numbers above 255, by the largest.
-        misfits (Counter): Number of maps by the sizes of map and image, where these differ.
+        maps (Counter): Number of maps by label value.
+        pixels (Counter): Number of pixels by label value.
+        modes (Counter): Number of maps by kind of picture, for maps without one value per pixel.
+        wide (Counter): Number of maps with values above 255, by the largest.
+        misfits (Counter): Number of maps by the sizes of map and image, where they differ.
         read (int): Number of maps that were read.
-        whole (bool): Whether these are all.
+        whole (bool): Whether all maps were read.
     """
 
     maps: Counter
@@ -42,14 +42,14 @@ class Seen(NamedTuple):
 
 
 def check_labels(datasets: List[Data]) -> None:
-    """Look at some label maps: whether they hold numbers, and the numbers are those of the classes.
+    """Read a sample of the label maps, and check that their values are class indices.
 
-    200 maps are read, spread over the data set, and further ones until two seconds are over. A class is said to be
-    absent only if all of them were read.
+    Reads 200 maps, spread over the data set, and more until 2 s have passed. A class is reported as absent only if all
+    maps were read.
 
     Raises:
-        UsageError: If nothing can be learnt or scored: the maps are pictures in colours, or none of their numbers is
-            that of a class, or, in training, of no class but one.
+        UsageError: If nothing can be learnt or scored: the maps are colour pictures, or hold no class index, or, in
+            training, a single class.
     """
     for split in ('train', 'val', 'test'):
         parts = [data for data in datasets if data.split == split and prefix(data, 'seg_map_path') is not None]
@@ -58,19 +58,19 @@ def check_labels(datasets: List[Data]) -> None:
 
 
 def _plain_maps(data: Data) -> bool:
-    """Whether maps are found and read by MMSegmentation's own data set and step."""
-    backends = [step.get('imdecode_backend', 'pillow') for step in load_steps(data.cfg.get('pipeline'))]
+    """True if maps are found and read by MMSegmentation's own data set and step."""
+    backends = [step.get('imdecode_backend', 'pillow') for step in load_steps(data.cfg.get('pipeline') or ())]
     return finds_files(data) and bool(backends) and set(backends) <= {'pillow', 'cv2'}
 
 
 def _check_split(parts: List[Data]) -> None:
     """Check the data sets that one loader joins."""
-    classes = parts[0].classes
+    classes = parts[0].known_classes
     present, whole = set(), True
     for data in parts:
         seen = _look(data)
         if not seen.read:
-            return  # files that cannot be read are named by the run
+            return  # the run itself reports unreadable files
         _refuse_what_is_no_map(data, seen)
         _refuse_numbers_from_one(data, seen)
         present |= _present(data, seen.pixels)
@@ -113,10 +113,14 @@ def _maps_of(data: Data) -> List[Tuple[str, str]]:
 
 
 def _look(data: Data) -> Seen:
-    """Read maps until there are enough; where they hold one class alone, until another is found."""
+    """Read maps until there are enough; while they hold a single class, until another is found."""
     files = _maps_of(data)
-    backend = next(load_steps(data.cfg.get('pipeline'))).get('imdecode_backend', 'pillow')
-    maps, pixels, modes, wide, misfits = (Counter() for _ in range(5))
+    backend = next(load_steps(data.cfg.get('pipeline') or ())).get('imdecode_backend', 'pillow')
+    maps: Counter = Counter()
+    pixels: Counter = Counter()
+    modes: Counter = Counter()
+    wide: Counter = Counter()
+    misfits: Counter = Counter()
     read, start = 0, time.monotonic()
     for number, at in enumerate(_spread(len(files))):
         if number >= LOOKED_AT and time.monotonic() - start > SECONDS and len(_present(data, pixels)) > 1:
@@ -124,7 +128,7 @@ def _look(data: Data) -> Seen:
         image, path = files[at]
         try:
             array, mode = _read(path, backend)
-        except Exception:  # a missing or damaged file is named by the run
+        except Exception:  # the run itself reports missing and damaged files
             continue
         read += 1
         if array.ndim > 2:
@@ -135,7 +139,7 @@ def _look(data: Data) -> Seen:
                 size = opened.size[::-1]
         except Exception:
             size = array.shape
-        if size not in (array.shape, array.shape[::-1]):  # a picture may be stored on its side
+        if size not in (array.shape, array.shape[::-1]):  # a picture may be stored rotated (EXIF)
             misfits[f'{array.shape[0]} x {array.shape[1]} for {size[0]} x {size[1]}'] += 1
         largest = int(array.max(initial=0))
         if largest > IGNORED or array.min(initial=0) < 0:
@@ -149,14 +153,14 @@ def _look(data: Data) -> Seen:
 
 
 def _spread(total: int) -> Iterator[int]:
-    """All numbers below ``total``, first some that are evenly spread."""
+    """All indices below ``total``, starting with an even spread."""
     step = max(1, total // LOOKED_AT)
     for start in range(step):
         yield from range(start, total, step)
 
 
 def _read(path: str, backend: str = 'pillow'):
-    """Array of a map, and which kind of picture it is, if it is not one number a pixel."""
+    """The array of a map, and its kind of picture if it has not one value per pixel."""
     with Image.open(io.BytesIO(fileio.get(path))) as image:
         if image.mode == 'P' and backend == 'cv2':  # which reads the colours
             image = image.convert('RGB')
@@ -173,25 +177,25 @@ def _colours(array: np.ndarray) -> str:
 
 
 def _label(data: Data, number: int) -> Optional[int]:
-    """The class that a number of the maps is; None if it is ignored. May be one that there is not."""
+    """The class index of a label value, possibly out of range; None if it is ignored."""
     if number in (IGNORED, data.cfg.get('ignore_index', IGNORED)):
         return None
     if data.setting('reduce_zero_label'):
         number -= 1
     published = getattr(data.kind, 'METAINFO', {}).get('classes')
-    if published and list(published) != data.classes and 0 <= number < len(published):
+    if published and list(published) != data.known_classes and 0 <= number < len(published):
         name = published[number]
-        return data.classes.index(name) if name in data.classes else None
+        return data.known_classes.index(name) if name in data.known_classes else None
     return number if number >= 0 else None
 
 
 def _present(data: Data, pixels: Dict[int, int]) -> set:
-    return {_label(data, number) for number in pixels} & set(range(len(data.classes)))
+    return {_label(data, number) for number in pixels} & set(range(len(data.known_classes)))
 
 
 def _unknown(data: Data, seen: Seen) -> List[int]:
     labels = {number: _label(data, number) for number in seen.pixels}
-    return sorted(number for number, label in labels.items() if label is not None and label >= len(data.classes))
+    return sorted(number for number, label in labels.items() if label is not None and label >= len(data.known_classes))
 
 
 def _refuse_what_is_no_map(data: Data, seen: Seen) -> None:
@@ -205,13 +209,13 @@ def _refuse_what_is_no_map(data: Data, seen: Seen) -> None:
             remedy = f'{os.path.basename(path)} has colours such as {_colours(_read(path)[0])}. {CONVERT}'
         raise UsageError(
             f'{data}: the maps in {where} are pictures in colours ({kind}), expected one channel with the number of '
-            f'the class of each pixel, 0 to {len(data.classes) - 1}. {remedy}'
+            f'the class of each pixel, 0 to {len(data.known_classes) - 1}. {remedy}'
         )
     if sum(seen.wide.values()) == seen.read:
         raise UsageError(
             f'{data}: the maps in {where} have 16 bits and numbers up to {max(seen.wide)}, as those of instances, '
-            f'expected the number of the class of each pixel, 0 to {len(data.classes) - 1}. In maps of instances such '
-            f'as those of Cityscapes the class is the number // 1000; save that as 8 bits'
+            f'expected the number of the class of each pixel, 0 to {len(data.known_classes) - 1}. In maps of instances '
+            f'such as those of Cityscapes the class is the number // 1000; save that as 8 bits'
         )
     if sum(seen.misfits.values()) == seen.read:
         raise UsageError(
@@ -221,13 +225,13 @@ def _refuse_what_is_no_map(data: Data, seen: Seen) -> None:
 
 
 def _refuse_numbers_from_one(data: Data, seen: Seen) -> None:
-    """Numbers from 1 to the number of classes are those of classes from 0, one higher."""
+    """Refuse maps whose values are 1 to the number of classes: class indices that are one too high."""
     numbers = sorted(number for number in seen.pixels if _label(data, number) is not None)
-    if seen.whole and not data.setting('reduce_zero_label') and numbers == list(range(1, len(data.classes) + 1)):
+    if seen.whole and not data.setting('reduce_zero_label') and numbers == list(range(1, len(data.known_classes) + 1)):
         raise UsageError(
             f'{data}: the maps in {data.path(prefix(data, "seg_map_path"))} have the numbers 1 to {numbers[-1]}, and '
-            f'the {len(numbers)} classes are 0 to {len(numbers) - 1}, so that 1 would be {data.classes[1]}. If 1 is '
-            f'{data.classes[0]}, set reduce_zero_label=True in data sets and pipelines'
+            f'the {len(numbers)} classes are 0 to {len(numbers) - 1}, so that 1 would be {data.known_classes[1]}. If 1 '
+            f'is {data.known_classes[0]}, set reduce_zero_label=True in data sets and pipelines'
         )
 
 
@@ -243,8 +247,8 @@ def _note_unknown(data: Data, seen: Seen) -> None:
         declare = 'JPEG changes numbers: maps are to be PNG'
     print(
         f'Note: {data}: {maps} of {seen.read} maps have numbers that are no class ({shown}; there are '
-        f'{len(data.classes)} classes, from {int(bool(data.setting("reduce_zero_label")))}); these pixels, {share:.1f} '
-        f'%, are ignored. {declare}.',
+        f'{len(data.known_classes)} classes, from {int(bool(data.setting("reduce_zero_label")))}); these pixels, '
+        f'{share:.1f} %, are ignored. {declare}.',
         flush=True,
     )
 
@@ -253,8 +257,8 @@ def _nothing_to_learn(data: Data, seen: Seen, present: List[str], absent: List[s
     numbers = sorted(seen.pixels)
     shown = ', '.join(map(str, numbers[:12])) + (', ...' if len(numbers) > 12 else '')
     first = int(bool(data.setting('reduce_zero_label')))
-    expected = ', '.join(f'{first + label} = {name}' for label, name in enumerate(data.classes[:4]))
-    expected += ', ...' if len(data.classes) > 4 else ''
+    expected = ', '.join(f'{first + label} = {name}' for label, name in enumerate(data.known_classes[:4]))
+    expected += ', ...' if len(data.known_classes) > 4 else ''
     others = [number for number in numbers if number not in (0, IGNORED)]
     if numbers in ([0, IGNORED], [IGNORED]):
         hint = (

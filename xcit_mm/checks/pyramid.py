@@ -1,8 +1,8 @@
-"""Whether the neck or the heads of a model take the maps that an XCiT's pyramid makes, and all of them."""
+"""Necks and heads read the feature maps of an XCiT's pyramid, and all of them."""
 
 import inspect
 import os
-from typing import Iterator, List, Optional, Set, Tuple
+from typing import Any, Iterator, List, Optional, Set, Tuple
 
 from mmengine.config import Config
 from mmengine.registry import MODELS
@@ -10,15 +10,15 @@ from mmengine.registry import MODELS
 from ..datasets.config import find_type
 from ..errors import UsageError
 
-# Necks of MMDetection that read the coarsest map alone.
+# Necks of MMDetection that read only the coarsest map.
 ONLY_THE_LAST = ('DilatedEncoder', 'CTResNetNeck')
 
 
 def check_pyramid(cfg: Config, training: bool = True) -> None:
-    """Compare the pyramid with what reads it.
+    """Compare the maps of the pyramid with those that necks and heads read.
 
-    A map that nothing reads costs time and memory, and in data-parallel training its layers get no gradient, which ends
-    the run at the second iteration. So this is said, and several processes are told to look for such layers.
+    An unused map costs time and memory, and in data-parallel training its layers get no gradient, which ends the run at
+    the second iteration. So unused maps are reported, and DDP gets ``find_unused_parameters``.
 
     Args:
         cfg (Config): The config, changed if there are several processes and unused maps.
@@ -29,8 +29,8 @@ def check_pyramid(cfg: Config, training: bool = True) -> None:
     """
     scope = cfg.get('default_scope') or 'mmengine'
     model = cfg.get('model') or {}
-    neck = model.get('neck') or []
-    necks = [neck] if hasattr(neck, 'keys') else list(neck)
+    neck: Any = model.get('neck') or []
+    necks: List[dict] = [neck] if hasattr(neck, 'keys') else list(neck)
     pyramid = _pyramid(model.get('backbone'), necks, scope)
     if pyramid is None:
         return
@@ -80,13 +80,13 @@ def _pyramid(backbone, necks: List[dict], scope: str) -> Optional[Tuple[str, tup
     try:
         channels = _arch_settings(backbone.get('arch', 's12'))['embed_dims']
         strides = check_strides(backbone.get('out_strides', MultiScaleAdapter.STRIDES))
-    except ValueError:  # the backbone says it better
+    except ValueError:  # the backbone reports this better
         return None
     return 'model.backbone', strides, channels, necks
 
 
 def _readers(model: dict, necks: List[dict], strides: tuple, scope: str) -> Iterator[Tuple[str, dict, Set[int]]]:
-    """Whoever is known to read maps of the pyramid: its place in the config, its settings, and which maps."""
+    """Known readers of the pyramid: path in the config, settings, and which maps."""
     count = len(strides)
     every = set(range(count))
     if necks:
@@ -101,15 +101,16 @@ def _readers(model: dict, necks: List[dict], strides: tuple, scope: str) -> Iter
             yield place, necks[0], set(range(start, end + (_library(kind) != 'mmseg'))) & every
     elif scope == 'mmseg':
         for part in ('decode_head', 'auxiliary_head'):
-            heads = model.get(part) or []
-            places = {part: heads} if hasattr(heads, 'keys') else {f'{part}.{i}': head for i, head in enumerate(heads)}
+            heads: Any = model.get(part) or []
+            alone = hasattr(heads, 'keys')
+            places = {part: heads} if alone else {f'{part}.{i}': head for i, head in enumerate(heads)}
             for place, head in places.items():
                 yield place, head, _read_by_head(place, head, strides, scope)
 
 
 def _read_by_head(place: str, head: dict, strides: tuple, scope: str) -> Set[int]:
     count = len(strides)
-    if not hasattr(find_type(MODELS, head.get('type'), scope), '_init_inputs'):  # reads what it likes
+    if not hasattr(find_type(MODELS, head.get('type'), scope), '_init_inputs'):  # it may read any map
         return set(range(count))
     index = head.get('in_index', -1)
     index = [index] if isinstance(index, int) else list(index)
@@ -122,10 +123,10 @@ def _read_by_head(place: str, head: dict, strides: tuple, scope: str) -> Set[int
 
 
 def _check_channels(place: str, settings: dict, where: str, strides: tuple, channels, scope: str) -> None:
-    """Whether ``in_channels`` has as many numbers as there are maps, and the right ones."""
+    """Check that ``in_channels`` has as many numbers as there are maps, and the right ones."""
     given = settings.get('in_channels')
     if given is None or _library(find_type(MODELS, settings.get('type'), scope)) not in ('mmdet', 'mmseg'):
-        return  # somebody's own, of which nothing is known
+        return  # a custom class
     several = isinstance(given, (list, tuple))
     numbers = list(given) if several else [given]
     if place.startswith('neck') and several and len(numbers) != len(strides):

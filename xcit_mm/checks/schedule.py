@@ -1,4 +1,4 @@
-"""Whether the settings of a run fit its length: those of ImageNet's 500,000 iterations rarely fit 240 images.
+"""Settings that do not fit the length of a run: those of ImageNet's 500,000 iterations rarely fit 240 images.
 
 ======================================================  =============================================================
 what is found                                           what is done
@@ -22,10 +22,10 @@ from mmengine.runner import IterBasedTrainLoop
 
 from ..errors import UsageError
 
-KEPT = 0.5  # an average that consists of the start by more than this shows nothing of the training
-KEPT_AFTER = 0.01  # what remains of the start when its momentum is raised
-LATE, EARLY = 1.05, 0.8  # of the run's length: where a decay may end
-LINES = 10  # of log in a short run
+KEPT = 0.5  # an EMA with more than this share of the initial weights shows nothing of the training
+KEPT_AFTER = 0.01  # share of the initial weights after its momentum is raised
+LATE, EARLY = 1.05, 0.8  # share of the run by which a decay may end early
+LINES = 10  # log lines in a short run
 
 
 class Run(NamedTuple):
@@ -51,7 +51,7 @@ def length_of(loop) -> Run:
 
 
 def check_batches(loader, processes: int) -> None:
-    """Whether the data make at least one batch.
+    """Check that the data make at least one batch.
 
     Raises:
         UsageError: If not.
@@ -70,7 +70,7 @@ def check_batches(loader, processes: int) -> None:
 
 
 def adapt_hooks(hooks, run: Run) -> List[str]:
-    """Change the settings of hooks that make no sense in a run of this length.
+    """Adapt settings of hooks that make no sense in a run of this length.
 
     Args:
         hooks (list[Hook]): Those of the runner, after ``before_run``.
@@ -107,7 +107,7 @@ def _adapt_average(hook: EMAHook, run: Run) -> List[str]:
 
 
 def _kept_share(average, updates: int) -> float:
-    """What remains of the first weights after so many updates; counted until it is below ``KEPT``."""
+    """Share of the initial weights in the EMA after so many updates; counted until it is below ``KEPT``."""
     kept, others, steps = torch.ones(()), torch.zeros(()), average.steps.clone()
     try:
         for step in range(1, updates):
@@ -121,7 +121,7 @@ def _kept_share(average, updates: int) -> float:
 
 
 def find_misfits(runner, run: Run) -> Iterator[str]:
-    """What of a run's settings does not fit its length and is left as it is, in one line each.
+    """Settings that do not fit the length of a run and are left as they are, in one line each.
 
     Args:
         runner (Runner): With its loops, hooks and schedules built.

@@ -1,4 +1,4 @@
-"""Segmentation: whether images, label maps, classes, settings and metrics belong together."""
+"""Segmentation: images, label maps, classes, settings and metrics match."""
 
 import os
 from collections import Counter
@@ -15,16 +15,16 @@ from ..datasets.config import (
     find_type,
     innermost_datasets,
     list_files,
-    side_by_side,
     some,
     stems,
     suffixes,
 )
 from ..errors import UsageError
+from .classes import compare_classes
 
 ADE20K_IMAGES = {'training': 20210, 'validation': 2000}
 IGNORED = 255
-# One learns edges, the other takes class names as texts; their numbers are not those of the data.
+# One learns edges, the other takes class names as text; their num_classes is not that of the data.
 OTHER_HEADS = ('STDCHead', 'SideAdapterCLIPHead')
 IOU_METRICS = ('mIoU', 'mDice', 'mFscore')
 OTHER_FILES = {
@@ -37,7 +37,7 @@ OTHER_FILES = {
 
 
 def check_maps(data: Data) -> None:
-    """Whether every image has its map of classes, and every map its image."""
+    """Check that every image has its map of classes, and every map its image."""
     if not finds_files(data):
         return
     image_suffix, map_suffix = data.setting('img_suffix'), data.setting('seg_map_suffix')
@@ -83,7 +83,7 @@ def check_maps(data: Data) -> None:
 
 
 def finds_files(data: Data) -> bool:
-    """Whether images and maps are found by MMSegmentation's base class, and not by a class of the user's."""
+    """True if MMSegmentation's base class finds images and maps, and not a custom class."""
     found_by = next(parent for parent in data.kind.__mro__ if 'load_data_list' in parent.__dict__)
     return found_by.__name__ == 'BaseSegDataset'
 
@@ -109,7 +109,7 @@ def _listed(data: Data, path: str, image_names: set, suffix: str) -> set:
 
 
 def _advice(data: Data, images: str) -> str:
-    """Where to get what is missing; not of ADE20K, if other images lie in its place."""
+    """Where to get missing data; nothing about ADE20K if other images are in its place."""
     names = list(list_files(images))
     if data.name != 'ADE20KDataset' or data.is_own or not names:
         return data.advice()
@@ -128,7 +128,7 @@ def _suffix_hint(folder: str, setting: str) -> str:
 
 
 def _count_others(data: Data, folder: str, suffix: str, setting: str, has_maps: bool) -> None:
-    """Say which images a folder holds besides those that are read."""
+    """Print which images of a folder are not read."""
     others = [
         name
         for name in list_files(folder)
@@ -143,7 +143,7 @@ def _count_others(data: Data, folder: str, suffix: str, setting: str, has_maps: 
 
 
 def _no_maps(data: Data, folder: str, suffix: str, image_names: set) -> None:
-    """No image has a map: say what the folder of the maps holds, and which setting takes it."""
+    """Report that no image has a map: what the folder of maps holds, and which setting reads it."""
     if not os.path.isdir(folder):
         return  # check_exist has said so
     names = list(list_files(folder))
@@ -194,7 +194,7 @@ def _heads(cfg: Config) -> Iterator[tuple]:
 
 
 def check_segmentation(datasets: List[Data], cfg: Config) -> None:
-    """Whether data sets of training and testing, pipelines, heads and metrics belong together.
+    """Check that data sets of training and testing, pipelines, heads and metrics belong together.
 
     Args:
         datasets (list[Data]): Those of MMSegmentation that the run uses.
@@ -204,23 +204,18 @@ def check_segmentation(datasets: List[Data], cfg: Config) -> None:
         return
     for data in datasets:
         if not data.classes and not finds_files(data):
-            return  # a class of its own knows them
+            return  # a custom class may have them
         _check_classes(data)
         _check_zero_label(data)
         _check_maps_are_read(data, cfg)
     first = next((data for data in _segmented(cfg) if data.split == 'train' and data.classes), None)
     numbers = {head.get('num_classes') for _, head in _heads(cfg)}
-    if first and first.cfg not in [data.cfg for data in datasets] and len(first.classes) not in numbers:
+    if first and first.cfg not in [data.cfg for data in datasets] and len(first.known_classes) not in numbers:
         first = None  # a test of a model that these data did not train
     for data in datasets:
         if first is None or data.cfg is first.cfg:
             continue
-        if data.classes != first.classes:
-            raise UsageError(
-                f'{data} has other classes ({len(data.classes)}) than {first} ({len(first.classes)}), or another order '
-                f'of them.{side_by_side(first.classes, data.classes, (first.split, data.split))}\n'
-                f'Give both the same type and metainfo=dict(classes=...)'
-            )
+        compare_classes(first, data)
         zero, of_first = data.setting('reduce_zero_label'), first.setting('reduce_zero_label')
         if data.root == first.root and bool(zero) != bool(of_first):
             raise UsageError(
@@ -234,7 +229,7 @@ def check_segmentation(datasets: List[Data], cfg: Config) -> None:
 
 
 def _check_classes(data: Data) -> None:
-    classes = data.classes
+    classes = data.known_classes
     published = getattr(data.kind, 'METAINFO', {}).get('classes')
     if not classes:
         raise UsageError(
@@ -264,7 +259,7 @@ def _check_classes(data: Data) -> None:
 
 
 def _check_heads(data: Data, cfg: Config) -> None:
-    classes = data.classes
+    classes = data.known_classes
     for path, head in _heads(cfg):
         if str(head.get('type')).split('.')[-1] in OTHER_HEADS:
             continue
@@ -284,20 +279,20 @@ def _check_heads(data: Data, cfg: Config) -> None:
 
 
 def load_steps(pipeline: Sequence) -> Iterator[dict]:
-    """The steps that read maps, also inside of TestTimeAug."""
+    """The steps that read maps, also within TestTimeAug."""
     for step in pipeline or ():
         if isinstance(step, (list, tuple)):
             yield from load_steps(step)
         elif isinstance(step, dict):
             if str(step.get('type')).split('.')[-1] in ('LoadAnnotations', 'LoadSegMap'):
                 yield step
-            yield from load_steps(step.get('transforms'))
+            yield from load_steps(step.get('transforms') or ())
 
 
 def _check_zero_label(data: Data) -> None:
-    """Whether data set and pipeline agree on what 0 is; a step that says nothing follows the data set."""
+    """Check that data set and pipeline agree on ``reduce_zero_label``; without one, a step follows the data set."""
     of_data = bool(data.setting('reduce_zero_label'))
-    for step in load_steps(data.cfg.get('pipeline')):
+    for step in load_steps(data.cfg.get('pipeline') or ()):
         value = step.get('reduce_zero_label')
         if value is not None and bool(value) != of_data:
             source = 'says' if 'reduce_zero_label' in data.cfg else 'has by its type'
@@ -309,7 +304,7 @@ def _check_zero_label(data: Data) -> None:
 
 
 def _check_maps_are_read(data: Data, cfg: Config) -> None:
-    """Whether the data set names a folder of maps, and its pipeline reads them, where they are needed."""
+    """Check that the data set names a folder of maps, and its pipeline reads them, where they are needed."""
     metrics = [metric for metric in as_list(cfg.get(f'{data.split}_evaluator')) if _is_iou(metric)]
     if data.split != 'train' and all(metric.get('format_only') for metric in metrics):
         return
@@ -334,7 +329,7 @@ def _is_iou(metric: dict) -> bool:
 
 
 def _check_metrics(split: str, cfg: Config) -> None:
-    """Whether the metric counts what the heads learn."""
+    """Check that the metric counts what the heads learn."""
     ignored = {path: head.get('ignore_index', IGNORED) for path, head in _heads(cfg)}
     for metric in as_list(cfg.get(f'{split}_evaluator')):
         if not _is_iou(metric):

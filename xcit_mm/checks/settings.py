@@ -1,4 +1,4 @@
-"""Settings that clash with each other or do nothing, and the loops, loaders and metrics that need one another.
+"""Settings that contradict each other or have no effect; loops, loaders and metrics that need each other.
 
 ===============================================  ====================================================================
 what is found                                    what is done
@@ -24,7 +24,7 @@ from torch.utils.data import DataLoader
 from ..datasets.config import check_names, find_loaders, innermost_datasets
 from ..errors import UsageError
 
-# What a loader without workers refuses, or does not use.
+# Settings that a loader without workers refuses or ignores.
 OF_WORKERS = ('persistent_workers', 'prefetch_factor', 'timeout', 'multiprocessing_context')
 LOADER_KEYS = (set(inspect.signature(DataLoader.__init__).parameters) - {'self', 'shuffle'}) | {
     'disable_subprocess_warning',
@@ -36,16 +36,16 @@ LOOPS = {'max_epochs': ('EpochBasedTrainLoop', True), 'max_iters': ('IterBasedTr
 
 
 def check_settings(cfg: Config) -> List[str]:
-    """Whether settings agree with each other.
+    """Check that settings agree with each other.
 
     Args:
-        cfg (Config): The config; what only one meaning is possible for is changed in it.
+        cfg (Config): The config; unambiguous mistakes are fixed in place.
 
     Returns:
-        list[str]: What a user should know of.
+        list[str]: Notes for the user.
 
     Raises:
-        UsageError: Naming the keys that clash, and what to do.
+        UsageError: With the keys that contradict each other, and what to do.
     """
     for split, loader in find_loaders(cfg).items():
         for dataset in innermost_datasets(loader['dataset']):
@@ -57,16 +57,22 @@ def check_settings(cfg: Config) -> List[str]:
     return _padding(cfg)
 
 
-def agree_workers(cfg: Config) -> None:
-    """Without workers, no settings of workers: PyTorch refuses them after the data were read."""
-    for loader in find_loaders(cfg).values():
-        if not loader.get('num_workers', 0):
-            for key in OF_WORKERS:
-                loader.pop(key, None)
+def agree_workers(cfg: Config) -> List[str]:
+    """Remove settings of workers where there are none: PyTorch would refuse them after the data were read.
+
+    Returns:
+        list[str]: What was removed, per data loader.
+    """
+    changes = []
+    for split, loader in find_loaders(cfg).items():
+        taken = [key for key in OF_WORKERS if not loader.get('num_workers', 0) and loader.pop(key, None)]
+        if taken:
+            changes.append(f'{split}_dataloader: num_workers=0, so without {", ".join(taken)}')
+    return changes
 
 
 def check_loops(cfg: Config, split: str) -> None:
-    """Whether all that MMEngine builds a loop from is there, and fits it.
+    """Check that everything MMEngine builds a loop from is there, and fits it.
 
     Args:
         cfg (Config): The config.
@@ -167,7 +173,7 @@ def _check_train_cfg(train: Optional[dict]) -> None:
 
 
 def _check_save_best(cfg: Config) -> None:
-    """Whether the metrics give what the best checkpoint is chosen by; only those of known types are asked."""
+    """Check that the metrics return what ``save_best`` names; only known types are checked."""
     best = ((cfg.get('default_hooks') or {}).get('checkpoint') or {}).get('save_best')
     given, evaluators = [], cfg.get('val_evaluator')
     for evaluator in [evaluators] if hasattr(evaluators, 'get') else evaluators or ():
@@ -205,7 +211,7 @@ def _metric_names(evaluator: dict) -> Iterator[str]:
 
 def _padding(cfg: Config) -> List[str]:
     """MMSegmentation pads every batch to the size of its data preprocessor."""
-    preprocessor = (cfg.get('model') or {}).get('data_preprocessor')
+    preprocessor: Any = (cfg.get('model') or {}).get('data_preprocessor')
     size = preprocessor.get('size') if hasattr(preprocessor, 'get') else None
     loader = find_loaders(cfg).get('train')
     if cfg.get('default_scope') != 'mmseg' or not isinstance(size, (list, tuple)) or not loader:

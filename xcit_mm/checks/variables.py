@@ -1,7 +1,7 @@
-"""Variables of config files that nothing reads: changed alone, they change nothing that is trained or tested.
+"""Variables of config files that nothing reads: changing them changes nothing that is trained or tested.
 
-A file's variables (``train_pipeline``, ``data_root``, ``max_iters``) are filled in where it uses them when it is read.
-One that is changed later has no effect on what it was filled into before.
+A file's variables (``train_pipeline``, ``data_root``, ``max_iters``) are substituted when the file is read. Changing
+one later has no effect on the places where it was substituted.
 
 ==============================  =====================================================================================
 where a variable is changed     what is compared
@@ -27,7 +27,7 @@ from ..compat import base_files
 from ..errors import UsageError
 from .built import BUILT
 
-DATASETS = '{train} {val} {test}'
+ALL_DATASETS = '{train} {val} {test}'
 # Names that configs give to a setting, and the keys that count: {train} is a data set, ** any depth.
 KEYS = {
     'train_pipeline': '{train}.pipeline',
@@ -80,7 +80,7 @@ MISSING = object()
 
 
 def check_options(cfg: Config, options: dict, before: Dict[str, List[str]]) -> None:
-    """Whether every ``--cfg-options`` reaches something that is built.
+    """Check that every ``--cfg-options`` reaches something that is built.
 
     Args:
         cfg (Config): With the options merged into it.
@@ -88,7 +88,7 @@ def check_options(cfg: Config, options: dict, before: Dict[str, List[str]]) -> N
         before (dict): :func:`find_variables` of the config before that.
 
     Raises:
-        UsageError: Naming the keys that count.
+        UsageError: With the keys that have an effect.
     """
     for key in options:
         name, _, rest = key.partition('.')
@@ -98,7 +98,7 @@ def check_options(cfg: Config, options: dict, before: Dict[str, List[str]]) -> N
         if paths and all(_get(cfg, path) == cfg.get(name) for path in paths):
             continue  # changed in both places
         if not paths and cfg.get('custom_imports'):
-            continue  # code of the user's own may read it
+            continue  # custom code may read it
         raise UsageError(
             f'--cfg-options {key} changes nothing; {_what_counts(name, paths, rest)}. {name!r} is a variable of the '
             f'config file, and was filled in when the file was read'
@@ -106,7 +106,7 @@ def check_options(cfg: Config, options: dict, before: Dict[str, List[str]]) -> N
 
 
 def find_variables(cfg: Config, options: dict) -> Dict[str, List[str]]:
-    """The keys at the top that options change and no built part reads, with the keys that count instead."""
+    """Top-level keys that options change and nothing reads, with the keys that have an effect instead."""
     found = {}
     for name in {key.partition('.')[0] for key in options}:
         hidden = name == 'data_preprocessor' and name in (cfg.get('model') or {})
@@ -126,7 +126,7 @@ def _what_counts(name: str, paths: Sequence[str], rest: str = '') -> str:
 
 
 def keys_that_count(cfg: dict, name: str) -> List[str]:
-    """The keys of a config that set what a variable of that name is for; those that it has."""
+    """The keys of a config that set what a variable of that name usually stands for."""
     name = NAMES.get(name, name)
     found = []
     for pattern in KEYS.get(name, '').split():
@@ -138,7 +138,7 @@ def keys_that_count(cfg: dict, name: str) -> List[str]:
 
 
 def _expand(cfg: dict, pattern: str) -> Iterator[str]:
-    """The paths that a pattern stands for."""
+    """The paths that match a pattern."""
     split = re.match(r'\{(\w+)\}', pattern)
     if split:
         loader = f'{split[1]}_dataloader'
@@ -165,7 +165,7 @@ def _dataset_paths(dataset: dict, path: str) -> Iterator[str]:
 
 
 def _walk(value: Any, path: str) -> Iterator[Tuple[str, Any]]:
-    """All values inside of a value, with their paths."""
+    """All nested values, with their paths."""
     yield path, value
     items = value.items() if isinstance(value, dict) else enumerate(value) if isinstance(value, (list, tuple)) else ()
     for key, item in items:
@@ -185,7 +185,7 @@ def _get(cfg: Any, path: str) -> Any:
 
 
 def _places(cfg: dict, value: Any) -> Iterator[str]:
-    """Where built parts hold a value; of text, also where it is a part of a longer one."""
+    """Paths at which built parts hold a value; for strings, also as part of a longer one."""
     if value is None or isinstance(value, bool):
         return
     for name in sorted(BUILT & set(cfg)):
@@ -214,7 +214,7 @@ class _File(NamedTuple):
 
 
 def check_files(path: str) -> None:
-    """Whether all variables that config files assign reach something that is built.
+    """Check that all variables that config files assign reach something that is built.
 
     Args:
         path (str): The config file. Those that it inherits are checked too, except those of installed packages.
@@ -238,7 +238,7 @@ def check_files(path: str) -> None:
 
 
 def _check_file(file: _File, names: Sequence[str]) -> None:
-    """Whether names that a file assigns and does not use agree with what is built."""
+    """Check that names that a file assigns and does not use agree with what is built."""
     if not names:
         return
     ours = _load(file.path)
@@ -317,8 +317,8 @@ def _read(path: str) -> Optional[_File]:
 
 
 def _used_names(statement: ast.stmt) -> set:
-    """The names whose value a statement reads for something else than to change them."""
-    changed = []
+    """The names that a statement reads, other than to modify them."""
+    changed: Sequence[ast.AST] = ()
     if isinstance(statement, (ast.Assign, ast.AugAssign)):
         changed = statement.targets if isinstance(statement, ast.Assign) else [statement.target]
     elif isinstance(statement, ast.Expr) and isinstance(statement.value, ast.Call):
@@ -348,5 +348,6 @@ def _imported(node: ast.AST, path: str) -> Optional[str]:
     if 'configs' not in parts:
         return None
     with suppress(Exception):
-        return importlib.util.find_spec(node.module).origin
+        spec = importlib.util.find_spec(node.module or '')
+        return spec.origin if spec else None
     return None

@@ -1,7 +1,7 @@
 """The architecture of a backbone, told by its tensors."""
 
 from dataclasses import asdict, dataclass
-from typing import Dict, Optional
+from typing import Any, Dict, Optional
 
 from ..checkpoint import CheckpointError, find_layout, read_checkpoint
 from ..checkpoint.layouts import StateDict, arch_numbers
@@ -11,7 +11,7 @@ from ..models.xcit import ARCHS
 
 @dataclass(frozen=True)
 class Arch:
-    """All it takes to build a backbone that fits a file's tensors, by the names of XCiT's arguments."""
+    """Arguments of :class:`~xcit_mm.models.XCiT` for a backbone that fits a file's tensors."""
 
     embed_dims: int
     depth: int
@@ -34,16 +34,16 @@ def _sizes(arch: dict) -> tuple:
 
 
 def infer_arch(state: StateDict, patch_size: Optional[int] = None) -> Arch:
-    """The arch of a backbone, from its tensors.
+    """Infer the arch of a backbone from the shapes of its tensors.
 
-    ``tokens_norm`` leaves no trace in them: it is that of the published arch of these sizes, else True.
+    ``tokens_norm`` leaves no trace in them: it is that of the published arch with these sizes, else True.
 
     Args:
         state (dict): The backbone's tensors by our names, without prefix.
         patch_size (int, optional): What the file states beside its tensors, which are the same for 4 and 16.
 
     Raises:
-        CheckpointError: If the tensors that tell the arch are not all there.
+        CheckpointError: If tensors that determine the arch are missing.
     """
     numbers = arch_numbers(state)
     hidden, conv = state.get('blocks.0.mlp.fc1.bias'), state.get('patch_embed.proj.0.0.weight')
@@ -66,16 +66,16 @@ def infer_arch(state: StateDict, patch_size: Optional[int] = None) -> Arch:
         )
     if patch_size == 4 and numbers['patch_size'] == 16:
         numbers['patch_size'] = 4
-    numbers.update(mlp_ratio=hidden.numel() / numbers['embed_dims'], in_channels=conv.shape[1])
-    published = next((arch for arch in ARCHS.values() if _sizes(arch) == _sizes(numbers)), {})
-    return Arch(**numbers, tokens_norm=published.get('tokens_norm', True))
+    found: Dict[str, Any] = dict(numbers, mlp_ratio=hidden.numel() / numbers['embed_dims'], in_channels=conv.shape[1])
+    published: Dict[str, Any] = next((arch for arch in ARCHS.values() if _sizes(arch) == _sizes(found)), {})
+    return Arch(**found, tokens_norm=published.get('tokens_norm', True))
 
 
 def read_arch(source: str) -> Arch:
     """The arch of the backbone in a file or at an address.
 
     Raises:
-        CheckpointError: If it cannot be had, or holds no XCiT.
+        CheckpointError: If it cannot be read, or holds no XCiT.
     """
     loaded = read_checkpoint(source)
     layout, tensors = find_layout(loaded)

@@ -1,7 +1,7 @@
-"""From one checkpoint layout to another: the same tensors, and proof that both models compute the same.
+"""Convert a checkpoint to another layout, and verify that both models compute the same outputs.
 
-The new file is written beside its final place, read back, and run in the implementation it is meant for. Only then
-does it get its name, so that no file is ever half-done or wrong.
+The new file is written under a temporary name, read back, and run in the implementation it is meant for. Then it is
+renamed, so there is never a partial or wrong file.
 """
 
 import logging
@@ -12,7 +12,7 @@ import warnings
 from collections import Counter, OrderedDict
 from dataclasses import asdict, dataclass
 from importlib import import_module
-from typing import Dict, List, Optional, Tuple
+from typing import Any, Dict, List, Optional, Tuple
 
 import torch
 from mmengine.logging import print_log
@@ -43,8 +43,8 @@ from .arch import Arch, infer_arch
 TARGETS = ('xcit_mm', 'official', 'mmpretrain', 'timm')
 CHOICES = (*TARGETS, 'hf')  # the last one a folder
 TOLERANCE = 1e-4
-# Height and width of the images on which the models are compared; the second is no multiple of a patch.
-SIZES = ((96, 64), (57, 83))
+# Height and width of the images for the comparison; the second is not a multiple of the patch size.
+TEST_SIZES = ((96, 64), (57, 83))
 
 
 @dataclass(frozen=True)
@@ -86,8 +86,8 @@ def convert(source: str, target: str, to: str, force: bool = False) -> Conversio
 
     Raises:
         UsageError: If ``target`` cannot be written, or the implementation to compare with cannot be imported.
-        CheckpointError: If ``source`` is no whole XCiT, does not fit the layout, or the two models disagree.
-            In every case ``target`` is as it was before.
+        CheckpointError: If ``source`` is not a complete XCiT, does not fit the layout, or the two models disagree. In
+            every case ``target`` is unchanged.
     """
     if to not in CHOICES:
         raise UsageError(f'there is no layout {to!r}; choose one of {", ".join(CHOICES)}')
@@ -96,11 +96,12 @@ def convert(source: str, target: str, to: str, force: bool = False) -> Conversio
     old = _read(source)
     layout = _layout_for(to, old)
     try:
-        # Without memory first: the arch is what the file claims, and need not be as large as its tensors are.
+        # On the meta device first: a file may claim an arch much larger than its tensors.
         with torch.device('meta'), warnings.catch_warnings():
             warnings.simplefilter('ignore')  # PyTorch's, about every copy to a tensor without memory
             _Ours(old).load(old.path)
-        ours, theirs = _Ours(old), (_TimmFolder if to == 'hf' else _IMPLEMENTATIONS.get(layout.name, _Ours))(old)
+        ours: Any = _Ours(old)
+        theirs: Any = (_TimmFolder if to == 'hf' else _IMPLEMENTATIONS.get(layout.name, _Ours))(old)
     except ValueError as error:  # XCiT's, about its arguments
         raise CheckpointError(f'{source}: {error}') from None
     except RuntimeError as error:  # PyTorch's and MMEngine's, about names and shapes
@@ -118,7 +119,7 @@ def convert(source: str, target: str, to: str, force: bool = False) -> Conversio
         _write(tensors, meta, layout, old.arch, written, target)
         _check_written(tensors, old, layout, written, target)
         deviations = _deviations(ours.load(old.path), theirs.load(temporary), old.arch.in_channels)
-        if not all(deviation <= TOLERANCE for deviation in deviations.values()):  # not a number fails too
+        if not all(deviation <= TOLERANCE for deviation in deviations.values()):  # NaN fails too
             raise CheckpointError(
                 f'{source} was not converted: {theirs.title} computes something else from the new file than '
                 f'{ours.title} from the old one. Relative deviation {in_words(deviations)}, expected at most '
@@ -162,7 +163,7 @@ def _describe(old: '_Checkpoint', folder: str, title: str) -> None:
     try:
         os.mkdir(folder)
         hub_folder.write_config(folder, old.arch, old.num_classes, images, names)
-        hub_folder.write_card(folder, title, old.arch, old.num_classes, images, published, old.source)
+        hub_folder.write_card(folder, title, old.arch, old.num_classes, images, published, old.source, names)
     except OSError as error:
         raise UsageError(f'{folder} could not be written ({error.strerror}); nothing was left behind') from None
     if images.origin == 'assumed':
@@ -187,7 +188,7 @@ def in_words(deviations: Dict[Tuple[int, int], float]) -> str:
 
 
 def _check_target(target: str, to: str, force: bool) -> None:
-    """Find what would keep the file from being written, before any work."""
+    """Check that the target can be written, before any work."""
     folder, name = os.path.dirname(target) or '.', os.path.basename(target)
     if os.path.isdir(target) and to != 'hf':
         raise UsageError(f'{target} is a folder; name the file to write in it')
@@ -229,7 +230,7 @@ class _Checkpoint:
 
     @property
     def out_type(self) -> str:
-        """How a backbone of ours returns all that these tensors compute."""
+        """The ``out_type`` with which our backbone uses all of these tensors."""
         if any(key.startswith('backbone.pyramid.') for key in self.state):
             return 'pyramid'
         return 'raw' if 'backbone.cls_token' in self.state else 'featmap'
@@ -243,7 +244,7 @@ class _Checkpoint:
 
     def beyond_a_classifier(self) -> Dict[str, int]:
         """The parts besides a backbone and one linear head, and how many tensors each has."""
-        parts = Counter()
+        parts: Counter = Counter()
         for key in self.state:
             if key.startswith('backbone.pyramid.'):
                 parts['the pyramid'] += 1
@@ -274,7 +275,7 @@ def _read(source: str) -> _Checkpoint:
     path = origin['path']
     raw = _read_untranslated(path)
     found = locate(raw)
-    layout, tensors = found.layout, found.tensors
+    layout, tensors = found.layout or layout, found.tensors
     dropped = layout.left_out(tensors)
     taken = {key: value for key, value in tensors.items() if key not in dropped}
     if _num_bytes(taken) != _num_bytes(state):
@@ -335,7 +336,7 @@ def _beside(raw: dict, found: Found, dropped: List[str]) -> List[str]:
 
 def _is_short(value) -> bool:
     if isinstance(value, int):
-        return abs(value) < 1 << 64  # Python refuses to print thousands of digits
+        return abs(value) < 1 << 64  # Python refuses to print integers of thousands of digits
     return isinstance(value, float) or (isinstance(value, str) and len(value) < 40)
 
 
@@ -363,12 +364,14 @@ def _layout_for(to: str, old: _Checkpoint) -> Layout:
 
 
 def _write(tensors: StateDict, meta: Optional[dict], layout: Layout, arch: Arch, path: str, target: str) -> None:
-    # Copies, since a view would be written with all of the storage it looks at, and safetensors takes none.
-    state = OrderedDict((key, t.detach().clone(memory_format=torch.contiguous_format)) for key, t in tensors.items())
-    stated = {'patch_size': str(arch.patch_size)} if arch.patch_size == 4 else {}  # which no tensor tells
+    # Copies: a view would be written with its whole storage, and safetensors refuses views.
+    state: Any = OrderedDict(
+        (key, t.detach().clone(memory_format=torch.contiguous_format)) for key, t in tensors.items()
+    )
+    stated = {'patch_size': str(arch.patch_size)} if arch.patch_size == 4 else {}  # cannot be inferred from the tensors
     try:
         if path.endswith('.safetensors'):
-            with open(path, 'wb') as file:  # safetensors' own writer makes files that only their owner may read
+            with open(path, 'wb') as file:  # safetensors' own writer creates files that only the owner can read
                 file.write(safetensors_bytes(state, metadata={'format': 'pt', **stated}))
         elif layout.container is None:
             torch.save(state, path)
@@ -383,7 +386,7 @@ def _write(tensors: StateDict, meta: Optional[dict], layout: Layout, arch: Arch,
 
 
 def _check_written(tensors: StateDict, old: _Checkpoint, layout: Layout, path: str, target: str) -> None:
-    """Read the file back: every bit must be what was to be written, and lead back to what was read."""
+    """Read the file back: it must equal what was to be written, and convert back to the source, bit by bit."""
     written = locate(_read_untranslated(path)).tensors
     if not (_same_bits(written, tensors) and _same_bits(layout.to_native(written), old.state)):
         raise CheckpointError(
@@ -403,10 +406,10 @@ def _bits(tensor: Tensor) -> Tensor:
 
 
 def _deviations(ours: nn.Module, theirs: nn.Module, in_channels: int) -> Dict[Tuple[int, int], float]:
-    """Both models on the same seeded images: the largest deviation of all outputs, for each size of image."""
+    """Run both models on the same seeded images; the largest deviation of all outputs per image size."""
     generator = torch.Generator().manual_seed(0)
     deviations = {}
-    for size in SIZES:
+    for size in TEST_SIZES:
         image = torch.randn(1, in_channels, *size, generator=generator)
         with torch.no_grad():
             pairs = list(zip(ours(image), theirs(image)))
@@ -416,7 +419,7 @@ def _deviations(ours: nn.Module, theirs: nn.Module, in_channels: int) -> Dict[Tu
 
 
 def _patches_of_stem(arch: Arch) -> int:
-    """The patch size whose convolutions these are: other implementations know 8 and 16 alone."""
+    """The patch size with the same convolutions: other implementations know only 8 and 16."""
     return 16 if arch.patch_size == 4 else arch.patch_size
 
 

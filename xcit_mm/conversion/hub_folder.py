@@ -4,13 +4,13 @@ import json
 import os
 import re
 from dataclasses import dataclass, replace
-from typing import List, Optional, Tuple
+from typing import Any, List, Optional, Tuple
 
 from mmengine.config import Config
 
 from ..datasets.reading import config_in_checkpoint, preprocessor_of, test_pipeline
 from ..errors import CheckpointError, UsageError, printable
-from ..published import SIZES, Weights, all_weights
+from ..published import SIZE_NAMES, Weights, all_weights
 
 WEIGHTS, CONFIG, CARD = 'model.safetensors', 'config.json', 'README.md'
 # What timm's own configs of XCiT say.
@@ -22,6 +22,14 @@ NORMALISED = {
 }
 NOT = (0.0,) * 3, (1.0,) * 3
 DATASETS = {'ImageNet-1k': 'imagenet-1k', 'CIFAR-10': 'cifar10', 'CIFAR-100': 'cifar100'}  # names of the hub
+# Where the publishers state the licence of the weights.
+LICENCES = {
+    'XCiT': 'the licence of https://github.com/facebookresearch/xcit, which names no other one for its weights',
+    'timm': "the licence of the original release; the model's card on the hub says which holds for its conversion",
+    'MMPretrain': 'the licence of https://github.com/open-mmlab/mmpretrain, and of the original release',
+    'DINO': 'the licence of https://github.com/facebookresearch/dino, which names no other one for its weights',
+    'RobustBench': 'the licence of https://github.com/RobustBench/robustbench for all weights that it does not except',
+}
 CLASSES = {'ImageNet-1k': 1000, 'ImageNet-1k without labels': 0, 'CIFAR-10': 10, 'CIFAR-100': 100}
 
 
@@ -54,7 +62,7 @@ def describe_images(meta: dict, published: Optional[Weights], in_channels: int) 
     Raises:
         UsageError: If the images are BGR, which timm's are never.
     """
-    images = Images(published.size if published else 224, 1.0, IMAGENET_MEAN, IMAGENET_STD, 'assumed')
+    images = Images((published.size if published else None) or 224, 1.0, IMAGENET_MEAN, IMAGENET_STD, 'assumed')
     if in_channels != 3:
         images = replace(images, mean=(0.5,) * in_channels, std=(0.5,) * in_channels)
     if published:
@@ -67,8 +75,8 @@ def describe_images(meta: dict, published: Optional[Weights], in_channels: int) 
     if cfg is None:
         return images
     preprocessor = preprocessor_of(cfg)
-    mean, std = preprocessor.get('mean'), preprocessor.get('std')
-    if not (_are_numbers(mean, in_channels) and _are_numbers(std, in_channels)):
+    scaling: Any = preprocessor.get('mean'), preprocessor.get('std')
+    if not all(_are_numbers(values, in_channels) for values in scaling):
         return images
     if in_channels == 3 and not (preprocessor.get('to_rgb') or preprocessor.get('bgr_to_rgb')):
         raise UsageError(
@@ -76,7 +84,7 @@ def describe_images(meta: dict, published: Optional[Weights], in_channels: int) 
             'in BGR with most loading, and timm feeds RGB; --to timm writes the tensors alone'
         )
     size, crop = _size_and_crop(cfg, images.size)
-    mean, std = (tuple(round(value / 255, 6) for value in values) for values in (mean, std))
+    mean, std = (tuple(round(value / 255, 6) for value in values) for values in scaling)
     return Images(size, crop, mean, std, 'of the config in the checkpoint')
 
 
@@ -92,7 +100,7 @@ def _size_and_crop(cfg: Config, size: int) -> Tuple[int, float]:
     """Edge of the test images in pixels, and the share that a centre crop keeps."""
     resized = None
     for step in test_pipeline(cfg):
-        value = step.get('crop_size') if step.get('type') == 'CenterCrop' else step.get('scale')
+        value: Any = step.get('crop_size') if step.get('type') == 'CenterCrop' else step.get('scale')
         edge = min(value) if _are_numbers(value, 2) else value
         if type(edge) is not int or edge < 1:
             continue
@@ -168,7 +176,7 @@ def timm_arch(arch) -> Tuple[str, dict]:
         in_chans=arch.in_channels,
     )
     different = {key: value for key, value in ours.items() if value != theirs[key]}
-    return f'xcit_{SIZES[name[0]]}_{name[1:]}_p{arch.patch_size}_224', different
+    return f'xcit_{SIZE_NAMES[name[0]]}_{name[1:]}_p{arch.patch_size}_224', different
 
 
 def class_names(meta: dict, count: int) -> Optional[List[str]]:
@@ -209,9 +217,19 @@ def write_config(folder: str, arch, num_classes: int, images: Images, names: Opt
 
 
 def write_card(
-    folder: str, title: str, arch, num_classes: int, images: Images, published: Optional[Weights], origin: str
+    folder: str,
+    title: str,
+    arch,
+    num_classes: int,
+    images: Images,
+    published: Optional[Weights],
+    origin: str,
+    names: Optional[List[str]],
 ) -> None:
-    """``README.md`` with the header that the hub reads."""
+    """``README.md``: the header that the hub reads, the model card, and what is known of the data.
+
+    What is not known stands there as a question to whoever uploads it, and nothing is made up.
+    """
     task = 'image-classification' if num_classes else 'image-feature-extraction'
     header = [f'tags: [{task}, timm, xcit]', 'library_name: timm', f'pipeline_tag: {task}']
     if published:
@@ -219,6 +237,7 @@ def write_card(
         if published.data in DATASETS:
             header.append(f'datasets: [{DATASETS[published.data]}]')
     head = f'a linear head of {num_classes} classes' if num_classes else 'no head'
+    channels = f'{arch.in_channels} channels{" (RGB)" if arch.in_channels == 3 else ""}'
     lines = [
         '---',
         *header,
@@ -228,13 +247,11 @@ def write_card(
         f'{arch} ([XCiT: Cross-Covariance Image Transformers](https://arxiv.org/abs/2106.09681)) with {head}, '
         f'converted by xcit_mm from `{printable(origin, 200)}`.',
         '',
-        f'- Images: {images.size} x {images.size}, {arch.in_channels} channels'
-        f'{" (RGB)" if arch.in_channels == 3 else ""}, mean {_listed(images.mean)}, '
+        '## Use',
+        '',
+        f'- Images: {images.size} x {images.size}, {channels}, mean {_listed(images.mean)}, '
         f'standard deviation {_listed(images.std)} for values from 0 to 1 ({images.origin})',
-    ]
-    if published:
-        lines.append(f'- Trained on {published.data}; published {published.metric} {published.value} %')
-    lines += [
+        '- Other sizes work; the accuracy is that of this one.',
         '',
         '```python',
         'import timm',
@@ -246,9 +263,47 @@ def write_card(
         "model = dict(backbone=dict(init_cfg=dict(type='Pretrained', checkpoint='hf-hub:OWNER/NAME')))  # OpenMMLab",
         '```',
         '',
+        '## Evaluation',
+        '',
+        f'Published {published.metric} {published.value} % ({published.data}); not measured anew by the conversion.'
+        if published
+        else 'TODO: which number, on which images, by which command.',
+        '',
+        '## Data',
+        '',
+        f'- Trained on: {published.data if published else "TODO: name, origin and licence of the images and labels"}',
+        f'- Classes: {_list_of_names(names) if names else num_classes or "none, the model gives features"}',
+        *_remarks(published),
+        '',
+        '## Licence',
+        '',
+        f'{published.licence}: {LICENCES[published.source]}. The data have terms of their own.'
+        if published
+        else 'TODO: that of the weights, which those that the training started from and the data may restrict. '
+        'xcit_mm itself is Apache-2.0 and makes no claim on what is trained with it.',
+        '',
     ]
     with open(os.path.join(folder, CARD), 'w', encoding='utf-8') as file:
         file.write('\n'.join(lines))
+
+
+def _remarks(published: Optional[Weights]) -> List[str]:
+    """What the data of published weights bring with them."""
+    if published is None:
+        return ['- TODO: who or what is in the images, what is missing from them, what the model must not be used for']
+    lines = []
+    if published.data.startswith('ImageNet'):
+        lines.append('- Photographs from the web, labelled by crowd workers: people and places are unevenly shown')
+    if published.source == 'RobustBench':
+        lines.append('- Trained against small perturbations (l-inf), not against other changes of the images')
+    if published.source == 'DINO':
+        lines.append('- Trained without labels')
+    return lines
+
+
+def _list_of_names(names: List[str]) -> str:
+    shown = ', '.join(printable(name, 60) for name in names[:20])
+    return shown if len(names) <= 20 else f'{shown}, and {len(names) - 20} more in config.json'
 
 
 def _listed(values) -> str:

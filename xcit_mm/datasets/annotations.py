@@ -1,6 +1,6 @@
-"""COCO annotations, one by one: what is wrong with them, and what the libraries leave out without a word.
+"""Checks of COCO annotations, one by one: mistakes, and what the libraries drop silently.
 
-Everything here works on the content of the JSON file, a dict of lists, and knows no library.
+Everything here works on the content of the JSON file, a dict of lists, without any library.
 """
 
 import difflib
@@ -12,14 +12,14 @@ from typing import Dict, List, NamedTuple, Optional, Sequence
 
 from ..errors import UsageError
 
-NAMED = 3
-# Mistakes that a test would not notice, or that make an annotation one that nothing can match.
+SHOWN_IDS = 3
+# Mistakes that would change a score silently, or that make an annotation impossible to match.
 HARMLESS = ('box outside the image', 'box without area', 'unknown category', 'unknown image')
 # Boxes count as outside where they reach this share of the side beyond it; annotators overshoot by a pixel or two.
 BEYOND = 0.05
 # So many boxes have to be outside before another way to write them is tried, and so many have to fit it.
 LEAST_OUTSIDE, SHARE_OUTSIDE, SHARE_FITTING = 3, 0.2, 0.98
-# From so many boxes on, a file of which most are outside is no matter of a few sloppy ones.
+# With at least so many boxes, a file of which most are outside is not a matter of a few sloppy ones.
 MANY_BOXES = 10
 NO_MASK, CROWD, NORMALISED = 'no mask', 'crowd (iscrowd=1)', 'normalised box (all numbers between 0 and 1)'
 
@@ -43,7 +43,7 @@ class Sorted(NamedTuple):
 
 
 def check_tables(content, name: str) -> None:
-    """Whether a file has COCO's tables of images, categories and annotations, with ids that are unique.
+    """Check that a file has COCO's tables of images, categories and annotations, with ids that are unique.
 
     Raises:
         UsageError: Saying what is missing and, where it can be told, which other format the file is in.
@@ -160,7 +160,7 @@ def _as_number(value) -> Optional[int]:
 
 
 def check_categories(content: dict, classes: Sequence[str], name: str, by_type: str = '') -> List[str]:
-    """Whether every class of the config is one category of the file.
+    """Check that every class of the config is one category of the file.
 
     A file may list fewer categories than the config has classes, as those of a part of the data do, but then no others.
 
@@ -206,7 +206,7 @@ def check_categories(content: dict, classes: Sequence[str], name: str, by_type: 
 
 
 def check_boxes(content: dict, name: str) -> None:
-    """Whether boxes are [x, y, width, height] in pixels, as far as numbers tell.
+    """Check that boxes are [x, y, width, height] in pixels, as far as numbers tell.
 
     Raises:
         UsageError: If hardly any can be that, saying what they look like.
@@ -225,7 +225,7 @@ def check_boxes(content: dict, name: str) -> None:
             f'{name}: its {len(boxes)} boxes are normalised, all numbers lie between 0 and 1 (the first: annotation '
             f'{number}, {first}); expected [x, y, width, height] in pixels: multiply by width and height of the image'
         )
-    outside = [row for row in boxes if _reaches_outside(*row[1:])]
+    outside = [row for row in boxes if _reaches_outside(row[1:5], *row[5:])]
     if len(outside) < max(LEAST_OUTSIDE, SHARE_OUTSIDE * len(boxes)):
         return
     number, *first, width, height = outside[0]
@@ -244,7 +244,8 @@ def check_boxes(content: dict, name: str) -> None:
         raise UsageError(f'{seen}. They may be of images of another size; correct them, or "width" and "height"')
 
 
-def _reaches_outside(x, y, w, h, width, height) -> bool:
+def _reaches_outside(box: Sequence[float], width: int, height: int) -> bool:
+    x, y, w, h = box
     return x + w > (1 + BEYOND) * width or y + h > (1 + BEYOND) * height or x < -BEYOND * width or y < -BEYOND * height
 
 
@@ -257,9 +258,9 @@ def _fits_centre(x, y, w, h, width, height) -> bool:
 
 
 def mend_backslashes(images: List[dict], folder: str) -> int:
-    """Write Windows paths as the files lie in the folder, where no file has the path as it is.
+    """Turn Windows paths into those of files in the folder, where a path does not exist as written.
 
-    A path is taken without its first folders if only that is a file: exports name folders of another machine.
+    Leading folders are dropped if only then there is a file: exports name folders of another machine.
 
     Returns:
         int: How many there were; none if two images would become one file.
@@ -297,7 +298,7 @@ def sort_out(content: dict, classes: Sequence[str], with_masks: bool, test_mode:
     """
     images = {image['id']: image for image in content['images']}
     names = {category['id']: category['name'] for category in content['categories']}
-    classes = set(classes)
+    known = set(classes)
     good, wrong, aside, outside = [], defaultdict(list), defaultdict(list), []
     for annotation in content['annotations']:
         mistake = _mistake(annotation, images, names)
@@ -310,9 +311,9 @@ def sort_out(content: dict, classes: Sequence[str], with_masks: bool, test_mode:
             continue
         good.append(annotation)
         image = images[annotation['image_id']]
-        if _reaches_outside(*annotation['bbox'], image['width'], image['height']):
+        if _reaches_outside(annotation['bbox'], image['width'], image['height']):
             outside.append(annotation['id'])
-        if names[annotation['category_id']] not in classes:
+        if names[annotation['category_id']] not in known:
             aside['category that is none of the classes'].append(annotation['id'])
         elif annotation.get('ignore'):
             aside['marked "ignore"' + (", which COCO's metric counts all the same" if test_mode else '')].append(
@@ -328,8 +329,8 @@ def counted(reasons: Reasons) -> str:
     return ', '.join(f'{reason}: {len(ids)} (id {some(map(str, ids))})' for reason, ids in reasons.items())
 
 
-def some(texts, limit: int = NAMED) -> str:
-    """The first of some texts, with dots if there are more."""
+def some(texts, limit: int = SHOWN_IDS) -> str:
+    """The first few strings, with dots if there are more."""
     texts = list(texts)
     return ', '.join(texts[:limit]) + (', ...' if len(texts) > limit else '')
 
@@ -339,7 +340,7 @@ def advice(reasons: Reasons, content: dict) -> str:
     if not reasons:
         return ''
     reason = max(reasons, key=lambda one: len(reasons[one]))
-    first = next((row for row in content['annotations'] if row['id'] == reasons[reason][0]), {})
+    first: dict = next((row for row in content['annotations'] if row['id'] == reasons[reason][0]), {})
     for key, table in (('category_id', 'categories'), ('image_id', 'images')):
         if reason == f'unknown {key[:-3]}':
             known = some((repr(row['id']) for row in content[table]), 5)
@@ -358,13 +359,13 @@ def _mistake(annotation: dict, images: dict, names: dict) -> Optional[str]:
         image = images.get(annotation.get('image_id'))
         known = annotation.get('category_id') in names
     except TypeError:
-        return 'id that is no number'
+        return 'id that is not a number'
     if image is None:
         return 'unknown image'
     if not known:
         return 'unknown category'
     box = annotation.get('bbox')
-    if not _is_box(box):
+    if box is None or not _is_box(box):
         return 'box that is not four numbers'
     x, y, width, height = box
     if width <= 0 or height <= 0:
@@ -378,11 +379,11 @@ def _mistake(annotation: dict, images: dict, names: dict) -> Optional[str]:
         if key == 'iscrowd' or key in annotation:  # the metric asks for it, and takes the text "0" for a yes
             annotation[key] = int(value)
     # Many tools do not write it; MMDetection and the metric ask for it.
-    return None if _is_number(annotation.setdefault('area', width * height)) else 'area that is no number'
+    return None if _is_number(annotation.setdefault('area', width * height)) else 'area that is not a number'
 
 
 def _too_small(annotation: dict) -> Optional[str]:
-    """Why MMDetection would not train on an annotation, without a word."""
+    """Why MMDetection would silently skip an annotation in training; None if it would not."""
     box = annotation['bbox']
     if min(box[2:]) < 1:
         return NORMALISED if max(map(abs, box)) <= 1 else 'box smaller than a pixel'
@@ -401,7 +402,7 @@ def mistake_of_mask(annotation: dict, image: dict, test_mode: bool) -> Optional[
         except TypeError:
             finite = False
         if not finite:
-            return 'polygon that is no list of numbers'
+            return 'polygon that is not a list of numbers'
         good = [polygon for polygon in mask if len(polygon) >= 6 and len(polygon) % 2 == 0]
         if not any(map(len, mask)):
             return NO_MASK
@@ -409,7 +410,7 @@ def mistake_of_mask(annotation: dict, image: dict, test_mode: bool) -> Optional[
             return 'polygon of fewer than three points'
         side = max(image['height'], image['width'])
         if any(min(polygon) < -side or max(polygon) > 2 * side for polygon in good):
-            return 'polygon far outside the image'  # pycocotools would hold every place on its border
+            return 'polygon far outside the image'  # pycocotools would allocate every pixel of its outline
         annotation['segmentation'] = good
         return None
     if not isinstance(mask, dict) or mask.get('size') != [image['height'], image['width']]:
@@ -418,7 +419,7 @@ def mistake_of_mask(annotation: dict, image: dict, test_mode: bool) -> Optional[
     if isinstance(runs, str):
         runs = decode_runs(runs)
     whole = isinstance(runs, list) and all(isinstance(run, int) and run >= 0 for run in runs)
-    if not whole or sum(runs) != image['height'] * image['width']:
+    if not isinstance(runs, list) or not whole or sum(runs) != image['height'] * image['width']:
         return 'RLE that does not fill the image'
     return None
 

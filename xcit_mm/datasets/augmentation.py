@@ -57,7 +57,9 @@ class _ByPillow(BaseAugTransform):
     def move(self, image: Image.Image, magnitude: float) -> Image.Image:
         """By a matrix from the pixels of the output to those of the input."""
         matrix = self.matrix(magnitude, *image.size)
-        return image.transform(image.size, Image.AFFINE, matrix, resample=self.resample, fillcolor=self.pad_val)
+        return image.transform(
+            image.size, Image.Transform.AFFINE, matrix, resample=self.resample, fillcolor=self.pad_val
+        )
 
 
 @TRANSFORMS.register_module()

@@ -4,11 +4,12 @@ from typing import List
 
 from mmpretrain import datasets
 
+from ..compat import Mixin
 from ..errors import UsageError
 from ..registry import DATASETS
 
 
-class _InBGR:
+class _InBGR(Mixin):
     """MMPretrain's CIFAR has its images in RGB, and image files are read in BGR: so one config serves both."""
 
     def load_data_list(self) -> List[dict]:

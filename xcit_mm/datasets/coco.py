@@ -1,7 +1,7 @@
-"""COCO annotations of which some are wrong: what cannot be trained on is left out and counted, or refused for testing.
+"""COCO data sets that check their annotations: wrong ones are skipped and counted in training, refused in testing.
 
-MMDetection leaves out boxes without area and unknown categories without a word, fails on many other mistakes in the
-middle of an epoch, and gives the wrong labels where the file lists its categories in another order than the config.
+MMDetection silently drops boxes without area and unknown categories, fails on many other mistakes in the middle of an
+epoch, and assigns wrong labels if the file lists its categories in another order than the config.
 """
 
 import io
@@ -10,12 +10,13 @@ import logging
 from collections import Counter
 from contextlib import redirect_stdout
 from functools import lru_cache
-from typing import List, Optional, Sequence
+from typing import Any, List, Sequence
 
 from mmdet.datasets import CocoDataset as MMDetCocoDataset
 from mmdet.datasets.api_wrappers import COCO
 from mmengine.logging import print_log
 
+from ..compat import Mixin
 from ..errors import UsageError
 from .annotations import (
     HARMLESS,
@@ -40,12 +41,12 @@ BOXES_ALONE = (
 )
 
 
-class CheckedLoading:
+class CheckedLoading(Mixin):
     """Mixin for MMDetection's :class:`mmdet.datasets.CocoDataset` and what inherits its way to read a file.
 
     Labels follow the classes of the config by name, whatever the order and the ids of the categories in the file.
-    Training goes on without annotations that are wrong, and one warning counts them by what is wrong. In testing they
-    would change what is measured, so that those which the metric cannot take are refused.
+    Training skips wrong annotations, and one warning counts them by mistake. In testing they would change what is
+    measured, so those that the metric cannot take are refused.
 
     Attributes:
         annotations (CheckedAnnotations, optional): In test mode the file's, for the metric.
@@ -59,7 +60,7 @@ class CheckedLoading:
             wrong.
     """
 
-    annotations: Optional['CheckedAnnotations'] = None
+    annotations: Any = None
 
     def load_data_list(self) -> List[dict]:
         """As MMDetection's."""
@@ -109,7 +110,8 @@ class CheckedLoading:
         if len(kept) == len(self.data_list):
             return {}
         least = (self.filter_cfg or {}).get('min_size', 0)
-        there, reasons = {id(info) for info in kept}, {}
+        there = {id(info) for info in kept}
+        reasons: Reasons = {}
         for info in self.data_list:
             if id(info) not in there:
                 small = min(info['width'], info['height']) < least
@@ -130,7 +132,7 @@ def log_objects(dataset: MMDetCocoDataset, images: int, left_out: Reasons) -> No
 
 
 def _subset(items: list, indices) -> list:
-    """What BaseDataset takes of its data for ``indices``."""
+    """The items that BaseDataset selects by ``indices``."""
     if indices is None:
         return items
     if isinstance(indices, int):
@@ -159,12 +161,12 @@ def checked(kind: type) -> type:
 
 @lru_cache(maxsize=None)
 def _checked_subclass(kind: type) -> type:
-    # Processes that are not forked get the data set by pickling, and find no class that was made here.
+    # Spawned workers unpickle the data set, and need a way to create this class again.
     return type(kind.__name__, (CheckedLoading, kind), {'__reduce__': lambda self: (_rebuild, (kind, self.__dict__))})
 
 
 def _rebuild(kind: type, attributes: dict):
-    dataset = object.__new__(_checked_subclass(kind))
+    dataset: Any = object.__new__(_checked_subclass(kind))
     dataset.__dict__.update(attributes)
     return dataset
 
@@ -272,5 +274,5 @@ def _in_order(categories: List[dict], classes: Sequence[str], missing: Sequence[
 
 
 def warn(message: str) -> None:
-    """Into the log of the run."""
+    """Warn in the log of the run."""
     print_log(message, 'current', logging.WARNING)

@@ -1,16 +1,16 @@
-"""The data sets of a config, as the checks see them."""
+"""The data sets of a config: their files, classes and types."""
 
 import inspect
 import os
 from collections import Counter
-from typing import Iterator, List, NamedTuple, Optional, Sequence
+from typing import Any, Iterator, List, NamedTuple, Optional, Sequence
 
 from mmengine.config import Config
 
 from ..errors import UsageError
 
-# How to get each data set, by the type that reads it.
-SOURCES = {
+# Where to get each data set, by type.
+HOW_TO_GET = {
     'CocoDataset': (
         'COCO 2017: download train2017.zip, val2017.zip and annotations_trainval2017.zip from cocodataset.org '
         'and unpack them side by side'
@@ -20,8 +20,8 @@ SOURCES = {
     ),
     'ImageNet': 'ImageNet-1k: folders train/<class>/ and val/<class>/ of the ILSVRC 2012 images (image-net.org)',
 }
-DIGITS = 'the embedded digits: python tools/make_digits.py data/digits'
-IMAGE_SUFFIXES = ('.jpg', '.jpeg', '.png', '.ppm', '.bmp', '.pgm', '.tif')  # MMPretrain's
+HOW_TO_GET_DIGITS = 'the embedded digits: python tools/make_digits.py data/digits'
+MMPRETRAIN_SUFFIXES = ('.jpg', '.jpeg', '.png', '.ppm', '.bmp', '.pgm', '.tif')  # MMPretrain's
 
 
 class Data(NamedTuple):
@@ -30,12 +30,12 @@ class Data(NamedTuple):
     Attributes:
         split (str): 'train', 'val' or 'test'.
         cfg (dict): Its config, without wrappers.
-        kind (type, optional): The class that reads it, if it is known.
+        kind (type, optional): The class that reads it; None if it is unknown.
     """
 
     split: str
     cfg: dict
-    kind: Optional[type]
+    kind: Any
 
     @property
     def name(self) -> str:
@@ -69,13 +69,14 @@ class Data(NamedTuple):
 
     @property
     def classes(self) -> Optional[List[str]]:
-        """The names of the classes, of the config or else of the type; None if neither lists them.
+        """Class names from the config, else from the type; None if neither lists them.
 
         Raises:
-            UsageError: If they are a text, or if a name is there twice.
+            UsageError: If they are a string that is no file, or if a name is listed twice.
         """
-        metainfo = self.cfg.get('metainfo') or {}
-        own = metainfo.get('classes') if metainfo.get('classes') is not None else self.cfg.get('classes')
+        # MMPretrain's argument ``classes`` overrides metainfo.
+        own = self.cfg.get('classes')
+        own = (self.cfg.get('metainfo') or {}).get('classes') if own is None else own
         classes = own if own is not None else getattr(self.kind, 'METAINFO', {}).get('classes')
         if isinstance(classes, str):
             check_names(f'{self}: classes', classes)
@@ -91,18 +92,23 @@ class Data(NamedTuple):
         return list(classes)
 
     @property
+    def known_classes(self) -> List[str]:
+        """:attr:`classes`, or an empty list where they are not listed."""
+        return self.classes or []
+
+    @property
     def is_own(self) -> bool:
-        """Whether it is a user's own data, by its type or its classes, and not one of the published data sets."""
+        """True for a user's own data, judging by type and classes; False for published data sets."""
         classes = (self.cfg.get('metainfo') or {}).get('classes') or self.cfg.get('classes')
-        return bool(classes) or self.name not in SOURCES
+        return bool(classes) or self.name not in HOW_TO_GET
 
     def how_to_get(self) -> str:
-        return DIGITS if 'digits' in self.root else SOURCES.get(self.name, 'the data set')
+        return HOW_TO_GET_DIGITS if 'digits' in self.root else HOW_TO_GET.get(self.name, 'the data set')
 
     def advice(self) -> str:
-        """What to do where files are not as expected: get the data set, or correct settings for data of one's own."""
+        """What to do if files are not as expected: get the data set, or correct the settings."""
         own = (self.cfg.get('metainfo') or {}).get('classes') and 'digits' not in self.root
-        if not own and self.name in SOURCES:
+        if not own and self.name in HOW_TO_GET:
             return f'To get it: {self.how_to_get()}. {self.where_else()}'
         if 'digits' in self.root:
             return f'To get it: {self.how_to_get()}'
@@ -153,7 +159,7 @@ def some(names, limit: int = 3) -> str:
 
 
 def list_files(folder: str) -> Iterator[str]:
-    """The files below a folder by their path from there, as MMEngine lists them: without hidden ones."""
+    """Relative paths of all files below a folder, without hidden ones, as MMEngine lists them."""
     pending = ['']
     while pending:
         inside = pending.pop()
@@ -166,13 +172,13 @@ def list_files(folder: str) -> Iterator[str]:
 
 
 def suffixes(names: Sequence[str]) -> str:
-    """The suffixes of files with their numbers, the most frequent first."""
+    """The suffixes of files with their counts, the most frequent first."""
     counts = Counter(os.path.splitext(name)[1] or 'no suffix' for name in names)
     return ', '.join(f'{suffix} ({number})' for suffix, number in counts.most_common(4)) or 'no files'
 
 
 def check_names(key: str, text: str) -> None:
-    """Whether a text in place of a list of names is the path of a file with one name in each line."""
+    """Check that a string in place of a list of names is the path of a file with one name per line."""
     if '://' in text or os.path.isfile(os.path.expanduser(text)):
         return
     parts = tuple(part.strip() for part in text.split(',') if part.strip())
@@ -184,11 +190,11 @@ def check_names(key: str, text: str) -> None:
 
 
 def side_by_side(first: Sequence, second: Sequence, titles: Sequence[str], limit: int = 12) -> str:
-    """The places at which two lists differ, as the rows of a table that begins on a new line."""
+    """A table of the places at which two lists differ, starting on a new line."""
     longest = max(len(first), len(second))
-    pairs = [(at, *(str(names[at]) if at < len(names) else '-' for names in (first, second))) for at in range(longest)]
-    pairs = [pair for pair in pairs if pair[1] != pair[2]]
-    rows = [('', *titles), *((str(at), one, other) for at, one, other in pairs[:limit])]
+    names = [[str(name) for name in side] + ['-'] * (longest - len(side)) for side in (first, second)]
+    pairs = [(str(at), one, other) for at, (one, other) in enumerate(zip(*names)) if one != other]
+    rows = [('', *titles), *pairs[:limit]]
     widths = [max(len(row[column]) for row in rows) for column in range(2)]
     lines = [f'  {at:>{widths[0]}}  {one:<{widths[1]}}  {other}' for at, one, other in rows]
     more = [f'  and {len(pairs) - limit} more'] if len(pairs) > limit else []

@@ -9,13 +9,16 @@ import glob
 import json
 import os
 import shutil
+from importlib.metadata import version
 from pathlib import Path
+from typing import Any, Dict, List
 
 import cv2
 import numpy as np
 import PIL
 from PIL import Image
 
+fcntl: Any
 try:
     import fcntl
 except ImportError:  # Windows
@@ -82,7 +85,7 @@ def load_sources():
         rank[members] = np.linspace(0, 1, members.sum(), endpoint=False)
     pools = {'train': np.flatnonzero(rank < 0.8), 'val': np.flatnonzero(rank >= 0.8)}
     folders = (Path(skimage.__file__).parent / 'data', Path(sklearn.datasets.__file__).parent / 'images')
-    photos = {'train': {}, 'val': {}}
+    photos: Dict[str, dict] = {'train': {}, 'val': {}}
     for path in (path for folder in folders for path in sorted(folder.glob('*.*')) if path.name in PHOTOS):
         photo = np.asarray(Image.open(path).convert('RGB'))
         photos['train'][path.name], photos['val'][path.name] = split_photo(photo)
@@ -168,7 +171,8 @@ def compose(rng, scans, photos, size, heights):
         ``scans`` to the visible part of its stroke (opacity > 0.5), (size, size) bool.
     """
     name, picture = crop_photo(rng, photos, size)
-    visible, least = {}, {}
+    visible: dict = {}
+    least: dict = {}
     for index, scan in enumerate(scans):
         for _ in range(100):
             alpha = draw_stroke(scan, size * rng.uniform(*heights), rng.uniform(-15, 15), rng.uniform(-0.15, 0.15))
@@ -228,7 +232,8 @@ def _write_scenes(root, sources, split, count, size, seed):
     )
     for folder in (coco, annotations, ade, maps):
         folder.mkdir(parents=True, exist_ok=True)
-    images, objects = [], []
+    images: List[dict] = []
+    objects: List[dict] = []
     for index in _track(range(count), f'{split} scenes'):
         picture, photo, strokes = make_scene(sources, split, index, size, seed)
         stem = f'{index + 1:012d}'
@@ -309,7 +314,6 @@ def draw_preview(root):
 
 
 def _readme(parameters, counts):
-    import skimage
     import sklearn
 
     options = ' '.join(f'--{name} {value}' for name, value in parameters.items())
@@ -321,7 +325,7 @@ Made by xcit_mm's digit generator, version {VERSION}:
 
 The same command gives the same bytes with the same packages (here numpy {np.__version__},
 opencv {cv2.__version__}, pillow {PIL.__version__}, scikit-learn {sklearn.__version__},
-scikit-image {skimage.__version__}).
+scikit-image {version('scikit-image')}).
 
 - `coco`: {counts['train']} training and {counts['val']} validation pictures with
   {counts['train_objects']} and {counts['val_objects']} objects, COCO instance format. A mask is the

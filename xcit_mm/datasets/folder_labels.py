@@ -1,4 +1,4 @@
-"""Which class the images of a folder belong to, where each class has a folder."""
+"""Labels of class folders."""
 
 import re
 from typing import Dict, Optional, Sequence
@@ -16,7 +16,7 @@ def folder_labels(
     of_imagenet: bool = False,
     where: str = 'the data',
 ) -> Dict[str, int]:
-    """The label of each folder.
+    """Assign a label to each folder.
 
     MMPretrain numbers the folders in the order of their names as text (1, 10, 2), whatever the classes are called.
     Here a folder with the name of a class has its label.
@@ -26,13 +26,13 @@ def folder_labels(
         classes (Sequence[str], optional): In the order of the labels; without them, the folders sorted as text.
         declared (Sequence[str], optional): For each class, the name of its folder (``metainfo.folders``).
         of_imagenet (bool): The classes are ImageNet's own, in the order of its folders ``n01440764``, ....
-        where (str): What the message begins with.
+        where (str): Prefix of the message.
 
     Returns:
         dict[str, int]: Labels by folder.
 
     Raises:
-        UsageError: With both lists, if they do not tell which is which.
+        UsageError: With both lists, if the assignment is ambiguous.
     """
     folders = sorted(folders)
     classes = None if classes is None else list(map(str, classes))

@@ -1,14 +1,17 @@
 """MMPretrain's data sets of folders, with labels that follow the classes of the config."""
 
-from typing import List, Tuple
+from typing import Dict, List, Tuple
 
 import mmpretrain.datasets
 
+from ..compat import Mixin
 from .folder_labels import folder_labels
 
 
-class _LabelsByName:
+class _LabelsByName(Mixin):
     """Gives a folder with the name of a class the label of that class, see :func:`folder_labels`."""
+
+    folder_to_idx: Dict[str, int]
 
     def _find_samples(self) -> List[Tuple[str, int]]:
         """-> path and label of each image."""
@@ -26,7 +29,7 @@ class _LabelsByName:
         renamed = {number: labels[name] for name, number in self.folder_to_idx.items()}
         self.folder_to_idx = labels
         # Checkpoints keep it, and FolderLabelsHook compares.
-        self._metainfo['folders'] = tuple(sorted(labels, key=labels.get))
+        self._metainfo['folders'] = tuple(sorted(labels, key=labels.__getitem__))
         if classes is None:
             self._metainfo['classes'] = self._metainfo['folders']
         return [(path, renamed[number]) for path, number in samples]

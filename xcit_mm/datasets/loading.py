@@ -1,6 +1,6 @@
-"""Reading images and maps of which some are missing or damaged, without ending the run.
+"""Load images and label maps of which some are missing or damaged, without ending the run.
 
-What could not be read is written to a list that all processes share, so that it is named once and counted.
+Unreadable files are appended to a list that all processes share, so each is reported once and counted.
 """
 
 import io
@@ -22,7 +22,7 @@ from ..errors import UsageError
 from ..registry import TRANSFORMS
 
 TREATMENTS = ('resample', 'blank')
-# So many files in a row that cannot be read are not damaged files; MMEngine would give up after 1000.
+# So many unreadable files in a row are not damaged files; MMEngine would give up after 1000.
 TOO_MANY_IN_A_ROW = 200
 GREY, IGNORED = 128, 255
 BLANK = 'a grey image takes its place and counts as wrong'
@@ -34,7 +34,7 @@ ONE_PIXEL = 'it is one pixel high or wide, which MMSegmentation cannot read'
 
 
 class BadImage(Exception):
-    """A file that gives no image; the message says why."""
+    """A file that cannot be read as an image; the message says why."""
 
 
 class BadFile(NamedTuple):
@@ -57,7 +57,7 @@ def read_image(path: str, flag: str = 'color', backend: str = 'cv2', backend_arg
         np.ndarray: (H, W, 3) or (H, W), uint8 in general; BGR.
 
     Raises:
-        BadImage: If it is missing, is no image, or is cut off.
+        BadImage: If it is missing, not an image, or truncated.
     """
     return decode(read_bytes(path, backend_args), flag, backend)
 
@@ -68,7 +68,7 @@ def read_bytes(path: str, backend_args: Optional[dict] = None) -> bytes:
         data = fileio.get(path, backend_args=backend_args)
     except FileNotFoundError:
         raise BadImage('there is no such file') from None
-    except Exception as error:  # of the disk, or of a remote storage's client
+    except Exception as error:  # of the disk, or of the client of a remote storage
         raise BadImage(f'it cannot be read ({type(error).__name__}: {error})') from None
     if not data:
         raise BadImage('the file is empty')
@@ -83,7 +83,7 @@ def decode(data: bytes, flag: str = 'color', backend: str = 'cv2') -> np.ndarray
             Image.open(io.BytesIO(data)).load()
     except MemoryError:
         raise
-    except Exception:  # each decoder has its own errors
+    except Exception:  # every decoder raises its own errors
         image = None
     if image is None:
         size, start = len(data), bytes(data[:12])
@@ -92,31 +92,31 @@ def decode(data: bytes, flag: str = 'color', backend: str = 'cv2') -> np.ndarray
 
 
 def is_turned(data: bytes) -> bool:
-    """Whether a picture is stored lying on its side, with a note (EXIF) to turn it, which decoders follow."""
+    """True if the EXIF orientation swaps height and width; decoders apply it."""
     if b'Exif' not in data[: 1 << 16]:
         return False
     try:
         return Image.open(io.BytesIO(data)).getexif().get(EXIF_ORIENTATION) in (5, 6, 7, 8)
-    except Exception:  # a note that cannot be read is followed by nobody
+    except Exception:  # nobody applies EXIF data that cannot be read
         return False
 
 
 def _is_deep(data: bytes) -> bool:
-    """Whether a picture has more than 8 bits a channel in Pillow's eyes."""
+    """True if Pillow sees more than 8 bits per channel."""
     try:
         return Image.open(io.BytesIO(data)).mode.startswith(('I', 'F'))
-    except Exception:  # whoever decodes it says what is wrong
+    except Exception:  # decoding will say what is wrong
         return False
 
 
 def widen(image: np.ndarray, value: Optional[int] = None) -> np.ndarray:
-    """Add rows below or columns on the right until no side is more than 16 times the other.
+    """Pad at the bottom or on the right until no side is more than 16 times the other.
 
     Coordinates stay as they are.
 
     Args:
         image (np.ndarray): (H, W) or (H, W, channels).
-        value (int, optional): Of the new pixels; those at the edge are repeated if it is not given.
+        value (int, optional): Value of the new pixels; by default the edge is repeated.
     """
     least = -(-max(image.shape[:2]) // LONGEST_STRIP)
     missing = [(0, max(least - side, 0)) for side in image.shape[:2]] + [(0, 0)] * (image.ndim - 2)
@@ -128,7 +128,7 @@ def widen(image: np.ndarray, value: Optional[int] = None) -> np.ndarray:
 
 
 def _may_be_cut_off(data: bytes) -> bool:
-    """Whether a JPEG lacks its end. Many versions of OpenCV fill up the picture with grey and say nothing."""
+    """True if a JPEG is truncated; many versions of OpenCV silently fill the rest with grey."""
     return data[:2] == b'\xff\xd8' and b'\xff\xd9' not in data[-4096:]
 
 
@@ -136,7 +136,7 @@ class BadImageReport:
     """The list of bad images of a run: a text file with one line for each, which every process appends to.
 
     Args:
-        path (str): The file; it is made with the first line.
+        path (str): The file, created with the first line.
     """
 
     def __init__(self, path: str):
@@ -145,7 +145,7 @@ class BadImageReport:
         self._read = 0
 
     def update(self) -> List[BadFile]:
-        """Read what has been added since, by any process."""
+        """Read the lines that any process has added since the last call."""
         try:
             if os.path.getsize(self.path) == self._read:
                 return []
@@ -158,9 +158,9 @@ class BadImageReport:
         self._read += len(text)
         new: Dict[str, BadFile] = {}
         for line in os.fsdecode(text).splitlines():
-            file = BadFile(*line.split('\t'))
-            if file.path not in self.files:
-                new.setdefault(file.path, file)
+            bad = BadFile(*line.split('\t'))
+            if bad.path not in self.files:
+                new.setdefault(bad.path, bad)
         self.files.update(new)
         return list(new.values())
 
@@ -170,7 +170,7 @@ class BadImageReport:
         self.update()
         if file.path in self.files:
             return
-        # One write to the end of a file is not torn apart by another process.
+        # A single append is atomic: other processes cannot interleave.
         descriptor = os.open(self.path, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o644)
         try:
             os.write(descriptor, os.fsencode('\t'.join(file) + '\n'))
@@ -179,7 +179,7 @@ class BadImageReport:
 
 
 class _Watch:
-    """Notes the bad files that one transform meets, and ends the run when it meets nothing else.
+    """Records the bad files of one transform, and ends the run if it gets nothing else.
 
     Args:
         report (str, optional): The list of bad images of the run. Without one they are named in the log, each time.
@@ -206,7 +206,7 @@ class _Watch:
         if self.report:
             try:
                 return self.report.add(file)
-            except OSError:  # a full disk, say, is no reason to lose the run
+            except OSError:  # do not lose the run because of, say, a full disk
                 pass
         print_log(f'bad image {file.path}: {file.reason}; {file.consequence}', 'current', logging.WARNING)
 
@@ -229,18 +229,18 @@ def _checked(bad_image: str) -> str:
 
 @TRANSFORMS.register_module()
 class LoadImageFromFile(MMCVLoadImageFromFile):
-    """mmcv's, for data sets in which an image may be missing, cut off or otherwise impossible to decode.
+    """mmcv's ``LoadImageFromFile`` for data sets in which an image may be missing, truncated or otherwise undecodable.
 
-    Adds 'img' (H, W, 3), 'img_shape' and 'ori_shape' to the results, as mmcv's. A picture that a camera stored on its
-    side is turned, as its EXIF note says, unless the annotations or the map of the classes are those of the picture as
-    it is stored. One that is more than 16 times as long as wide is made wider with the pixels of its edge.
+    Adds 'img' (H, W, 3), 'img_shape' and 'ori_shape' to the results, as mmcv's. The EXIF orientation is applied unless
+    the annotations or the label map are those of the picture as stored. An image with a side more than 16 times the
+    other is padded by repeating its edge.
 
     Args:
         bad_image (str): 'resample', for training: the data set draws another image. 'blank', for testing: a grey image
-            of the same size takes its place, so that it counts as wrong.
+            of the same size replaces it, so it counts as wrong.
         report (str, optional): A file in which all processes of a run list the bad images, for
-            :class:`xcit_mm.resilience.bad_images.BadImagesHook`. Without one they are named in the log, each time.
-        as_stored (bool): Neither turn nor widen a picture, as torchvision's data sets read it.
+            :class:`xcit_mm.resilience.bad_images.BadImagesHook`. Without one they are logged, each time.
+        as_stored (bool): Ignore the EXIF orientation and do not pad, as torchvision's data sets.
         to_float32, color_type, imdecode_backend, backend_args: As for :class:`mmcv.transforms.LoadImageFromFile`.
 
     Raises:
@@ -287,7 +287,7 @@ class LoadImageFromFile(MMCVLoadImageFromFile):
     def _read(self, path: str, results: dict) -> np.ndarray:
         data = read_bytes(path, self.backend_args)
         if self.as_stored:
-            # Pillow would cut more than 8 bits to 255 instead of scaling them.
+            # Pillow would clip more than 8 bits at 255 instead of scaling.
             backend = 'cv2' if _is_deep(data) else self.imdecode_backend
             flag = (
                 f'{self.color_type}_ignore_orientation'
@@ -309,7 +309,7 @@ class LoadImageFromFile(MMCVLoadImageFromFile):
             if None in size and path:
                 try:
                     size = Image.open(io.BytesIO(fileio.get(path, backend_args=self.backend_args))).size[::-1]
-                except Exception:  # it is no image either, or a remote storage's own error
+                except Exception:  # not an image either, or an error of a remote storage
                     continue
         return None if None in size else tuple(size)
 
@@ -321,14 +321,14 @@ class LoadImageFromFile(MMCVLoadImageFromFile):
 
 @TRANSFORMS.register_module()
 class LoadSegMap(BaseTransform):
-    """MMSegmentation's ``LoadAnnotations``, for data sets in which a map may be missing or damaged.
+    """MMSegmentation's ``LoadAnnotations`` for data sets in which a label map may be missing or damaged.
 
     Args:
         bad_image (str): 'resample', for training: the data set draws another image. 'blank', for testing: all pixels
             are ignored.
-        num_classes (int, optional): How many classes the data set has; pixels of others are ignored, and the map is
-            named. They are not looked for if it is not given.
-        ignore_index (int): The number, in the files, of pixels that are to be ignored without a word, besides 255.
+        num_classes (int, optional): Number of classes; pixels with other values are ignored, and the map is reported.
+            Not checked by default.
+        ignore_index (int): Value in the files of pixels to ignore silently, besides 255.
         report (str, optional): As for :class:`LoadImageFromFile`.
         **kwargs: As for :class:`mmseg.datasets.transforms.LoadAnnotations`.
 
@@ -362,7 +362,7 @@ class LoadSegMap(BaseTransform):
             if reason is None:
                 self.watch.good()
                 return self._only_known_classes(results)
-        except Exception:  # a map that is no image can make the library fail in any way
+        except Exception:  # a map that is not an image can make the library raise anything
             path = results['seg_map_path']
             try:
                 read_image(path, 'unchanged', self.load.imdecode_backend, self.load.backend_args)

@@ -1,6 +1,6 @@
-"""Images as a config reads them, for what looks at images beside the data sets: inference, export, attention, drawings.
+"""Read images as a config does, for inference, export, attention maps and drawings.
 
-The first loading step of the test pipeline makes the pixels, with its bit depth, channels, order and decoder, so that a
+The loading step of the test pipeline decodes the image, with its bit depth, channels, channel order and decoder, so the
 model sees what it sees in testing.
 """
 
@@ -12,7 +12,7 @@ import re
 import tempfile
 from contextlib import contextmanager
 from pathlib import Path
-from typing import List, NamedTuple, Optional, Sequence, Tuple, Union
+from typing import Any, List, NamedTuple, Optional, Sequence, Tuple, Union
 
 import cv2
 import numpy as np
@@ -30,8 +30,8 @@ from .loading import BadImage, LoadImageFromFile, decode, read_bytes, widen
 
 ORDERS = ('BGR', 'RGB')
 IMAGENET_MEAN, IMAGENET_STD = (123.675, 116.28, 103.53), (58.395, 57.12, 57.375)
-DEPTHS = (8, 10, 12, 14, 16)  # bits that cameras and scanners give
-# Modes that PNG keeps as they are; all others are made RGB.
+DEPTHS = (8, 10, 12, 14, 16)  # bit depths of cameras and scanners
+# Modes that PNG can store; all others are converted to RGB.
 PNG_MODES = ('1', 'L', 'LA', 'P', 'RGB', 'RGBA', 'I', 'I;16', 'I;16B')
 _ANNOTATIONS = re.compile(r'Load\w*(Ann|Map|Label|Mask|Proposal|Depth)')
 
@@ -78,10 +78,10 @@ class Reader:
         self.order = 'RGB' if self._backend == 'tifffile' else 'BGR'
 
     @staticmethod
-    def _build(kind: type, settings: dict):
+    def _build(kind: Any, settings: dict):
         settings = {key: value for key, value in settings.items() if key not in ('type', 'report', '_scope_')}
         if kind is MMCVLoadImageFromFile and not settings.get('file_client_args'):
-            # The same, and it says why a file is no image.
+            # The same, and it says why a file is not an image.
             settings = {k: v for k, v in settings.items() if k not in ('file_client_args', 'ignore_empty')}
             return LoadImageFromFile(**settings)
         return TRANSFORMS.build(dict(settings, type=kind))
@@ -119,7 +119,7 @@ class Reader:
                 results = self.load(results)
             except MemoryError:
                 raise
-            except Exception as error:  # a transform of the user's, or of an optional library
+            except Exception as error:  # a custom transform, or one of an optional library
                 name = type(self.load).__name__
                 raise BadImage(f'{name} of the config fails ({type(error).__name__}: {error})') from None
             if not isinstance((results or {}).get('img'), np.ndarray):
@@ -132,10 +132,10 @@ class Reader:
         return self._results(image, results)
 
     def _read_by_pillow(self, path: str, error: BadImage) -> np.ndarray:
-        """Formats that Pillow alone knows, as lossless files that the config's decoder reads."""
+        """Read formats that only Pillow knows: convert to a lossless file for the config's decoder."""
         try:
             with Image.open(path) as image:
-                if image.format in ('JPEG', 'PNG', 'BMP', 'TIFF'):  # these are read by all: the file is damaged
+                if image.format in ('JPEG', 'PNG', 'BMP', 'TIFF'):  # every decoder reads these: the file is damaged
                     raise error
                 with _file(self._encode(image)) as copied:
                     return self.load._read(copied, {})
@@ -155,7 +155,7 @@ class Reader:
             if image.mode == 'F':
                 return self._read_array(np.array(image), 'BGR')
             content = self._encode(image)
-        except OSError as error:  # a file that Pillow opened, and that is cut off
+        except OSError as error:  # truncated, although Pillow could open it
             raise BadImage(f'it is cut off or damaged ({error})') from None
         return self._read_content(content)
 
@@ -214,7 +214,7 @@ class Reader:
 
 @contextmanager
 def _file(content: bytes):
-    """A file of that content, for as long as it is read."""
+    """A temporary file with that content."""
     with tempfile.TemporaryDirectory() as folder:
         path = os.path.join(folder, 'image')
         Path(path).write_bytes(content)
@@ -259,8 +259,7 @@ class ModelInput(NamedTuple):
     Attributes:
         reader (Reader): Reads the files.
         order (str): Of the channels that the model sees: 'RGB' or 'BGR'.
-        mean, std (tuple[float, ...]): What is taken off and divided by, one for each channel, in that order; () for
-            none.
+        mean, std (tuple[float, ...]): Subtracted and divided by, per channel in that order; () for none.
     """
 
     reader: Reader
@@ -295,13 +294,13 @@ def model_input(cfg: Optional[Config] = None) -> ModelInput:
 
 
 def channels_of(model: nn.Module) -> Optional[int]:
-    """How many channels the images of a model have: those of its first convolution; None if it has none."""
+    """Input channels of a model's first convolution; None if it has no convolution."""
     first = next((module for module in model.modules() if isinstance(module, nn.Conv2d)), None)
     return None if first is None else first.in_channels
 
 
 def preprocessor_of(cfg: Config) -> dict:
-    """The settings of a config's data preprocessor, which MMPretrain keeps beside the model."""
+    """The data preprocessor of a config; MMPretrain keeps it beside the model."""
     return dict((cfg.get('model') or {}).get('data_preprocessor') or cfg.get('data_preprocessor') or {})
 
 
@@ -311,17 +310,20 @@ def model_order(preprocessor: dict, read: str) -> str:
     return read if not turns else next(order for order in ORDERS if order != read)
 
 
+KEYS_OF_IMAGES = ('data_preprocessor', 'default_scope', 'model', 'test_dataloader', 'val_dataloader')
+
+
 def config_in_checkpoint(checkpoint: dict) -> Optional[Config]:
-    """What a checkpoint of MMEngine says of its config, as far as images are concerned; nothing of it is run."""
+    """Parse the parts about images of the config in a checkpoint's meta, without running it."""
     text = (checkpoint.get('meta') or {}).get('cfg')
     if not isinstance(text, str):
         return None
     found = {}
     try:
         for node in ast.parse(text).body:
-            name = node.targets[0].id if isinstance(node, ast.Assign) else ''
-            if name in ('data_preprocessor', 'default_scope', 'model', 'test_dataloader', 'val_dataloader'):
-                found[name] = _value(node.value)
+            target = node.targets[0] if isinstance(node, ast.Assign) else None
+            if isinstance(node, ast.Assign) and isinstance(target, ast.Name) and target.id in KEYS_OF_IMAGES:
+                found[target.id] = _value(node.value)
     except (SyntaxError, ValueError, AttributeError, TypeError):
         return None
     loaders = (found.get(f'{split}_dataloader') for split in ('test', 'val'))
@@ -333,7 +335,7 @@ def _value(node: ast.expr):
     if isinstance(node, ast.Call) and isinstance(node.func, ast.Name) and node.func.id == 'dict' and not node.args:
         return {item.arg: _value(item.value) for item in node.keywords}
     if isinstance(node, ast.Dict):
-        return {_value(key): _value(value) for key, value in zip(node.keys, node.values)}
+        return {_value(key): _value(value) for key, value in zip(node.keys, node.values) if key is not None}
     if isinstance(node, (ast.List, ast.Tuple)):
         return [_value(item) for item in node.elts]
     return ast.literal_eval(node)

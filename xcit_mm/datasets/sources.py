@@ -1,4 +1,4 @@
-"""What people hand over as images: files, folders, globs, addresses, videos, arrays, and what gives them one by one."""
+"""Inputs of inference: files, folders, globs, addresses, videos, arrays, and iterables of them."""
 
 import glob
 import os
@@ -62,7 +62,7 @@ class Video(NamedTuple):
 
 
 class Missing(NamedTuple):
-    """Something that was named, and is not there; the reason is for its result."""
+    """An input that does not exist; the reason goes into its result."""
 
     given: str
     reason: str
@@ -92,20 +92,20 @@ class Images(List[Tuple[str, Source]]):
 
 
 def is_several(images) -> bool:
-    """Whether that is more than one image, or may be."""
+    """True if the input may be more than one image."""
     is_list = isinstance(images, (list, tuple, set, frozenset)) or _gives_one_by_one(images)
     return is_list or (isinstance(images, np.ndarray) and images.ndim == 4)
 
 
 def _gives_one_by_one(images) -> bool:
-    return isinstance(images, Iterates) and not hasattr(images, 'read')  # an open file would give lines
+    return isinstance(images, Iterates) and not hasattr(images, 'read')  # iterating an open file would give lines
 
 
 def find_images(images, recursive: bool = True) -> Union[Images, Iterator[Tuple[str, Source]]]:
-    """Images with names for what will be written about them: unique, relative to the folder they have in common.
+    """Expand inputs to images with unique names, relative to their common folder.
 
     Args:
-        images: See ``ACCEPTED``. What gives images one by one is asked for them one by one.
+        images: See ``ACCEPTED``. Iterables are consumed lazily.
         recursive (bool): Whether sub-folders of folders are searched.
 
     Raises:
@@ -118,11 +118,12 @@ def find_images(images, recursive: bool = True) -> Union[Images, Iterator[Tuple[
     if not given:
         raise UsageError('there are no images: the list is empty')
     left_out: Counter = Counter()
-    found = []
+    found: List[Source] = []
     for item in given:
         found.extend(_expand(item, recursive, left_out))
-    if all(isinstance(item, Missing) for item in found):
-        raise UsageError(found[0].reason)
+    missing = [item for item in found if isinstance(item, Missing)]
+    if len(missing) == len(found):
+        raise UsageError(missing[0].reason)
     return Images(_named(found), left_out)
 
 
@@ -134,13 +135,14 @@ def _named_one_by_one(images: Iterates, recursive: bool) -> Iterator[Tuple[str, 
 
 
 def _named(found: List[Source]) -> Iterator[Tuple[str, Source]]:
-    files = [os.path.abspath(_path(item)) for item in found if _path(item)]
+    files = [os.path.abspath(path) for path in map(_path, found) if path]
     root = os.path.commonpath([os.path.dirname(path) for path in files]) if files else ''
     stems = Counter(os.path.splitext(path)[0] for path in set(files))
     used: Set[str] = set()
     for number, item in enumerate(found):
-        if _path(item):
-            path = os.path.abspath(_path(item))
+        of_item = _path(item)
+        if of_item:
+            path = os.path.abspath(of_item)
             stem = os.path.splitext(path)[0]
             name = os.path.relpath(path if stems[stem] > 1 else stem, root)
         else:
@@ -153,7 +155,7 @@ def _path(item: Source) -> Optional[Path]:
 
 
 def _stem(item: Source, number: int) -> str:
-    """A name for what is written about an image that has no folder to be relative to."""
+    """A name for an image that has no common folder."""
     if isinstance(item, Image.Image):
         return Path(getattr(item, 'filename', '') or f'image_{number}').stem
     if isinstance(item, Missing):
@@ -213,7 +215,9 @@ def _expand_path(text: str, recursive: bool, left_out: Counter) -> List[Source]:
 
 
 def _search(folder: Path, text: str, recursive: bool, left_out: Counter) -> List[Source]:
-    found, others, seen = [], Counter(), set()
+    found: List[Source] = []
+    others: Counter = Counter()
+    seen: Set[str] = set()
     for inside, folders, names in os.walk(folder, followlinks=True):
         if os.path.realpath(inside) in seen:  # a link to a folder above
             folders.clear()
@@ -236,7 +240,7 @@ def _search(folder: Path, text: str, recursive: bool, left_out: Counter) -> List
     if not found:
         listed = f'; it has {in_words(others)}' if others else ''
         return [Missing(text, f'the folder {text} holds no images ({", ".join(IMAGE_SUFFIXES)}, ...){listed}')]
-    return sorted(found, key=_path)
+    return sorted(found, key=lambda item: str(_path(item)))
 
 
 def in_words(left_out: Counter) -> str:
@@ -245,7 +249,7 @@ def in_words(left_out: Counter) -> str:
 
 
 def _opens(path: Path) -> bool:
-    """Whether a file is an image, whatever its name."""
+    """True if Pillow can open a file as an image, whatever its suffix."""
     try:
         with Image.open(path):
             return True
@@ -260,13 +264,13 @@ def _image_or_video(path: Path) -> Source:
         try:
             with Image.open(path) as image:
                 return Video(path) if getattr(image, 'is_animated', False) else path
-        except Exception:  # which is said when it is read
+        except Exception:  # reported when it is read
             pass
     return path
 
 
 def fetch(address: str) -> bytes:
-    """What an address sends.
+    """Download an address.
 
     Raises:
         BadImage: If it cannot be reached, or sends nothing.

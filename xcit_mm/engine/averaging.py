@@ -1,4 +1,4 @@
-"""The average of the weights, kept beside them."""
+"""Exponential moving average (EMA) of the weights."""
 
 from mmengine.hooks import EMAHook as MMEngineEMAHook
 
@@ -6,20 +6,20 @@ from ..compat import built_loop, is_resuming
 from ..errors import UsageError
 from ..registry import HOOKS
 
-# In the meta of a checkpoint whose state_dict holds the weights and not, as MMEngine's own, their average.
+# In the meta of a checkpoint whose state_dict holds the raw weights; MMEngine's own holds the average.
 RAW = 'state_dict_is_raw'
 
 
 @HOOKS.register_module()
 class EMAHook(MMEngineEMAHook):
-    """MMEngine's, except that the average is tested, chosen as the best and saved as ``state_dict`` on request alone.
+    """MMEngine's EMA hook, which tests, selects and saves the raw weights unless ``evaluate`` is set.
 
-    As in the original release, the average is in every checkpoint (``ema_state_dict``), while what is validated and
-    in ``state_dict`` are the weights themselves. Checkpoints of either kind, and of MMEngine's hook, can be resumed.
+    As in the original release, every checkpoint holds the average (``ema_state_dict``), while validation and
+    ``state_dict`` use the raw weights. Checkpoints of either kind, and of MMEngine's hook, can be resumed.
 
     Args:
-        evaluate (bool): Validate, test and save the average as MMEngine's hook does. A test then takes the average
-            from checkpoints of either kind.
+        evaluate (bool): Validate, test and save the average, as MMEngine's hook does. Tests take the average from
+            checkpoints of either kind.
         **kwargs: As for :class:`mmengine.hooks.EMAHook`.
 
     Raises:

@@ -1,4 +1,4 @@
-"""The published ways of testing a classifier, as options of the command line."""
+"""Test protocols of classifiers, as command-line options."""
 
 import os
 from typing import Optional
@@ -12,13 +12,13 @@ from ..errors import UsageError
 from ..evaluation.real import read_labels
 from ..registry import HOOKS
 
-PUBLISHED_PROTOCOLS = ('full-crop', 'mmpretrain')  # those that accuracies are published for
+PUBLISHED_PROTOCOLS = ('full-crop', 'mmpretrain')  # those with published accuracies
 PROTOCOLS = (*PUBLISHED_PROTOCOLS, 'crop-0.875')
 IMAGENET_CLASSES = 1000
 
 
 def use_protocol(cfg: Config, protocol: str) -> None:
-    """Replace reading, resize and crop of the test pipeline.
+    """Replace loading, resizing and cropping in the test pipeline.
 
     Args:
         cfg (Config): Config of a classifier, with a ``CenterCrop`` in its test pipeline.
@@ -50,30 +50,30 @@ def use_protocol(cfg: Config, protocol: str) -> None:
 
 
 def read_as_released(loader: dict) -> None:
-    """Read the images of a test as the release does: with Pillow, neither turned by their EXIF note nor widened.
+    """Read test images as the release does: with Pillow, ignoring the EXIF orientation, without padding tiny ones.
 
     Args:
         loader (dict): A data loader of a config, with one data set.
     """
-    for step in loader.dataset.pipeline:
+    for step in loader['dataset']['pipeline']:
         if str(step['type']).endswith('LoadImageFromFile'):
             step.update(type='xcit_mm.LoadImageFromFile', imdecode_backend='pillow', as_stored=True)
 
 
 def is_imagenet(loader: dict) -> bool:
-    """Whether a data loader reads ImageNet with its own classes, and not a data set of the user's."""
+    """True if a data loader reads ImageNet with its own classes."""
     dataset = (loader or {}).get('dataset') or {}
     own = dataset.get('classes') or (dataset.get('metainfo') or {}).get('classes')
     return str(dataset.get('type')).rpartition('.')[2] in ('ImageNet', 'ImageNetV2') and not own
 
 
 def find_imagenet_v2(cfg: Config) -> Optional[str]:
-    """Take the test images for ImageNet-V2's if their folders are 0 to 999 and the model has ImageNet's classes.
+    """Read the test images as ImageNet-V2 if their folders are 0 to 999 and the model has ImageNet's classes.
 
-    Folders of own data can be numbers as well: where the config says what they are called, it is followed.
+    Folders of other data can be numbers too: a config that names classes or folders is followed.
 
     Returns:
-        str, optional: The folder, if it is so.
+        str, optional: The folder of ImageNet-V2, else None.
     """
     dataset = (cfg.get('test_dataloader') or {}).get('dataset') or {}
     if dataset.get('type') != 'ImageNet' or (cfg.model.get('head') or {}).get('num_classes') != IMAGENET_CLASSES:
@@ -93,7 +93,7 @@ def find_imagenet_v2(cfg: Config) -> Optional[str]:
 
 
 def use_real_labels(cfg: Config, path: str) -> None:
-    """Add the accuracy against reassessed labels to the metrics.
+    """Add the accuracy on the reassessed labels (ImageNet-ReaL) to the metrics.
 
     Raises:
         UsageError: If the file is missing or of another form.
@@ -111,10 +111,10 @@ def use_real_labels(cfg: Config, path: str) -> None:
 
 @HOOKS.register_module()
 class FolderLabelsHook(Hook):
-    """Compare which folder has which label with what the checkpoint was trained on.
+    """Compare the labels of the class folders with those that the checkpoint was trained on.
 
-    Data sets of folders keep it in their metainfo, as ``folders``, and the runner keeps that in its checkpoints.
-    MMPretrain's own tools, which say nothing, number the folders in the order of their names as text.
+    Data sets of folders list them in ``metainfo.folders``, which the runner saves in its checkpoints. MMPretrain's own
+    tools save nothing, and number the folders in the order of their names as text.
 
     Raises:
         UsageError: In testing and resuming, if the same folders have other labels.
@@ -124,7 +124,7 @@ class FolderLabelsHook(Hook):
         training = built_loop(runner, 'train') is not None
         loop = built_loop(runner, 'train' if training else 'test')
         if loop is None or (training and not is_resuming(runner)):
-            return  # another model begins with these weights
+            return  # fine-tuning from these weights
         here = (getattr(loop.dataloader.dataset, 'metainfo', None) or {}).get('folders')
         meta = (checkpoint.get('meta') or {}).get('dataset_meta') or {}
         there = meta.get('folders')

@@ -1,4 +1,4 @@
-"""Detection runs: data sets whose labels follow the config, and metrics that score what the data sets give."""
+"""Detection runs: connect data sets and metrics, and check that there is something to learn and to score."""
 
 import sys
 from typing import Iterator, List
@@ -13,10 +13,10 @@ from ..registry import HOOKS
 
 @HOOKS.register_module()
 class DetectionDataHook(Hook):
-    """Bring metrics and data sets together when both are built, before anything is trained or tested.
+    """Give metrics their data sets when both are built, before anything is trained or tested.
 
     Raises:
-        UsageError: If they do not belong together, or if there is no object to train on or to score.
+        UsageError: If they do not match, or if there is no object to train on or to score.
     """
 
     priority = 'VERY_HIGH'
@@ -67,7 +67,7 @@ class DetectionDataHook(Hook):
 
     @staticmethod
     def _check_best(runner) -> None:
-        """Whether what the best checkpoint is chosen by can be measured."""
+        """Check that the metric of ``save_best`` can be measured."""
         loop = built_loop(runner, 'val')
         metrics = loop.evaluator.metrics if loop else []
         for hook in runner.hooks:

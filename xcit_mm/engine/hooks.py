@@ -1,4 +1,4 @@
-"""Hooks of training and testing."""
+"""Hooks that check a run before it starts: its checkpoint and its length."""
 
 import logging
 from typing import Optional, Tuple
@@ -17,15 +17,14 @@ from ..registry import HOOKS
 
 @HOOKS.register_module()
 class CheckpointFitHook(Hook):
-    """Compare the whole model with the checkpoint that it is about to be loaded from.
+    """Compare the whole model with a checkpoint before it is loaded.
 
-    In a training run that starts from weights (``load_from``), layers that differ, such as heads of another number of
-    classes, keep their start values, and one warning names them. A model that is resumed or tested has to be the one
-    that the checkpoint was made from.
+    In fine-tuning (``load_from``), layers that differ, such as heads with another number of classes, keep their initial
+    values, and one warning names them. In resuming and testing the checkpoint has to fit completely.
 
     Raises:
-        CheckpointError: If it is not; or if nothing of the checkpoint fits.
-        UsageError: If it was trained for other classes, or for the same in another order.
+        CheckpointError: If it does not fit, or if none of its tensors does.
+        UsageError: If it was trained for other classes, or for the same classes in another order.
     """
 
     priority = 'VERY_HIGH'  # before EMAHook copies the weights
@@ -33,7 +32,7 @@ class CheckpointFitHook(Hook):
     def after_load_checkpoint(self, runner, checkpoint: dict) -> None:
         wrapped = (DataParallel, DistributedDataParallel)
         if is_model_wrapper(runner.model) and not isinstance(runner.model, wrapped):
-            return  # the tensors of a model that is divided between devices have other shapes
+            return  # the tensors of a sharded model have other shapes
         training = built_loop(runner, 'train') is not None
         purpose = 'resume' if is_resuming(runner) else 'train' if training else 'test'
         found = fit_state_dict(runner.model, checkpoint.get('state_dict', checkpoint), purpose)
@@ -47,17 +46,17 @@ class CheckpointFitHook(Hook):
 
 @HOOKS.register_module()
 class RunLengthHook(Hook):
-    """Compare a run's settings with its length, and say once what does not fit and what was changed.
+    """Compare settings with the length of the run; log once what was adapted and what does not fit.
 
-    An average of weights that would hardly leave the start and a log interval longer than the run are changed; see
-    :mod:`xcit_mm.checks.schedule`. A batch other than the one that the learning rate is for is named too.
+    Adapted are an EMA momentum too small for the run and a log interval longer than the run; see
+    :mod:`xcit_mm.checks.schedule`. A total batch size other than the learning rate's is logged too.
     """
 
     priority = 'LOW'
 
     def before_train(self, runner) -> None:
         if not isinstance(runner.train_loop, (EpochBasedTrainLoop, IterBasedTrainLoop)):
-            return  # a loop of somebody's own may count something else
+            return  # a custom loop may count something else
         run = length_of(runner.train_loop)
         for note in adapt_hooks(runner.hooks, run):
             runner.logger.info(note)
@@ -68,30 +67,30 @@ class RunLengthHook(Hook):
     @staticmethod
     def _name_batch(runner) -> None:
         scale = runner.cfg.get('auto_scale_lr') or {}
-        images, product = images_of_update(runner)
+        images, factors = images_of_update(runner)
         base = scale.get('base_batch_size')
         if not base or not images or images == base or scale.get('enable'):
             return
         runner.logger.info(
-            f'{images} images ({product}) make one update, and the learning rate of the config is for {base}: '
+            f'One update uses {images} images ({factors}), and the learning rate of the config is for {base}: '
             f'--auto-scale-lr scales it by {images / base:g}'
         )
 
 
 def images_of_batch(runner) -> Optional[int]:
-    """The images that all processes together compute at once; None if the config does not say."""
+    """The batch size of all processes together; None if the config does not say."""
     loader = runner.cfg.get('train_dataloader') or {}
     batch = loader.get('batch_size') or (loader.get('batch_sampler') or {}).get('batch_size')
     return batch and batch * runner.world_size
 
 
 def images_of_update(runner) -> Tuple[Optional[int], str]:
-    """The images that make one update of the weights, and the numbers that they are the product of."""
+    """The images per update of the weights, and the factors of that number in words."""
     images = images_of_batch(runner)
     if not images:
         return None, ''
     counts = (runner.cfg.get('optim_wrapper') or {}).get('accumulative_counts')
     counts = counts or (runner.cfg.get('strategy') or {}).get('gradient_accumulation_steps') or 1
     processes = f'{runner.world_size} process{"es" * (runner.world_size > 1)}'
-    product = f'batch_size {images // runner.world_size} x {processes}'
-    return images * counts, product + f' x accumulative_counts {counts}' * (counts > 1)
+    factors = f'batch_size {images // runner.world_size} x {processes}'
+    return images * counts, factors + f' x accumulative_counts {counts}' * (counts > 1)

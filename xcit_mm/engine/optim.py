@@ -1,4 +1,4 @@
-"""Learning rates by depth, for models of all three libraries."""
+"""Layer-wise learning rate decay for models of all three libraries."""
 
 from typing import List, Optional, Union
 
@@ -11,15 +11,15 @@ from ..registry import OPTIM_WRAPPER_CONSTRUCTORS
 
 @OPTIM_WRAPPER_CONSTRUCTORS.register_module()
 class LayerDecayOptimWrapperConstructor(DefaultOptimWrapperConstructor):
-    """MMEngine's default constructor, with learning rates that fall from the last block to the embeddings.
+    """MMEngine's default constructor with layer-wise learning rate decay (BEiT, arXiv:2106.08254).
 
     A parameter of depth i learns at ``lr * layer_decay_rate ** (n - 1 - i)``, where the backbone's ``get_layer_depth``
-    says which of n depths it has (BEiT, arXiv:2106.08254). Necks and heads learn at the full rate. MMPretrain's own
+    says which of n depths it has. Necks and heads learn at the full rate. MMPretrain's own
     constructor does the same for classifiers; those of MMDetection and MMSegmentation know the layers of a few
     backbones by name and refuse all others.
 
-    ``paramwise_cfg`` takes ``layer_decay_rate`` besides all that MMEngine's takes, such as ``norm_decay_mult`` and
-    ``custom_keys``, whose factors are multiplied with it.
+    ``paramwise_cfg`` takes ``layer_decay_rate`` and everything that MMEngine's takes, such as ``norm_decay_mult`` and
+    ``custom_keys``; the factors multiply.
 
     Raises:
         UsageError: If the rate is missing or not within (0, 1], or no part of the model knows its depths.
@@ -35,7 +35,7 @@ class LayerDecayOptimWrapperConstructor(DefaultOptimWrapperConstructor):
     def add_params(
         self, params: List[dict], module: nn.Module, prefix: str = '', is_dcn_module: Optional[Union[int, float]] = None
     ) -> None:
-        """Add one group for each parameter, as MMEngine does, and scale the learning rates of the whole model."""
+        """Add one group per parameter, as MMEngine does, and scale their learning rates by depth."""
         super().add_params(params, module, prefix, is_dcn_module)
         if prefix:  # called for the parts of the model
             return
@@ -45,7 +45,7 @@ class LayerDecayOptimWrapperConstructor(DefaultOptimWrapperConstructor):
         )
         if backbone is None:
             raise UsageError(
-                f'learning rates by depth need a backbone with get_layer_depth, such as xcit_mm.XCiT; '
+                f'layer-wise learning rates need a backbone with get_layer_depth, such as xcit_mm.XCiT; '
                 f'{type(module).__name__} has none'
             )
         names = {id(parameter): name for name, parameter in module.named_parameters()}

@@ -1,8 +1,8 @@
-"""MMEngine's runner as the tools use it: a short screen, data that make a batch, and learning rates by update."""
+"""MMEngine's runners as the tools use them: short console output, checked batches, learning rates per update."""
 
 from typing import Optional
 
-from mmengine.runner import Runner
+from mmengine.runner import FlexibleRunner, Runner
 
 from ..checks.schedule import check_batches
 from .hooks import images_of_batch, images_of_update
@@ -10,7 +10,7 @@ from .screen import shorten
 
 
 class ToolRunner(Runner):
-    """Runner whose learning rate is scaled by the images of one update, whatever number of batches these come in."""
+    """Runner that scales the learning rate by the images per update, gradient accumulation included."""
 
     def build_logger(self, *args, **kwargs):
         logger = super().build_logger(*args, **kwargs)
@@ -27,14 +27,24 @@ class ToolRunner(Runner):
         super().scale_lr(optim_wrapper, by_update(self, auto_scale_lr))
 
 
+class FlexibleToolRunner(FlexibleRunner):
+    """MMEngine's runner for sharded models (FSDP, DeepSpeed), with short console output from its first line."""
+
+    def build_strategy(self, *args, **kwargs):
+        strategy = super().build_strategy(*args, **kwargs)
+        shorten(strategy.logger)
+        return strategy
+
+
 def by_update(runner, auto_scale_lr: Optional[dict]) -> Optional[dict]:
-    """``auto_scale_lr`` with the base that makes MMEngine, which counts the images of a batch, scale by an update's."""
-    images, product = images_of_update(runner)
-    if not images or not (auto_scale_lr or {}).get('enable') or not auto_scale_lr.get('base_batch_size'):
+    """``auto_scale_lr`` with a base for which MMEngine, which counts one batch, scales by the images per update."""
+    images, factors = images_of_update(runner)
+    scaling = auto_scale_lr or {}
+    base = scaling.get('base_batch_size')
+    if not images or not scaling.get('enable') or not base:
         return auto_scale_lr
-    base = auto_scale_lr['base_batch_size']
     runner.logger.info(
-        f'{images} images ({product}) make one update, and the learning rate of the config is for {base}. '
+        f'One update uses {images} images ({factors}), and the learning rate of the config is for {base}. '
         f'Scaling the original LR by {images / base:g}'
     )
-    return {**auto_scale_lr, 'base_batch_size': base * images_of_batch(runner) / images}
+    return {**scaling, 'base_batch_size': base * images_of_batch(runner) / images}

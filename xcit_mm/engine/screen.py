@@ -1,7 +1,7 @@
-"""What the screen shows of a run: the device, the data, the model, the schedule, then losses. The log file has it all.
+"""Console output of a run: device, data, model, schedule, then losses. The log file has everything.
 
-Before the first iteration, the libraries log hundreds of lines: the environment, the config, the hooks, the start of
-every weight. With :func:`short_screen` these go to the log file alone, and so do warnings that users cannot act on.
+Before the first iteration, the libraries log hundreds of lines: environment, config, hooks, the initialisation of every
+weight. Within :func:`short_screen` these go to the log file only, and so do warnings that users cannot act on.
 """
 
 import logging
@@ -23,7 +23,7 @@ from mmengine.runner import IterBasedTrainLoop
 from ..registry import HOOKS
 
 PACKAGE = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
-# What the libraries print, or warn of, and no user can do anything about.
+# Output and warnings of the libraries that users cannot act on.
 NOISE = re.compile(
     '|'.join(
         (
@@ -47,18 +47,18 @@ NOISE = re.compile(
         )
     )
 )
-# What they say before the first iteration that users want to see.
+# Messages of the libraries before the first iteration that users want to see.
 NEWS = re.compile('resumed epoch|Load checkpoint from|Loads checkpoint by')
-COUNTED = 50_000  # images at most whose classes are counted: about three seconds
-SHOWN = 5  # classes with most and with least objects
+COUNTED = 50_000  # count classes in at most so many images: about 3 s
+SHOWN = 5  # list so many of the most and of the least frequent classes
 
 
 class Screen(logging.Filter):
-    """Keeps from the screen what belongs in the log file alone.
+    """Logging filter: keeps off the console what belongs in the log file only.
 
     Attributes:
         started (bool): Whether iterations have begun.
-        kept (list[str]): What came before there was a log file.
+        kept (list[str]): Messages from before the log file was opened.
     """
 
     def __init__(self):
@@ -78,7 +78,7 @@ class Screen(logging.Filter):
         return bool(shown)
 
     def write_to_log(self, text: str) -> None:
-        """Keep a text for the log file, or write it there if there is one."""
+        """Write a text to the log file, or keep it until there is one."""
         if self.log is None:
             self.kept.append(text)
         else:
@@ -92,11 +92,11 @@ class Screen(logging.Filter):
 
 
 class _Stream:
-    """A stream that lines of :data:`NOISE` do not pass."""
+    """A text stream that drops lines matching :data:`NOISE`."""
 
     def __init__(self, stream, screen: Screen):
         self.stream, self.screen = stream, screen
-        self.left_out = False  # the text before, whose end of line is still to come
+        self.left_out = False  # the last text was dropped, and its newline is still to come
 
     def write(self, text: str) -> int:
         if NOISE.search(text):
@@ -118,7 +118,7 @@ _screen: Optional[Screen] = None
 
 @contextmanager
 def short_screen(verbose: bool = False) -> Iterator[None]:
-    """Within it, runs show on the screen what users act on; ``verbose`` changes nothing."""
+    """Within it, the console shows what users act on; with ``verbose`` everything."""
     global _screen
     if verbose:
         yield
@@ -146,7 +146,7 @@ def short_screen(verbose: bool = False) -> Iterator[None]:
 
 
 def shorten(logger: MMLogger) -> None:
-    """Let a run's logger write to the screen what belongs there; outside of :func:`short_screen` it stays as it is."""
+    """Filter the console output of a run's logger; does nothing outside :func:`short_screen`."""
     if _screen is None:
         return
     _screen.started = False  # a program may have several runs
@@ -159,9 +159,9 @@ def shorten(logger: MMLogger) -> None:
 
 @HOOKS.register_module()
 class SummaryHook(Hook):
-    """Log what a run is about before its first iteration: device, data, model, schedule, and where the log is."""
+    """Log a summary before the first iteration: device, data, model, schedule, path of the log."""
 
-    priority = 'VERY_LOW'  # after the changes that other hooks make, and before a validation that was missed
+    priority = 'VERY_LOW'  # after hooks that change settings, before a validation that was skipped
 
     def before_train(self, runner) -> None:
         self._summarise(runner, train=runner.train_dataloader, val=runner.val_dataloader if runner.val_loop else None)
@@ -175,7 +175,7 @@ class SummaryHook(Hook):
             lines += [f'data      {split}: {describe(one.dataset)}' for split, one in loaders.items() if one]
             lines.append(f'model     {describe_model(runner.model)}')
             if 'train' in loaders:
-                with suppress(Exception):  # of loops and optimizers that are not MMEngine's
+                with suppress(Exception):  # custom loops and optimizers
                     lines.append(f'schedule  {describe_schedule(runner)}')
             lines.append(f'log       {runner.logger.log_file}')
             runner.logger.info('\n'.join(['the run', *lines]))
@@ -192,9 +192,9 @@ def device() -> str:
 
 
 def describe(dataset) -> str:
-    """The number of images of a data set, and of objects by class where it tells them cheaply."""
+    """The number of images, and of objects per class where they are cheap to count."""
     text = f'{len(dataset)} images'
-    with suppress(Exception):  # data sets of users may tell nothing
+    with suppress(Exception):  # custom data sets may not have these records
         counts = count_classes(dataset)
         if counts is not None:
             names = dataset.metainfo['classes']
@@ -205,10 +205,10 @@ def describe(dataset) -> str:
 
 
 def count_classes(dataset) -> Optional[Counter]:
-    """How often each label occurs, by the data set's own records; None if it does not tell, or is large."""
+    """Count the labels in a data set's records; None if it has none, or is large."""
     if len(dataset) > COUNTED:
         return None
-    counts = Counter()
+    counts: Counter = Counter()
     for index in range(len(dataset)):
         info = dataset.get_data_info(index)
         if 'instances' in info:

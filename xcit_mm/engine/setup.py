@@ -1,6 +1,6 @@
-"""From a config file and command-line options to a checked config and a runner.
+"""From a config file and command-line options to a checked config, and from there to a runner.
 
-Everything that can be known to be wrong is found here, before a data set is read, a model is trained or a file written.
+Mistakes that can be found early are found here, before data is read, a model is trained or a file is written.
 """
 
 import argparse
@@ -12,7 +12,7 @@ import os
 import tempfile
 from functools import partial
 from pathlib import Path
-from typing import Optional
+from typing import Any, Dict, List, Optional
 
 import mmengine
 import torch
@@ -41,10 +41,10 @@ from ..resilience.resuming import ResumeHook
 from .classification import FolderLabelsHook
 from .detection import DetectionDataHook
 from .hooks import CheckpointFitHook, RunLengthHook
-from .running import ToolRunner, by_update
+from .running import FlexibleToolRunner, ToolRunner, by_update
 from .screen import SummaryHook, shorten
 
-# What every run of the tools has, whether its config names it or not.
+# Hooks of every run of the tools, whether its config lists them or not.
 HOOKS_OF_ALL = (
     DetectionDataHook,
     CheckpointFitHook,
@@ -61,7 +61,7 @@ HOOKS_OF_ALL = (
 
 
 def add_common_arguments(parser: argparse.ArgumentParser) -> None:
-    """The options that training and testing share, under the names OpenMMLab users know."""
+    """Options of training and testing, under the names OpenMMLab users know."""
     parser.add_argument('config', help='config file, or name of a published model')
     parser.add_argument(
         '--out-dir',
@@ -70,7 +70,7 @@ def add_common_arguments(parser: argparse.ArgumentParser) -> None:
         metavar='FOLDER',
         help='folder for logs, checkpoints and results (default: work_dirs/<config name>)',
     )
-    parser.add_argument('--data-root', help='where the data set lies, if not where the config expects it')
+    parser.add_argument('--data-root', help='folder of the data set, if not where the config expects it')
     parser.add_argument(
         '--cfg-options',
         nargs='+',
@@ -82,11 +82,11 @@ def add_common_arguments(parser: argparse.ArgumentParser) -> None:
         '--bad-images',
         choices=['skip', 'refuse'],
         default='skip',
-        help='what to do about images that cannot be read: pass over them, naming and counting them (skip), or read '
-        'them all before anything begins, and stop if there are any (refuse)',
+        help='what to do about images that cannot be read: skip them with a warning and count them (skip), or read '
+        'all images first, and stop if there are any (refuse)',
     )
     parser.add_argument(
-        '--verbose', action='store_true', help='show on the screen all that goes to the log file, from the start on'
+        '--verbose', action='store_true', help='show everything on the console that goes to the log file'
     )
     parser.add_argument('--launcher', choices=['none', 'pytorch', 'slurm', 'mpi'], default='none', help='job launcher')
     # torch.distributed.launch passes it; torchrun sets the environment variable.
@@ -116,7 +116,7 @@ def load_config(args: argparse.Namespace) -> Config:
 
 
 def find_config(name: str) -> Path:
-    """The config file of that path, or this package's of that name."""
+    """The config file at a path, or this package's config of that name."""
     path = Path(name)
     if path.is_file() or len(path.parts) > 1:
         return path
@@ -126,7 +126,7 @@ def find_config(name: str) -> Path:
 
 
 def find_weights(config: str, checkpoint: str) -> str:
-    """The checkpoint; of the word 'published', the address of the weights of the model of that name."""
+    """The checkpoint; for 'published', the address of the published weights of the model ``config``."""
     if checkpoint != 'published' or os.path.isfile(checkpoint):
         return checkpoint
     entry = model_index().get(config.lower())
@@ -136,7 +136,7 @@ def find_weights(config: str, checkpoint: str) -> str:
 
 
 def read_config(path: Path) -> Config:
-    """The config as its file says it."""
+    """Read a config file."""
     if not path.is_file():
         raise UsageError(_no_config(path))
     try:
@@ -167,7 +167,7 @@ def _move_data_root(cfg: Config, root: str) -> None:
 
 
 def use_average(cfg: Config) -> None:
-    """Let the average of the weights be validated, tested and saved as the result.
+    """Validate, test and save the average of the weights (EMA) instead of the weights.
 
     Raises:
         UsageError: If the config keeps none.
@@ -183,12 +183,12 @@ def use_average(cfg: Config) -> None:
 
 
 def check_model(cfg: Config, checkpoint: Optional[str] = None, purpose: str = 'train') -> None:
-    """Build the model without memory, and compare it with the local checkpoints it will be given.
+    """Build the model on the meta device, and compare it with the local checkpoints that it will load.
 
     Args:
         cfg (Config): The config; models without an XCiT backbone are left to the runner.
         checkpoint (str, optional): File that the whole model will be loaded from.
-        purpose (str): What for: 'train', 'resume' or 'test'; see :func:`~xcit_mm.checkpoint.fit.fit_state_dict`.
+        purpose (str): 'train', 'resume' or 'test'; see :func:`~xcit_mm.checkpoint.fit.fit_state_dict`.
 
     Raises:
         UsageError: If the backbone's arguments are wrong, or a file does not exist.
@@ -206,7 +206,7 @@ def check_model(cfg: Config, checkpoint: Optional[str] = None, purpose: str = 't
             backbone = MODELS.build(dict(backbone_cfg, init_cfg=None))
     except (ValueError, TypeError) as error:
         raise UsageError(f'model.backbone: {error}') from error
-    # A file for the whole model replaces what the backbone would start from.
+    # A checkpoint of the whole model replaces the backbone's init_cfg.
     starts = backbone_cfg.get('init_cfg') or []
     starts = [] if checkpoint else [starts] if isinstance(starts, dict) else starts
     for path, prefix in [(checkpoint, 'backbone.'), *((start.get('checkpoint'), '') for start in starts)]:
@@ -221,7 +221,7 @@ def check_model(cfg: Config, checkpoint: Optional[str] = None, purpose: str = 't
             try:
                 with DefaultScope.overwrite_default_scope(scope), torch.device('meta'):
                     model = MODELS.build(copy.deepcopy(cfg.model))
-            except Exception:  # a head that needs memory to be built is compared later, by CheckpointFitHook
+            except Exception:  # a head that cannot be built on the meta device is compared later, by CheckpointFitHook
                 pass
         try:
             if model is None:
@@ -235,7 +235,7 @@ def check_model(cfg: Config, checkpoint: Optional[str] = None, purpose: str = 't
 
 
 def check_work_dir(cfg: Config) -> None:
-    """Make the work folder, and make sure that it can be written to."""
+    """Create the work folder, and check that it is writable."""
     try:
         os.makedirs(cfg.work_dir, exist_ok=True)
         with tempfile.TemporaryFile(dir=cfg.work_dir):
@@ -248,7 +248,7 @@ def check_work_dir(cfg: Config) -> None:
 
 
 def adapt_to_device(cfg: Config) -> None:
-    """Without an accelerator: fp32 instead of mixed precision, and gloo instead of nccl between processes."""
+    """On machines without an accelerator, use fp32 instead of mixed precision and gloo instead of NCCL."""
     if is_cuda_available() or is_npu_available() or is_mlu_available() or is_musa_available():
         return
     wrapper = cfg.get('optim_wrapper')
@@ -261,10 +261,12 @@ def adapt_to_device(cfg: Config) -> None:
         return
     if cfg.launcher != 'pytorch':
         raise UsageError(f'--launcher {cfg.launcher} needs an accelerator; use torchrun and --launcher pytorch')
-    # MMEngine would choose a CUDA device for each process; a process group that exists is left as it is.
+    # MMEngine would choose a CUDA device for each process. An existing process group is kept.
     if not torch.distributed.is_initialized():
         seconds = (cfg.get('env_cfg') or {}).get('dist_cfg', {}).get('timeout')
-        options = dict(timeout=datetime.timedelta(seconds=seconds)) if isinstance(seconds, (int, float)) else {}
+        options: Dict[str, Any] = (
+            dict(timeout=datetime.timedelta(seconds=seconds)) if isinstance(seconds, (int, float)) else {}
+        )
         torch.distributed.init_process_group('gloo', **options)
     wrapper = dict(
         type='MMDistributedDataParallel',
@@ -275,11 +277,11 @@ def adapt_to_device(cfg: Config) -> None:
     cfg.model_wrapper_cfg = {**wrapper, **(cfg.get('model_wrapper_cfg') or {})}
 
 
-def _prepare_deepspeed(cfg: Config) -> None:
-    """DeepSpeed is the one engine that is not installed with this project, and has settings of its own."""
+def _prepare_deepspeed(cfg: Config) -> List[str]:
+    """Check that DeepSpeed is installed, and move settings to where it reads them; returns what was moved."""
     wrapper, strategy = cfg.get('optim_wrapper') or {}, cfg.get('strategy') or {}
     if strategy.get('type') != 'DeepSpeedStrategy':
-        return
+        return []
     if wrapper.get('type') != 'DeepSpeedOptimWrapper':
         raise UsageError(
             f"DeepSpeed wants optim_wrapper.type='DeepSpeedOptimWrapper', and the config has {wrapper.get('type')!r}"
@@ -287,40 +289,57 @@ def _prepare_deepspeed(cfg: Config) -> None:
     if importlib.util.find_spec('deepspeed') is None:
         raise UsageError(
             "the config asks for DeepSpeed (strategy.type), which is not installed. pip install 'deepspeed<0.17'; or "
-            'take configs/_base_/strategies/fsdp.py, which divides weights too and needs nothing'
+            'take configs/_base_/strategies/fsdp.py, which shards weights too and needs nothing else'
         )
     if importlib.util.find_spec('deepspeed.runtime.fp16.onebit') is None:
         raise UsageError("MMEngine does not know this version of DeepSpeed. pip install 'deepspeed<0.17'")
-    clip = wrapper.pop('clip_grad', None)
+    clip, counts = wrapper.pop('clip_grad', None), wrapper.pop('accumulative_counts', None)
+    moved = []
     if clip:
         strategy.setdefault('gradient_clipping', clip['max_norm'])
-    strategy.setdefault('gradient_accumulation_steps', wrapper.pop('accumulative_counts', 1))
+        moved.append('strategy.gradient_clipping in place of optim_wrapper.clip_grad')
+    strategy.setdefault('gradient_accumulation_steps', counts or 1)
+    if counts:
+        moved.append('strategy.gradient_accumulation_steps in place of optim_wrapper.accumulative_counts')
+    return moved
 
 
 def build_runner(cfg: Config) -> Runner:
-    """MMEngine's runner, or the one that ``runner_type`` names; with care for what it loads, whatever the config."""
-    if cfg.get('default_scope') == 'mmpretrain':
-        for loader in find_loaders(cfg).values():
-            loader.setdefault('collate_fn', dict(type='default_collate'))
+    """Build the runner (``runner_type``, by default MMEngine's) with all checks, whatever hooks the config lists.
+
+    Log what is added to the config or changed in it, in one line each.
+    """
     if missing_methods():
         raise UsageError(
             f'MMEngine {mmengine.__version__} has changed what this project builds on: it has no '
             f'{", ".join(missing_methods())}. Install a version that the requirements name'
         )
-    agree_workers(cfg)
+    changes = agree_workers(cfg)
+    if cfg.get('default_scope') == 'mmpretrain':
+        loaders = {split: one for split, one in find_loaders(cfg).items() if 'collate_fn' not in one}
+        for loader in loaders.values():
+            loader['collate_fn'] = dict(type='default_collate')
+        changes += [f'{split}_dataloader: collate_fn=default_collate, as MMPretrain wants it' for split in loaders]
     checkpoint = (cfg.get('default_hooks') or {}).get('checkpoint')
     if checkpoint and checkpoint['type'] == 'CheckpointHook':
         checkpoint['type'] = 'xcit_mm.CheckpointHook'
-    _prepare_deepspeed(cfg)
-    runner = RUNNERS.build(cfg) if 'runner_type' in cfg else ToolRunner.from_cfg(cfg)
-    for kind in HOOKS_OF_ALL:
-        if not any(isinstance(hook, kind) for hook in runner.hooks):
-            runner.register_hook(kind())
+        changes.append('default_hooks.checkpoint: xcit_mm.CheckpointHook in place of CheckpointHook')
+    changes += _prepare_deepspeed(cfg)
+    if cfg.get('runner_type') == 'FlexibleRunner':
+        runner = FlexibleToolRunner.from_cfg(cfg)
+    else:
+        runner = RUNNERS.build(cfg) if 'runner_type' in cfg else ToolRunner.from_cfg(cfg)
+    added = [kind for kind in HOOKS_OF_ALL if not any(isinstance(hook, kind) for hook in runner.hooks)]
+    for kind in added:
+        runner.register_hook(kind())
+    if added:
+        changes.append(f'hooks added: {", ".join(kind.__name__ for kind in added)}')
     if not isinstance(runner, Runner):
         shorten(runner.logger)
         change_lr_scaling(runner.strategy, partial(by_update, runner))
         if is_resuming(runner):
-            # The runner for divided models resumes before it calls any hook.
+            # FlexibleRunner resumes before it calls any hook.
             next(hook for hook in runner.hooks if isinstance(hook, ResumeHook)).choose(runner)
-    guard_loading(runner, BadImagesHook.path(runner))
+    for change in [*changes, *guard_loading(runner, BadImagesHook.path(runner))]:
+        runner.logger.info(f'config: {change}')
     return runner

@@ -1,7 +1,8 @@
-"""Models whose weights are divided between processes."""
+"""Sharded models (FSDP)."""
 
 import os
 from contextlib import suppress
+from typing import Optional
 
 import torch
 from mmengine.device import get_device
@@ -17,7 +18,7 @@ from ..resilience.atomic_writing import UNFINISHED, give_name
 
 @STRATEGIES.register_module()
 class FSDPStrategy(MMEngineFSDPStrategy):
-    """MMEngine's, which also resumes under PyTorch 2.1 and newer, trains on the CPU, and writes whole files.
+    """MMEngine's FSDP strategy that also resumes under PyTorch >= 2.1, trains on CPUs, and writes files atomically.
 
     Args:
         *args, **kwargs: As for :class:`mmengine._strategy.FSDPStrategy`.
@@ -25,6 +26,8 @@ class FSDPStrategy(MMEngineFSDPStrategy):
     Raises:
         UsageError: Without an accelerator, if this PyTorch's FSDP needs one.
     """
+
+    model_wrapper: Optional[dict]
 
     def __init__(self, *args, **kwargs):
         super().__init__(*args, **kwargs)
@@ -42,7 +45,7 @@ class FSDPStrategy(MMEngineFSDPStrategy):
             settings.offload_to_cpu = False
 
     def save_checkpoint(self, filename: str, **kwargs) -> None:
-        """A single file is written beside its place and then renamed."""
+        """A single file is written to a temporary file and renamed."""
         if not self._is_full_state_dict():
             super().save_checkpoint(filename, **kwargs)
             return
@@ -57,7 +60,7 @@ class FSDPStrategy(MMEngineFSDPStrategy):
             raise
 
     def load_optim_state_dict(self, state_dict: dict) -> None:
-        """The state of the whole optimizer, of which each process takes its part."""
+        """Load a full optimizer state, of which each process keeps its shard."""
         # MMEngine gives the arguments in PyTorch 2.0's order, which has changed.
         part = FullyShardedDataParallel.optim_state_dict_to_load(
             optim_state_dict=state_dict, model=self.model, optim=self.optim_wrapper.optimizer
@@ -66,7 +69,7 @@ class FSDPStrategy(MMEngineFSDPStrategy):
 
 
 def wrap_blocks(module: nn.Module, recurse: bool, nonwrapped_numel: int) -> bool:
-    """Policy of PyTorch's FSDP: the weights of one block of XCiT are gathered together.
+    """FSDP wrapping policy: one unit per block of XCiT.
 
     XCA and the other parts of a block use weights of their layers without calling these, so smaller units do not work.
 

@@ -1,4 +1,4 @@
-"""Test-time augmentation: the mean over mirrored images, and over sizes where the config names some."""
+"""Test-time augmentation: the mean over flips, and over the sizes that the config names."""
 
 from copy import deepcopy
 from typing import Iterator, List, Optional

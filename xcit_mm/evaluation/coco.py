@@ -1,4 +1,4 @@
-"""COCO's metric, of exactly the images and annotations that the data set gives, with labels by the config's classes.
+"""COCO's metric on the images and annotations of the data set, with labels in the order of the config's classes.
 
 MMDetection's reads an annotation file of its own, which may be another one; takes labels in the order of the file's
 categories; scores a part of the data against all images; and reports -1 where there is nothing to score.
@@ -19,24 +19,24 @@ from mmdet.evaluation import CocoMetric as MMDetCocoMetric
 from mmengine.fileio import get_local_path
 from mmengine.logging import MMLogger, print_log
 
+from ..compat import Mixin
 from ..datasets.annotations import counted, mistake_of_mask, some
 from ..datasets.coco import CheckedAnnotations, CheckedLoading, warn
 from ..datasets.config import side_by_side
 from ..errors import UsageError
 
-# COCO's sizes of objects, by their area in pixels.
-SIZES = {'s': (0, 32**2), 'm': (32**2, 96**2), 'l': (96**2, 1e10)}
-# A table of more classes is only written if the config asks for it.
+# COCO's object sizes: ranges of the area in pixels.
+AREAS = {'s': (0, 32**2), 'm': (32**2, 96**2), 'l': (96**2, 1e10)}
+# Tables of more classes are only logged if the config asks for them.
 MOST_CLASSES = 100
 ALLOWED = ('bbox', 'segm', 'proposal', 'proposal_fast')
 
 
-class DataSetMetric:
+class DataSetMetric(Mixin):
     """Mixin for :class:`mmdet.evaluation.CocoMetric`: the ground truth is the data set's, see :meth:`use`.
 
-    Numbers that cannot be measured, such as the AP of small objects where there are none, are left out of the result
-    instead of -1 or NaN. The AP of each class is written into the log as a table; with ``classwise=True`` it is also
-    part of the result.
+    Values that cannot be measured, such as the AP of small objects where there are none, are omitted instead of -1 or
+    NaN. The AP per class is logged as a table; with ``classwise=True`` it is also part of the result.
     """
 
     def __init__(self, ann_file: Optional[str] = None, classwise: bool = False, **kwargs):
@@ -50,10 +50,11 @@ class DataSetMetric:
             )
         super().__init__(classwise=classwise, **kwargs)
         self.ann_file, self.class_results = ann_file, classwise
-        self.sizes, self.file_ids = set(SIZES), None
+        self.sizes = set(AREAS)
+        self.file_ids: Optional[list] = None
 
     def use(self, datasets: Sequence, split: str) -> None:
-        """Take the ground truth from data sets that are about to be tested on.
+        """Take the ground truth from the data sets to test on.
 
         Args:
             datasets (Sequence[BaseDataset]): In the order of the samples, without wrappers.
@@ -96,7 +97,7 @@ class DataSetMetric:
         with get_local_path(self.ann_file, backend_args=self.backend_args) as path:
             own = CheckedAnnotations(path, self.ann_file, classes, with_masks=False, test_mode=True)
         for dataset in datasets:
-            if dataset not in known and hasattr(dataset, 'cat_ids'):  # reads its file in a way of its own
+            if dataset not in known and hasattr(dataset, 'cat_ids'):  # it reads its file differently
                 names = [own.cats[one]['name'] for one in dataset.cat_ids if one in own.cats]
                 if names != list(classes):
                     raise UsageError(
@@ -126,7 +127,9 @@ class DataSetMetric:
 
     def _set_ground_truth(self, sources: List[CheckedAnnotations], classes: List[str], img_ids: list) -> None:
         label, wanted = {name: i for i, name in enumerate(classes)}, set(img_ids)
-        images, annotations, file_ids = [], [], {}
+        images: List[dict] = []
+        annotations: List[dict] = []
+        file_ids: dict = {}
         for source in sources:
             names = {category['id']: category['name'] for category in source.dataset['categories']}
             file_ids.update((name, one) for one, name in reversed(list(names.items())))
@@ -138,7 +141,7 @@ class DataSetMetric:
             ]
         if 'segm' in self.metrics and not self.format_only:
             _check_masks(annotations, {image['id']: image for image in images})
-        # COCO's code takes an object whose id is 0 for one that is never found.
+        # COCO's code treats an object with id 0 as never found.
         annotations = [dict(row, id=number) for number, row in enumerate(annotations, 1)]
         # Labels as ids: the order of sorted ids, in which COCO's code gives its results, is that of the classes.
         categories = [dict(id=i, name=name) for i, name in enumerate(classes)]
@@ -153,7 +156,7 @@ class DataSetMetric:
         if not rows:
             why = '; '.join(getattr(dataset, 'why_nothing', '') for dataset in datasets)
             raise UsageError(f'there is no object to score in the data for {split}: {why}')
-        self.sizes = {name for name, (low, high) in SIZES.items() if any(low <= row['area'] <= high for row in rows)}
+        self.sizes = {name for name, (low, high) in AREAS.items() if any(low <= row['area'] <= high for row in rows)}
         there = {row['category_id'] for row in rows}
         absent = [str(name) for i, name in enumerate(classes) if i not in there]
         if absent:
@@ -163,7 +166,7 @@ class DataSetMetric:
             )
 
     def process(self, data_batch, data_samples: Sequence[dict]) -> None:
-        """As MMDetection's; a model without masks is told before a whole epoch has passed."""
+        """As MMDetection's; refuses a model without masks at the first batch."""
         if 'segm' in self.metrics and any('masks' not in sample['pred_instances'] for sample in data_samples):
             raise UsageError(
                 "the metric 'segm' compares masks, and the model gives boxes alone; set metric='bbox' in val_evaluator "
@@ -172,7 +175,7 @@ class DataSetMetric:
         super().process(data_batch, data_samples)
 
     def compute_metrics(self, results: list) -> Dict[str, float]:
-        """As MMDetection's, without numbers that cannot be measured."""
+        """As MMDetection's, without values that cannot be measured."""
         if self.format_only and self.file_ids:
             self.cat_ids = self.file_ids
         with _absent_as_words():
@@ -229,7 +232,7 @@ def checked(kind: type) -> type:
 
 
 class GroundTruth(COCO):
-    """Annotations for COCO's metric, which can be compared with no detections at all."""
+    """COCO's ground truth, which can also be compared with an empty list of detections."""
 
     @classmethod
     def of(cls, content: dict) -> 'GroundTruth':
@@ -242,7 +245,7 @@ class GroundTruth(COCO):
         return self
 
     def loadRes(self, results: list) -> COCO:
-        """As COCO's; a model that finds nothing has an AP of 0, and not none."""
+        """As COCO's; without any detection the AP is 0, not undefined."""
         if results:
             return super().loadRes(results)
         print_log('the model has found no object in any image', 'current', logging.WARNING)
@@ -261,7 +264,7 @@ def _is_same_file(first: str, second: str) -> bool:
 
 
 def _differs(ours: CheckedAnnotations, theirs: CheckedAnnotations, image, classes: Sequence[str]) -> bool:
-    """Whether two files say different things of an image; a file without any annotation says nothing."""
+    """True if two files say different things of an image; a file without any annotation says nothing."""
     mine, other = ours.imgs[image], theirs.imgs[image]
     if (mine['height'], mine['width']) != (other['height'], other['width']):
         return True
@@ -312,7 +315,7 @@ def _without_minus_one(text: str) -> str:
 
 
 class _Rewriting(io.TextIOBase):
-    """A text stream before another one."""
+    """A text stream that rewrites lines for another one."""
 
     def __init__(self, out):
         self.out = out

@@ -1,4 +1,4 @@
-"""The mean IoU, with the classes that it is the mean of."""
+"""Mean IoU that reports absent classes."""
 
 import logging
 from typing import Dict
@@ -10,10 +10,10 @@ from ..errors import UsageError
 
 
 class IoUMetric(MMSegIoUMetric):
-    """MMSegmentation's, for test data in which a class may have no pixel.
+    """MMSegmentation's IoU metric, for test data in which classes may have no pixel.
 
-    MMSegmentation leaves such a class out of the mean, so that data of one class score 100. Here the metrics say how
-    many classes have no labelled pixel (``absent_classes``), and a warning names them.
+    MMSegmentation drops such classes from the mean, so data with one class can score 100. Here the result counts the
+    classes without a labelled pixel (``absent_classes``), and a warning names them.
 
     Args:
         As for :class:`mmseg.evaluation.IoUMetric`.

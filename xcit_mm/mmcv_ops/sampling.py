@@ -1,6 +1,6 @@
 """Bilinear samples of feature maps, many at once, summed or compared bin by bin."""
 
-from typing import Iterator, NamedTuple, Tuple
+from typing import Iterator, NamedTuple, Optional, Tuple
 
 import torch
 import torch.nn.functional as F
@@ -95,7 +95,7 @@ def bilinear_taps(y: Tensor, x: Tensor, height: int, width: int) -> Tuple[Tensor
     return taps, weights.masked_fill(outside[..., None], 0)
 
 
-def bag_sums(rows: Tensor, index: Tensor, weights: Tensor, counts: Tensor = None) -> Tensor:
+def bag_sums(rows: Tensor, index: Tensor, weights: Tensor, counts: Optional[Tensor] = None) -> Tensor:
     """Weighted sums of rows, none of which is copied.
 
     Args:

@@ -1,13 +1,11 @@
-"""Parameters and multiply-adds, counted without memory and without arithmetic: only shapes are computed."""
+"""Parameters and MACs, counted without memory and without arithmetic: only shapes are computed."""
 
 import math
-from collections import Counter
-from contextlib import contextmanager, nullcontext
+from contextlib import contextmanager
 from functools import lru_cache
 from importlib.util import find_spec
 from pathlib import Path
 from typing import NamedTuple, Optional
-from unittest.mock import patch
 
 import torch
 from mmengine.config import Config
@@ -19,65 +17,34 @@ from ..errors import UsageError
 from ..models import xcit
 
 CONVENTION = (
-    'Multiply-adds as mmengine.analysis.get_model_complexity_info counts them, on the backbone without its head, for '
-    'one image: one for each multiply-add of a matrix product or convolution (bias not counted), 5 for each element '
+    'MACs (multiply-accumulates) as mmengine.analysis.get_model_complexity_info counts them, on the backbone without '
+    'its head, for one image: one for each multiply-accumulate of a matmul or convolution (bias not counted), 5 for each element '
     'of a layer norm and 2 of a batch norm; activations, softmax, sums, scalings and the l2 norm are not counted.'
 )
-
-# Parts of the model that this project computes in another way than MMPretrain, by the names of the classes in both.
-XCA, CLASS_ATTENTION, POSITION = 'XCA', 'class attention', 'position encoding'
-PARTS = {
-    'XCA': XCA,
-    'ClassAttention': CLASS_ATTENTION,
-    'ClassAttntion': CLASS_ATTENTION,  # MMPretrain's spelling
-    'PositionEncoding': POSITION,
-    'PositionalEncodingFourier': POSITION,
-}
-REST = 'rest'
 
 # Operators whose shapes PyTorch finds in Python, by way of simpler ones: half of the time for nothing.
 SHAPED_LIKE_INPUT = ('gelu', 'native_batch_norm', 'native_layer_norm')
 
 
 class MultiplyAdds(TorchDispatchMode):
-    """Count the multiply-adds of everything that runs inside, by part of the model.
+    """Count the MACs of everything that runs inside.
 
     MMEngine's own counter reads a TorchScript trace, which needs a real forward pass (minutes for the large models),
-    and passes over operators that are new to it, such as ``baddbmm``. This one sees every operator that is executed.
+    and passes over operators that are new to it. This one sees every operator that is executed.
 
     Attributes:
-        counts (Counter): Multiply-adds by part; everything outside of ``PARTS`` is 'rest'.
+        count (int): MACs.
     """
 
     def __init__(self):
         super().__init__()
-        self.counts = Counter()
-        self._part = REST
+        self.count = 0
 
     def __torch_dispatch__(self, func, types, args=(), kwargs=None):
         name = func.overloadpacket.__name__
         out = _like_input(name, args) if name in SHAPED_LIKE_INPUT else func(*args, **(kwargs or {}))
-        self.counts[self._part] += _multiply_adds(name, args, out)
+        self.count += _multiply_adds(name, args, out)
         return out
-
-    @contextmanager
-    def parts_of(self, model: nn.Module):
-        """Inside, what the modules named in ``PARTS`` run is counted as theirs."""
-
-        def enter(part):
-            self._part = part
-
-        handles = []
-        for module in model.modules():
-            part = PARTS.get(type(module).__name__)
-            if part:
-                handles.append(module.register_forward_pre_hook(lambda *_, part=part: enter(part)))
-                handles.append(module.register_forward_hook(lambda *_: enter(REST)))
-        try:
-            yield
-        finally:
-            for handle in handles:
-                handle.remove()
 
 
 def _like_input(operator: str, args: tuple):
@@ -90,7 +57,7 @@ def _like_input(operator: str, args: tuple):
 def _multiply_adds(operator: str, args: tuple, out) -> int:
     if operator in ('mm', 'bmm'):
         return args[0].numel() * args[1].shape[-1]
-    if operator in ('addmm', 'baddbmm'):
+    if operator == 'addmm':
         return args[1].numel() * args[2].shape[-1]
     if operator == 'convolution':
         image, weight, transposed = args[0], args[1], args[6]
@@ -103,7 +70,7 @@ def _multiply_adds(operator: str, args: tuple, out) -> int:
     return 0
 
 
-def count_multiply_adds(model: nn.Module, height: int, width: int) -> Counter:
+def count_multiply_adds(model: nn.Module, height: int, width: int) -> int:
     """Count a model in eval mode on one image.
 
     Args:
@@ -111,16 +78,13 @@ def count_multiply_adds(model: nn.Module, height: int, width: int) -> Counter:
         height, width (int): Pixels.
 
     Returns:
-        Counter: Multiply-adds by part, see :class:`MultiplyAdds`.
+        int: MACs.
     """
     model.train(False)
     counter = MultiplyAdds()
-    # XCA turns autocast off, and autocast does not know the meta device.
-    with torch.no_grad(), patch.object(torch, 'autocast', lambda *_, **__: nullcontext()):
-        image = torch.empty(1, 3, height, width, device='meta')
-        with counter.parts_of(model), counter:
-            model(image)
-    return counter.counts
+    with torch.no_grad(), counter:
+        model(torch.empty(1, 3, height, width, device='meta'))
+    return counter.count
 
 
 @contextmanager
@@ -140,16 +104,16 @@ class _NoStartValues(TorchDispatchMode):
 
 
 @lru_cache(maxsize=None)
-def backbone_multiply_adds(arch: str, patch_size: int, out_type: str, height: int, width: int) -> Counter:
-    """Multiply-adds of this project's backbone as it runs; with 'pyramid', those of the adapter too."""
+def backbone_multiply_adds(arch: str, patch_size: int, out_type: str, height: int, width: int) -> int:
+    """MACs of the layers of this project's backbone; with 'pyramid', those of the adapter too."""
     with without_memory():
         model = xcit.XCiT(arch, patch_size, out_type)
     return count_multiply_adds(model, height, width)
 
 
 @lru_cache(maxsize=None)
-def mmpretrain_multiply_adds(arch: str, patch_size: int, height: int, width: int) -> Optional[Counter]:
-    """Multiply-adds of MMPretrain's backbone, with the attention in its token form; None without MMPretrain."""
+def mmpretrain_multiply_adds(arch: str, patch_size: int, height: int, width: int) -> Optional[int]:
+    """MACs of MMPretrain's backbone; None without MMPretrain."""
     if not find_spec('mmpretrain'):
         return None
     from mmpretrain.models.backbones import XCiT

@@ -211,7 +211,8 @@ def evaluate(
         tuple: Measured accuracies by name of model, then by name of metric; and why tests failed, by their names.
     """
     results = Results(work_dir)
-    measured, failed = {}, {}
+    measured: Dict[str, dict] = {}
+    failed: Dict[str, str] = {}
     for number, run in enumerate(runs, start=1):
         record, origin = results.get(run), 'from an earlier call'
         if record is None or (retry_failed and record['error']):

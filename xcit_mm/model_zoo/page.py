@@ -7,8 +7,9 @@ from ..published import Weights, all_weights
 from .tables import TITLES, Row, by_task, check_complete, markdown_line, task_markdown
 
 PATH = 'docs/models.md'
-HEAD = """<!-- Written by tools/model_zoo.py --update-docs. -->
-# Models
+HEAD = """# Models
+
+<!-- Written by tools/model_zoo.py --update-docs. -->
 
 Every published file of XCiT by its name. A name is enough:
 
@@ -30,7 +31,7 @@ tools/convert_checkpoint.py xcit_mm://xcit_s12_8_dist_in1k xcit_small_12_p8.safe
 ```
 
 [Checkpoints](checkpoints.md) says how addresses are fetched, kept and checked. Accuracies on this page are published
-ones; parameters and multiply-adds are computed by `tools/model_zoo.py`.
+ones; parameters and MACs are computed by `tools/model_zoo.py`.
 """
 SOURCES = {
     'XCiT': (
@@ -74,9 +75,9 @@ def models_page(rows: Sequence[Row]) -> str:
         table = task_markdown(group).replace('](configs/', '](../configs/')
         parts.append(f'## {TITLES[group[0].model.task]}\n\n{table}\n')
     parts.append(f'## All {len(all_weights())} names\n')
-    for source, group in groupby(all_weights(), lambda weights: weights.source):
+    for source, weights_of_source in groupby(all_weights(), lambda weights: weights.source):
         title, remark = SOURCES[source]
-        parts.append(f'### {title}\n\n{remark}\n\n{_names(list(group))}\n')
+        parts.append(f'### {title}\n\n{remark}\n\n{_names(list(weights_of_source))}\n')
     return '\n'.join(parts)
 
 

@@ -5,7 +5,7 @@ import io
 import re
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Dict, List, Optional, Sequence, Tuple
+from typing import Dict, List, Sequence, Tuple
 
 from ..published import read_table
 
@@ -33,7 +33,7 @@ class PaperTable:
         return read_table(self.file)
 
 
-PARAMS, FLOPS = 'parameters (M)', 'multiply-adds (G)'
+PARAMS, FLOPS = 'parameters (M)', 'MACs (G)'
 TABLES = (
     PaperTable(
         2,
@@ -165,55 +165,51 @@ def _name(row: dict) -> str:
 
 
 def draw(tables: Sequence[PaperTable], folder: Path) -> List[Path]:
-    """Write the pictures of the tables; accuracy against multiply-adds and against parameters.
+    """Write the pictures of the tables; accuracy against MACs and against parameters.
 
     Args:
         tables (Sequence[PaperTable]): Tables; one without pictures adds none.
         folder (Path): Is made if need be.
     """
-    import matplotlib
-
-    matplotlib.use('Agg')
-    from matplotlib import pyplot as plt
+    from ..visualization.style import plots
 
     folder.mkdir(parents=True, exist_ok=True)
     paths = []
-    for table in tables:
-        for name, x, ys in table.plots:
-            figure, axes = plt.subplots(1, len(ys), figsize=(7 * len(ys), 5), squeeze=False)
-            for axis, y in zip(axes[0], ys):
-                _draw_points(axis, points(table, x, y))
-                axis.set_xlabel(table.columns[x])
-                axis.set_ylabel(table.columns[y])
-            figure.suptitle(f'{table.title} (published, table {table.number})', fontsize=11)
-            figure.tight_layout()
-            paths.append(folder / f'{name}.png')
-            figure.savefig(paths[-1], dpi=120)
-            plt.close(figure)
+    with plots() as plt:
+        for table in tables:
+            for name, x, ys in table.plots:
+                figure, axes = plt.subplots(1, len(ys), figsize=(7 * len(ys), 5), squeeze=False)
+                for axis, y in zip(axes[0], ys):
+                    _draw_points(axis, points(table, x, y))
+                    axis.set_xlabel(table.columns[x])
+                    axis.set_ylabel(f'{table.columns[y]} (%)')
+                figure.suptitle(f'{table.title} (published, table {table.number})')
+                figure.tight_layout()
+                paths.append(folder / f'{name}.png')
+                figure.savefig(paths[-1])
+                plt.close(figure)
     return paths
 
 
 def _draw_points(axis, groups: Dict[str, List[Tuple[float, float, str]]]) -> None:
-    others = 0
+    from ..visualization.style import SMALL, line_style
+
+    order = sorted(groups, key=lambda group: not group.startswith('XCiT'))  # ours have the first colours
     for group, members in groups.items():
-        ours = group.startswith('XCiT')
-        colour: Optional[str] = {'XCiT /16': 'crimson', 'XCiT /8': 'darkred'}.get(group)
-        if colour is None:
-            colour, others = f'C{[0, 1, 2, 4, 5, 6, 7, 8, 9][others % 9]}', others + 1
+        style = line_style(order.index(group), ours=group.startswith('XCiT'))
         xs, ys, labels = zip(*members)
-        axis.plot(xs, ys, marker='o' if ours else 's', linewidth=2.2 if ours else 1, color=colour, label=group)
+        axis.plot(xs, ys, label=group, **style)
         for x, y, label in members:
             axis.annotate(
                 label.replace(group.split(' /')[0] + '-', ''),
                 (x, y),
-                fontsize=6,
+                fontsize=SMALL,
                 xytext=(3, 3),
                 textcoords='offset points',
-                color=colour,
+                color=style['color'],
             )
     axis.set_xscale('log')
     ticks = [t for t in (4, 8, 16, 32, 64, 128, 256, 512) if axis.get_xlim()[0] <= t <= axis.get_xlim()[1]]
     axis.set_xticks(ticks, [str(t) for t in ticks])
     axis.minorticks_off()
-    axis.grid(alpha=0.3)
-    axis.legend(fontsize=8, loc='lower right')
+    axis.legend(loc='lower right')

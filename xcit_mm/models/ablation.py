@@ -7,6 +7,7 @@ import torch.nn.functional as F
 from mmengine.model import BaseModule
 from torch import Tensor, nn
 
+from .. import ops
 from ..registry import MODELS
 from .attention import XCA
 from .xcit import XCABlock, XCiT
@@ -98,11 +99,6 @@ class XCAWithoutNorm(XCA):
         self.temperature, self.qkv, self.proj = attn.temperature, attn.qkv, attn.proj
         self.attn_drop, self.proj_drop = attn.attn_drop, attn.proj_drop
 
-    @staticmethod
-    def prefers_covariance(*_) -> bool:
-        """The covariance form is that of normalised queries and keys."""
-        return False
-
     def forward(self, x: Tensor) -> Tensor:
         """(B, N, C) -> (B, N, C)."""
         B, N, C = x.shape
@@ -129,10 +125,10 @@ class AblatedBlock(XCABlock):
             self.norm3, self.lpi, self.gamma3 = block.norm3, block.lpi, block.gamma3
         self.norm2, self.mlp, self.gamma2 = block.norm2, block.mlp, block.gamma2
 
-    def forward(self, x: Tensor, grid: Tuple[int, int], overwrite: bool = False) -> Tensor:
-        """(B, N, C) -> (B, N, C); grid is (rows, columns). x is never changed."""
+    def forward(self, x: Tensor, grid: Tuple[int, int], inplace: bool = False) -> Tensor:
+        """(B, N, C) -> (B, N, C); grid is (rows, columns). ``inplace``: x may be changed."""
         if self.with_xca:
-            x = self._add(x, self.attn(self.norm1(x)), self.gamma1)
+            x, inplace = ops.add_xca(x, self.norm1, self.attn, self.gamma1, self._keep(x), inplace), True
         if self.with_lpi:
-            x = self._add(x, self.lpi(self.norm3(x), grid), self.gamma3)
-        return self._add(x, self.mlp(self.norm2(x)), self.gamma2)
+            x, inplace = ops.add_lpi(x, self.norm3, self.lpi, self.gamma3, grid, self._keep(x), inplace), True
+        return ops.add_mlp(x, self.norm2, self.mlp, self.gamma2, self._keep(x), inplace)

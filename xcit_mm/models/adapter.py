@@ -3,13 +3,14 @@
 from functools import partial
 from typing import Sequence, Tuple
 
+import torch.fx
 import torch.nn.functional as F
 from mmcv.cnn import build_activation_layer, build_norm_layer
 from mmengine.model import BaseModule
 from torch import Tensor, nn
 
+from .. import ops
 from ..registry import MODELS
-from .in_place import Deconv2x2
 
 
 @MODELS.register_module()
@@ -54,7 +55,7 @@ class MultiScaleAdapter(BaseModule):
         super().__init__(init_cfg=init_cfg)
         self.out_strides = check_strides(out_strides)
 
-        deconv = partial(Deconv2x2, in_channels, in_channels)
+        deconv = partial(nn.ConvTranspose2d, in_channels, in_channels, kernel_size=2, stride=2)
 
         if stride not in (8, 16):
             raise ValueError(f'the multi-scale adapter takes maps of stride 8 or 16, got stride={stride!r}')
@@ -90,7 +91,15 @@ class MultiScaleAdapter(BaseModule):
         """Map number ``index`` of ``out_strides`` alone, so that a backbone need not keep those it has passed."""
         op = getattr(self, f'fpn{self.STRIDES.index(self.out_strides[index]) + 1}')
         # Contiguous, since mmcv's operators read channels-last maps wrongly.
-        return op(_at_least(x, op)).contiguous()
+        return _apply(op, pad_to_window(x, op.kernel_size if isinstance(op, nn.MaxPool2d) else 1)).contiguous()
+
+
+def _apply(op: nn.Module, x: Tensor) -> Tensor:
+    if type(op) is not nn.Sequential or not ops.may_use_weights(x, op):
+        return op(x)
+    for layer in op:
+        x = ops.deconvolve(x, layer)
+    return x
 
 
 def check_strides(out_strides: Sequence[int]) -> Tuple[int, ...]:
@@ -105,9 +114,8 @@ def check_strides(out_strides: Sequence[int]) -> Tuple[int, ...]:
     return strides
 
 
-def _at_least(x: Tensor, op: nn.Module) -> Tensor:
+@torch.fx.wrap
+def pad_to_window(x: Tensor, window: int) -> Tensor:
     """Pad a map that is smaller than its max-pooling window: a small image keeps its coarsest level."""
-    if not isinstance(op, nn.MaxPool2d):
-        return x
-    height, width = (max(0, op.kernel_size - n) for n in x.shape[-2:])
+    height, width = (max(0, window - n) for n in x.shape[-2:])
     return F.pad(x, (0, width, 0, height), value=float('-inf')) if height or width else x

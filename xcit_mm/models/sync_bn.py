@@ -4,10 +4,12 @@ import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 
+from .. import ops
 from ..registry import MODELS
 
 
 @MODELS.register_module()
+@ops.published()
 class SyncBN(nn.modules.batchnorm._BatchNorm):
     """:class:`torch.nn.SyncBatchNorm` that also works between processes on the CPU.
 

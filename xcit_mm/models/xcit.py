@@ -3,9 +3,10 @@
 import math
 from contextlib import contextmanager, nullcontext
 from functools import partial
-from typing import Callable, Optional, Sequence, Tuple, Union
+from typing import Optional, Sequence, Tuple, Union
 
 import torch
+import torch.fx
 import torch.nn.functional as F
 from mmcv.cnn import build_activation_layer, build_norm_layer
 from mmengine.model import BaseModule
@@ -14,24 +15,12 @@ from torch import Tensor, nn
 from torch.nn.init import trunc_normal_
 from torch.utils.checkpoint import checkpoint as activation_checkpoint
 
+from .. import ops
 from ..checkpoint import CheckpointError, match_state_dict
 from ..checkpoint.stem import fit_stem
 from ..registry import MODELS
 from .adapter import MultiScaleAdapter, check_strides
-from .attention import XCA, ClassAttention, is_watched
-from .in_place import add_normed_lpi, compiles_in_place, embed_patches, folded, lpi_arguments, works_in_place
-from .products import Conv2d, Linear, compute_dtype, is_traced, prefers_channels_first
-from .tokenwise import (
-    NormedAffine,
-    NormedMlp,
-    NormedMoments,
-    add_normed_affine,
-    add_normed_mlp,
-    compiles_in_chunks,
-    in_reach,
-    normed_moments,
-    pays_in_chunks,
-)
+from .attention import XCA, ClassAttention
 
 ARCHS = {
     'n12': dict(embed_dims=128, depth=12, num_heads=4, tokens_norm=False),
@@ -46,6 +35,7 @@ ARCHS = {
 }
 
 
+@ops.published(proj=nn.Sequential)
 class PatchEmbed(nn.Module):
     """Convolutional patch projection (section 4.1): 3x3 stride-2 convolutions, each halving the image, rounding up.
 
@@ -60,8 +50,6 @@ class PatchEmbed(nn.Module):
         act_cfg (dict): Activation.
     """
 
-    LEAST_VALUES = 2**18  # of the tokens, in bands
-
     def __init__(self, in_channels: int, embed_dims: int, patch_size: int, norm_cfg: dict, act_cfg: dict):
         super().__init__()
         strides = {4: (1, 1, 2, 2), 8: (2, 2, 2), 16: (2, 2, 2, 2)}[patch_size]
@@ -69,7 +57,7 @@ class PatchEmbed(nn.Module):
         widths = [embed_dims >> i for i in range(steps - 1, -1, -1)]
         layers = []
         for i, (c_in, c_out, stride) in enumerate(zip([in_channels, *widths], widths, strides)):
-            conv = Conv2d(c_in, c_out, kernel_size=3, stride=stride, padding=1, bias=False)
+            conv = nn.Conv2d(c_in, c_out, kernel_size=3, stride=stride, padding=1, bias=False)
             layers.append(nn.Sequential(conv, build_norm_layer(norm_cfg, c_out)[1]))
             if i < steps - 1:
                 layers.append(build_activation_layer(act_cfg))
@@ -78,40 +66,15 @@ class PatchEmbed(nn.Module):
 
     def forward(self, image: Tensor) -> Tuple[Tensor, Tuple[int, int]]:
         """(B, 3, H, W) -> tokens (B, N, C) and their grid (ceil(H / p), ceil(W / p)); N is its product."""
-        if self._can_be_in_bands(image):
-            return self._in_bands(image)
-        # Channels last: the tokens are then a view of the convolution's output.
-        x = self.proj(image.contiguous(memory_format=torch.channels_last))
+        x = ops.embed_patches(image, self.proj)
         return x.flatten(2).transpose(1, 2), (x.shape[2], x.shape[3])
-
-    def _can_be_in_bands(self, image: Tensor) -> bool:
-        if not works_in_place(image, self.proj) or any(conv.stride != (2, 2) for conv, _ in self.proj[::2]):
-            return False
-        if not (compiles_in_place(image) if is_traced() else self._has_bands(image)):
-            return False
-        # An image of another type than the weights is an error of the layers.
-        return image.is_floating_point() and compute_dtype(image) == compute_dtype(self.proj[0][0].weight)
-
-    def _has_bands(self, image: Tensor) -> bool:
-        """Whether it is large enough: for less, folding the norms would take longer than it saves."""
-        B, _, H, W = image.shape
-        steps = len(self.proj) // 2 + 1
-        return B * (H >> steps) * (W >> steps) * self.proj[-1][0].out_channels > self.LEAST_VALUES
-
-    def _in_bands(self, image: Tensor) -> Tuple[Tensor, Tuple[int, int]]:
-        weights, biases = zip(*(folded(*layers) for layers in self.proj if isinstance(layers, nn.Sequential)))
-        dtype = compute_dtype(image)
-        embed = torch.ops.xcit_mm.embed_patches if is_traced() else embed_patches
-        with torch.autocast(image.device.type, enabled=False):
-            x = embed(image, [w.to(dtype) for w in weights], [b.to(dtype) for b in biases])
-        return x.flatten(1, 2), (x.shape[1], x.shape[2])
 
 
 class PositionEncoding(nn.Module):
     """Fourier position encoding (section 4.1) with a learned 1x1 projection, for any grid.
 
     The 64 Fourier features of a place are 32 of its row and 32 of its column, so their projection is a sum of one
-    vector per row and one per column: H + W small products instead of H x W. The features are computed once per size.
+    vector per row and one per column: H + W small matmuls instead of H x W.
 
     Args:
         dim (int): Channels C.
@@ -119,44 +82,34 @@ class PositionEncoding(nn.Module):
         temperature (float): Base of the wavelengths.
     """
 
-    MOST_LENGTHS = 256  # of which the features are kept, 128 bytes for each place
-
     def __init__(self, dim: int, hidden_dim: int = 32, temperature: float = 10000.0):
         super().__init__()
         self.token_projection = nn.Conv2d(2 * hidden_dim, dim, kernel_size=1)
         wavelength = temperature ** (2 * (torch.arange(hidden_dim, dtype=torch.float32) // 2) / hidden_dim)
         self.register_buffer('wavelength', wavelength, persistent=False)
-        self._kept = {}
-
-    def _features(self, length: int) -> Tensor:
-        """Sines and cosines of the places 1 ... length, scaled to 2 pi: (length, hidden)."""
-        if is_traced():
-            return self._computed_features(length)
-        key = length, self.wavelength.device, self.wavelength.dtype
-        if key not in self._kept:
-            with torch.inference_mode(False):  # or no later training step could use them
-                features = self._computed_features(length)
-            if type(features) is not Tensor:  # such as one that PyTorch only follows the shape of
-                return features
-            if len(self._kept) >= self.MOST_LENGTHS:
-                self._kept.clear()
-            self._kept[key] = features
-        return self._kept[key]
-
-    def _computed_features(self, length: int) -> Tensor:
-        place = torch.arange(1, length + 1, dtype=torch.float32, device=self.wavelength.device)
-        angle = (place / (length + 1e-6) * (2 * math.pi))[:, None] / self.wavelength.float()
-        return torch.stack((angle[:, 0::2].sin(), angle[:, 1::2].cos()), dim=2).flatten(1)
 
     def forward(self, height: int, width: int) -> Tensor:
         """-> (1, height * width, C)."""
-        weight = self.token_projection.weight.flatten(1)
-        half = weight.shape[1] // 2
-        rows = F.linear(self._features(height).to(weight.dtype), weight[:, :half], self.token_projection.bias)
-        cols = F.linear(self._features(width).to(weight.dtype), weight[:, half:])
-        return (rows[:, None] + cols[None]).flatten(0, 1)[None]
+        dtype, projection = self.wavelength.dtype, self.token_projection
+        rows, cols = (fourier_features(length, self.wavelength).to(dtype) for length in (height, width))
+        if type(projection) is nn.Conv2d and ops.may_use_weights(self.wavelength, projection):
+            w_rows, w_cols = projection.weight.flatten(1).chunk(2, dim=1)
+            features = F.linear(rows, w_rows, projection.bias)[:, None] + F.linear(cols, w_cols)
+            return features.flatten(0, 1)[None]
+        rows, cols = rows[:, None].expand(-1, width, -1), cols[None].expand(height, -1, -1)
+        features = torch.cat((rows, cols), dim=2).permute(2, 0, 1)[None]
+        return projection(features).flatten(2).transpose(1, 2)
 
 
+@torch.fx.wrap
+def fourier_features(length: int, wavelength: Tensor) -> Tensor:
+    """Sines and cosines of the places 1 ... length, scaled to 2 pi: wavelengths (hidden) -> (length, hidden), fp32."""
+    place = torch.arange(1, length + 1, dtype=torch.float32, device=wavelength.device)
+    angle = (place / (length + 1e-6) * (2 * math.pi))[:, None] / wavelength.float()
+    return torch.stack((angle[:, 0::2].sin(), angle[:, 1::2].cos()), dim=2).flatten(1)
+
+
+@ops.published(conv1=nn.Conv2d, act=nn.GELU, bn=_BatchNorm, conv2=nn.Conv2d)
 class LPI(nn.Module):
     """Local patch interaction (section 3.3): depthwise 3x3, GELU, batch norm, depthwise 3x3.
 
@@ -173,24 +126,15 @@ class LPI(nn.Module):
         self.bn = build_norm_layer(norm_cfg, dim)[1]
         self.conv2 = nn.Conv2d(dim, dim, kernel_size=3, padding=1, groups=dim)
 
-    def forward(self, x: Tensor, grid: Tuple[int, int], gamma: Optional[Tensor] = None) -> Tensor:
-        """(B, N, C) -> (B, N, C), times gamma (C) if given.
-
-        The tokens already are a channels-last image, so nothing is copied where that layout is a fast one.
-        """
-        first = prefers_channels_first(x, torch.is_grad_enabled())
-        x = x.unflatten(1, grid).permute(0, 3, 1, 2)
-        if first:
-            x = x.to(compute_dtype(x), memory_format=torch.contiguous_format)
-        x = self.bn(self.act(self.conv1(x)))
-        if gamma is None:
-            x = self.conv2(x)
-        else:
-            weight = self.conv2.weight * gamma[:, None, None, None]
-            x = F.conv2d(x, weight, self.conv2.bias * gamma, padding=1, groups=len(gamma))
-        return x.flatten(2).transpose(1, 2)
+    def forward(self, x: Tensor, grid: Tuple[int, int]) -> Tensor:
+        """(B, N, C) -> (B, N, C)."""
+        # The tokens already are a channels-last image: nothing is copied.
+        image = x.unflatten(1, grid).permute(0, 3, 1, 2)
+        image = self.conv2(self.bn(self.act(self.conv1(image))))
+        return image.flatten(2).transpose(1, 2)
 
 
+@ops.published(fc1=nn.Linear, act=nn.GELU, fc2=nn.Linear, drop=nn.Dropout)
 class Mlp(nn.Module):
     """Linear, GELU, linear; with dropout after each linear.
 
@@ -203,9 +147,9 @@ class Mlp(nn.Module):
 
     def __init__(self, dim: int, hidden_dim: int, act_cfg: dict, drop: float = 0.0):
         super().__init__()
-        self.fc1 = Linear(dim, hidden_dim)
+        self.fc1 = nn.Linear(dim, hidden_dim)
         self.act = build_activation_layer(act_cfg)
-        self.fc2 = Linear(hidden_dim, dim)
+        self.fc2 = nn.Linear(hidden_dim, dim)
         self.drop = nn.Dropout(drop)
 
     def forward(self, x: Tensor) -> Tensor:
@@ -213,6 +157,7 @@ class Mlp(nn.Module):
         return self.drop(self.fc2(self.drop(self.act(self.fc1(x)))))
 
 
+@ops.published()
 class XCABlock(nn.Module):
     """XCA, then LPI, then MLP; each on its layer norm, scaled (LayerScale), dropped by sample and added (figure 1).
 
@@ -240,119 +185,18 @@ class XCABlock(nn.Module):
         self.gamma2 = nn.Parameter(torch.full((dim,), layer_scale))
         self.drop_path = drop_path
 
-    def _add(self, x: Tensor, branch: Tensor, gamma: Tensor) -> Tensor:
-        """x + drop_path(gamma * branch) in one pass; under autocast in fp32, like the weights."""
-        keep = self._keep(x)
-        return torch.addcmul(x, branch, gamma if keep is None else gamma * keep)
-
-    def _drops_images(self) -> bool:
-        return self.training and self.drop_path > 0
-
     def _keep(self, x: Tensor) -> Optional[Tensor]:
         """Stochastic depth: a factor for each image, 0 or 1 / (1 - rate), (B, 1, 1); None where all stay."""
-        if not self._drops_images():
+        if not self.training or self.drop_path == 0:
             return None
         keep = 1 - self.drop_path
         return x.new_empty(len(x), 1, 1).bernoulli_(keep).div_(keep)
 
-    def forward(self, x: Tensor, grid: Tuple[int, int], overwrite: bool = False) -> Tensor:
-        """(B, N, C) -> (B, N, C); grid is (rows, columns), N its product. ``overwrite`` allows to change x.
-
-        As the paper writes it, or the same in chunks of tokens, with and without a backward pass. The latter keeps the
-        sums of half precision in fp32 on a CPU: rounding them three times a block is what would cost most accuracy.
-        """
-        if not self._can_be_chunked(x):
-            x = x.to(self.gamma1.dtype)
-            x = self._add(x, self.attn(self.norm1(x)), self.gamma1)
-            if compiles_in_place(x) and self._adds_lpi_in_place(x):
-                self._add_lpi(x, grid)
-            else:
-                x = self._add(x, self.lpi(self.norm3(x), grid), self.gamma3)
-            return self._add(x, self.mlp(self.norm2(x)), self.gamma2)
-        # Otherwise the stream of tokens has the type of the weights, as autocast leaves it.
-        dtype = torch.promote_types(x.dtype, self.gamma1.dtype)
-        if torch.is_grad_enabled() or self._drops_images():
-            return self._with_backward(x.to(dtype).contiguous(), grid)
-        if x.device.type == 'cpu':
-            dtype = torch.promote_types(dtype, torch.float32)
-        overwrite = overwrite or x.dtype != dtype or not x.is_contiguous()  # and copied for that
-        x = x.to(dtype).contiguous()  # changed through views of it
-        return self._without_backward(x if overwrite else x.clone(), grid)
-
-    def _can_be_chunked(self, x: Tensor) -> bool:
-        """Whether the layers are the published ones, and nobody but this block looks at their inputs and outputs."""
-        if x.is_meta or not (compiles_in_chunks(x) if is_traced() else pays_in_chunks(x)):
-            return False
-        attn, mlp = self.attn, self.mlp
-        layers = self.norm1, self.norm2, mlp.fc1, mlp.fc2, mlp.act, attn.qkv, attn.proj
-        return (
-            tuple(map(type, layers)) == (nn.LayerNorm, nn.LayerNorm, Linear, Linear, nn.GELU, Linear, Linear)
-            and mlp.act.approximate == 'none'
-            and not (self.training and (mlp.drop.p or attn.proj_drop.p))
-            and not is_watched(*layers, attn, mlp, mlp.drop, attn.proj_drop)
-        )
-
-    def _adds_lpi_in_place(self, x: Tensor) -> bool:
-        simple = type(self.norm3) is nn.LayerNorm and works_in_place(x, self.norm3, self.lpi)
-        return simple and not self._drops_images()
-
-    def _add_lpi(self, x: Tensor, grid: Tuple[int, int]) -> None:
-        """LPI and its residual without a backward pass, in place."""
-        if self._adds_lpi_in_place(x):
-            add = torch.ops.xcit_mm.add_normed_lpi if is_traced() else add_normed_lpi
-            add(x, *_arguments(self.norm3), *lpi_arguments(self.lpi), self.gamma3, grid[0])
-        else:
-            x.addcmul_(self.lpi(self.norm3(x.to(self.gamma3.dtype)), grid), self.gamma3)
-
-    def _without_backward(self, x: Tensor, grid: Tuple[int, int]) -> Tensor:
-        """In place: memory for another tensor of this size would cost a CPU more than a sum in it does."""
-        moments, add_affine, add_mlp = _inference_functions()
-        if self.attn.takes_covariance(x, compute_dtype(self.gamma1)):
-            norm = _arguments(self.norm1)
-            matrix, offset = self.attn.affine_map(*moments(x, *norm))
-            add_affine(x, *norm, matrix, offset, self.gamma1)
-        else:
-            x.addcmul_(self.attn(self.norm1(x.to(self.gamma1.dtype))), self.gamma1)
-        self._add_lpi(x, grid)
-        fc1, fc2 = self.mlp.fc1, self.mlp.fc2
-        mlp = fc1.weight, fc1.bias, fc2.weight, fc2.bias, self.gamma2
-        add_mlp(x.flatten(0, 1), *_arguments(self.norm2), *mlp)
-        return x
-
-    def _with_backward(self, x: Tensor, grid: Tuple[int, int]) -> Tensor:
-        """The backward pass needs LayerScale and the last layer of a branch, but not the branch itself."""
-        if self.attn.takes_covariance(x, compute_dtype(x)):
-            norm = _arguments(self.norm1)
-            matrix, offset = self.attn.affine_map(*NormedMoments.apply(x, *norm))
-            keep = self._keep(x)
-            gamma = self.gamma1 if keep is None else self.gamma1 * keep
-            x = NormedAffine.apply(x, *norm, matrix, offset, gamma)
-        else:
-            x = self._add(x, self.attn(self.norm1(x)), self.gamma1)
-        x = self._add_lpi_with_backward(x, grid)
-        fc1, fc2 = self.mlp.fc1, self.mlp.fc2
-        mlp = fc1.weight, fc1.bias, fc2.weight, fc2.bias, self.gamma2
-        return NormedMlp.apply(x, *_arguments(self.norm2), *mlp, self._keep(x))
-
-    def _add_lpi_with_backward(self, x: Tensor, grid: Tuple[int, int]) -> Tensor:
-        """LPI and its residual, LayerScale folded into its last convolution, so that its output need not be kept."""
-        lpi, conv = self.lpi, self.lpi.conv2
-        if (type(lpi), type(conv)) != (LPI, nn.Conv2d) or is_watched(lpi, conv):
-            return self._add(x, lpi(self.norm3(x), grid), self.gamma3)
-        gamma, size = in_reach(compute_dtype(x), self.gamma3)
-        branch = lpi(self.norm3(x), grid, gamma)
-        factors = [factor for factor in (size, self._keep(x)) if factor is not None]
-        return torch.addcmul(x, branch, math.prod(factors)) if factors else x + branch
-
-
-def _inference_functions() -> Tuple[Callable, ...]:
-    """What treats every token alike, without a backward pass; or the operators if the model is traced."""
-    functions = normed_moments, add_normed_affine, add_normed_mlp
-    return tuple(getattr(torch.ops.xcit_mm, f.__name__) for f in functions) if is_traced() else functions
-
-
-def _arguments(norm: nn.LayerNorm) -> Tuple[Tensor, Tensor, float]:
-    return norm.weight, norm.bias, norm.eps
+    def forward(self, x: Tensor, grid: Tuple[int, int], inplace: bool = False) -> Tensor:
+        """(B, N, C) -> (B, N, C); grid is (rows, columns), N its product. ``inplace``: x may be changed."""
+        x = ops.add_xca(x, self.norm1, self.attn, self.gamma1, self._keep(x), inplace)
+        x = ops.add_lpi(x, self.norm3, self.lpi, self.gamma3, grid, self._keep(x), inplace=True)
+        return ops.add_mlp(x, self.norm2, self.mlp, self.gamma2, self._keep(x), inplace=True)
 
 
 class ClassAttentionBlock(nn.Module):
@@ -581,27 +425,22 @@ class XCiT(BaseModule):
         Raises:
             ValueError: If the image is smaller than a patch.
         """
-        height, width = image.shape[-2:]
-        if height < self.patch_size or width < self.patch_size:
-            raise ValueError(
-                f'XCiT: the image is {height}x{width} pixels (height x width), smaller than one patch of '
-                f'{self.patch_size}x{self.patch_size}; resize or pad it'
-            )
+        check_size(image.shape, self.patch_size)
         x, grid = self.patch_embed(image)
         position = self.pos_embed(*grid).to(x.dtype)
-        overwrite = not torch.is_grad_enabled() and not self.patch_embed._forward_hooks
-        x = self.pos_drop(x.add_(position) if overwrite else x + position)
+        inplace = ops.may_overwrite(x, self.patch_embed)
+        x = self.pos_drop(x.add_(position) if inplace else x + position)
         dtype = torch.promote_types(x.dtype, self.blocks[0].gamma2.dtype)
         outs, last = [], self.out_indices[-1]
         for i, block in enumerate(self.blocks):
             if i > last:
                 return tuple(outs)
-            x = self._run(block, x, grid, self._may_overwrite(i))
+            x = self._run(block, x, grid, self._may_overwrite(x, i))
             for _ in range(self.out_indices.count(i)):
                 outs.append(self._format(None, x.to(dtype), grid, len(outs)))
         x = x.to(dtype)
         if last >= self.depth:
-            cls_token = self.cls_token.expand(x.shape[0], -1, -1)
+            cls_token = self.cls_token.repeat(x.shape[0], 1, 1)
             for i, block in enumerate(self.cls_attn_blocks, start=self.depth):
                 if i > last:
                     break
@@ -612,10 +451,10 @@ class XCiT(BaseModule):
                     outs.append(self._format(cls_token, x, grid, len(outs)))
         return tuple(outs)
 
-    def _may_overwrite(self, index: int) -> bool:
-        """Whether nobody but the block of this number gets its input."""
-        before, block = self.blocks[index - 1] if index else self.pos_drop, self.blocks[index]
-        return index - 1 not in self.out_indices and not before._forward_hooks and not block._forward_pre_hooks
+    def _may_overwrite(self, x: Tensor, index: int) -> bool:
+        """True if only block ``index`` reads its input."""
+        before = self.blocks[index - 1] if index else self.pos_drop
+        return index - 1 not in self.out_indices and ops.may_overwrite(x, before, self.blocks[index])
 
     def _run(self, block: nn.Module, *args):
         if self.with_cp and self.training and torch.is_grad_enabled():
@@ -694,6 +533,17 @@ class XCiT(BaseModule):
         return num_depths - 1, num_depths
 
 
+@torch.fx.wrap
+def check_size(shape: torch.Size, patch_size: int) -> None:
+    """Refuse images (..., H, W) that are smaller than a patch."""
+    height, width = shape[-2:]
+    if height < patch_size or width < patch_size:
+        raise ValueError(
+            f'XCiT: the image is {height}x{width} pixels (height x width), smaller than one patch of '
+            f'{patch_size}x{patch_size}; resize or pad it'
+        )
+
+
 def _state_patch_size(backbone: XCiT, state_dict: dict, prefix: str, local_metadata: dict) -> None:
     """Tell a file the patch size, since the tensors of patches of 4 and of 16 have the same names and shapes."""
     local_metadata['patch_size'] = backbone.patch_size
@@ -764,6 +614,8 @@ def _out_indices(
 def _recomputing(block: nn.Module):
     """Contexts of the first and of the repeated forward pass: only the first may move the running statistics."""
 
+    mode = ops.current_mode()
+
     @contextmanager
     def repeated():
         norms = [m for m in block.modules() if isinstance(m, _BatchNorm) and m.training and m.track_running_stats]
@@ -771,7 +623,8 @@ def _recomputing(block: nn.Module):
         for norm in norms:
             norm.momentum = 0.0
         try:
-            yield
+            with ops.use(mode):
+                yield
         finally:
             for norm, momentum, count in state:
                 norm.momentum = momentum

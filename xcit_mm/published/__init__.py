@@ -1,8 +1,8 @@
 """What was published: the numbers of the papers and releases, and the addresses of the weights."""
 
 from .records import (
-    ARCHS,
-    SIZES,
+    RELEASED_ARCHS,
+    SIZE_NAMES,
     TASKS,
     TOP1,
     TOP1_MMPRETRAIN,
@@ -18,8 +18,8 @@ from .records import (
 )
 
 __all__ = [
-    'ARCHS',
-    'SIZES',
+    'RELEASED_ARCHS',
+    'SIZE_NAMES',
     'TASKS',
     'TOP1',
     'TOP1_MMPRETRAIN',

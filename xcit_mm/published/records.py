@@ -5,14 +5,14 @@ import re
 from dataclasses import dataclass, field, replace
 from functools import lru_cache
 from pathlib import Path
-from typing import Dict, List, Optional, Tuple, Union
+from typing import Any, Dict, List, Optional, Tuple, Union
 
 DATA = Path(__file__).parent / 'data'
 TASKS = ('classification', 'detection', 'segmentation')
 RELEASE = 'https://dl.fbaipublicfiles.com/xcit/'
 
-SIZES = dict(n='nano', t='tiny', s='small', m='medium', l='large')
-ARCHS = ('n12', 't12', 't24', 's12', 's24', 'm24', 'l24')
+SIZE_NAMES = dict(n='nano', t='tiny', s='small', m='medium', l='large')
+RELEASED_ARCHS = ('n12', 't12', 't24', 's12', 's24', 'm24', 'l24')
 DENSE_ARCHS = ('t12', 's12', 's24', 'm24')
 PATCHES = (16, 8)
 VARIANTS = {'': '224', 'dist': '224_dist', 'dist_384': '384_dist'}  # by the names of the configs and of the tables
@@ -32,14 +32,14 @@ class Model:
         arch (str): As for :class:`xcit_mm.models.XCiT`.
         patch_size (int): 8 or 16.
         variant (str): '', 'dist' or 'dist_384'.
-        input_size (tuple[int, int]): Height and width in pixels that multiply-adds are counted at: the test size of a
+        input_size (tuple[int, int]): Height and width in pixels that MACs are counted at: the test size of a
             classifier, the training crop of a segmentor, a typical padded COCO image.
         weights (str): Address of the original release.
         metrics (dict[str, float]): Published accuracies in per cent, by name.
         params (int, optional): Published parameters, exact.
         params_m (float): Published parameters in millions, as printed.
         params_original (float, optional): Millions of parameters of the original modules, to two decimals.
-        flops (int, optional): Published multiply-adds of the backbone.
+        flops (int, optional): Published MACs of the backbone.
         weights_mmpretrain (str, optional): Address of the same weights in MMPretrain's layout.
     """
 
@@ -77,7 +77,7 @@ class Model:
         return _title(self.arch, self.patch_size) + {'': '', 'dist': ' dist', 'dist_384': ' dist 384'}[self.variant]
 
 
-def read_table(name: str) -> List[Dict[str, Union[str, int, float, None]]]:
+def read_table(name: str) -> List[Dict[str, Any]]:
     """A file of ``data/`` by its name without ending: one dict for each row, numbers as numbers, None where empty."""
     with open(DATA / f'{name}.csv', encoding='utf-8', newline='') as file:
         return [{key: _value(text) for key, text in row.items()} for row in csv.DictReader(file)]
@@ -280,14 +280,14 @@ def _title(arch: str, patch_size: int) -> str:
 
 
 def _release_name(arch: str, patch_size: int) -> str:
-    return f'{SIZES[arch[0]]}_{arch[1:]}_p{patch_size}'
+    return f'{SIZE_NAMES[arch[0]]}_{arch[1:]}_p{patch_size}'
 
 
 def _classifiers() -> List[Model]:
     rows = {(row['arch'], str(row['variant'])): row for row in read_table('imagenet_model_zoo')}
     v2 = {(row['model'], row['resolution']): row['top1_v2'] for row in read_table('paper_table2_imagenet')}
     models = []
-    for arch in ARCHS:
+    for arch in RELEASED_ARCHS:
         for patch in PATCHES:
             for variant, published in VARIANTS.items():
                 row = rows[f'xcit_{_release_name(arch, patch)}', published]

@@ -1,4 +1,4 @@
-"""Files that are there whole or not at all."""
+"""Atomic writes: a file is complete or not there at all."""
 
 import os
 from contextlib import suppress
@@ -12,12 +12,12 @@ BACKEND = 'xcit_mm.whole_files'
 
 
 def write_whole(data: bytes, path: Union[str, Path]) -> None:
-    """Write a file beside its place, wait until it is on the disk, and give it its name.
+    """Write to a temporary file beside ``path``, flush it to disk (fsync), and rename it.
 
-    Whenever the process or the machine ends, there is the file as it was before or as it is to be.
+    If the process or the machine dies at any moment, ``path`` is either the old file or the new one.
 
     Raises:
-        OSError: For example of a full disk; the file is as it was, and nothing is left beside it.
+        OSError: For example if the disk is full. ``path`` is unchanged, and no temporary file is left.
     """
     aside = f'{path}{UNFINISHED}'
     try:
@@ -34,7 +34,7 @@ def write_whole(data: bytes, path: Union[str, Path]) -> None:
 
 
 def give_name(aside: Union[str, Path], path: Union[str, Path]) -> None:
-    """Wait until a file that was written beside its place is on the disk, and give it its name."""
+    """Flush a temporary file to disk and rename it to ``path``."""
     with open(aside, 'rb+') as file:
         os.fsync(file.fileno())
     os.replace(aside, path)
@@ -51,10 +51,10 @@ def _settle_folder(path: Union[str, Path]) -> None:
 
 
 class WholeFilesBackend(LocalBackend):
-    """MMEngine's local files, written by :func:`write_whole`: ``backend_args=dict(backend='xcit_mm.whole_files')``."""
+    """MMEngine's local backend with atomic writes: ``backend_args=dict(backend='xcit_mm.whole_files')``."""
 
     def put(self, obj: bytes, filepath: Union[str, Path]) -> None:
-        """Write bytes to a file, and make its folder if there is none."""
+        """Write bytes to a file; its folder is created if needed."""
         os.makedirs(os.path.dirname(filepath) or '.', exist_ok=True)
         write_whole(obj, filepath)
 

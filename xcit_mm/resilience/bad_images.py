@@ -1,11 +1,11 @@
-"""Images that cannot be read: passed over while the run goes on, or refused before it begins."""
+"""Images that cannot be read: skipped during the run, or refused before it starts."""
 
 import copy
 import os
 from collections import Counter
 from importlib import import_module
 from multiprocessing.pool import ThreadPool
-from typing import Iterator, List, Optional, Sequence, Tuple
+from typing import Any, Dict, Iterator, List, Optional, Sequence, Set, Tuple
 
 import mmcv
 from mmengine.config import Config
@@ -21,13 +21,13 @@ from ..datasets.loading import BLANK, IGNORED, PIXELS_IGNORED, BadImage, BadImag
 from ..errors import UsageError
 from ..registry import HOOKS
 
-# Transforms of the libraries, and the ones that stand in for them.
+# Transforms of the libraries, and their replacements.
 GUARDED = {
     'mmcv.LoadImageFromFile': 'xcit_mm.LoadImageFromFile',
     'mmseg.LoadAnnotations': 'xcit_mm.LoadSegMap',
 }
-NAMED = 20
-# Where each launcher tells a process its rank, their number, and how many share the machine.
+LISTED_IMAGES = 20
+# Environment variables and defaults of rank, world size and processes per machine, by launcher.
 PLACES = {
     'none': (('', 0), ('', 1), ('', 1)),
     'pytorch': (('RANK', 0), ('WORLD_SIZE', 1), ('LOCAL_WORLD_SIZE', 1)),
@@ -36,49 +36,69 @@ PLACES = {
 }
 
 
-def guard_loading(runner, report: Optional[str] = None) -> None:
-    """Let every pipeline of a runner pass over images that cannot be read, and COCO's annotations be checked.
+def guard_loading(runner, report: Optional[str] = None) -> List[str]:
+    """Make every pipeline of a runner skip unreadable images, and check COCO's annotations.
 
-    The config keeps the libraries' own types, which their inferencers look for by name; only what the runner is about
-    to build is changed.
+    The config keeps the libraries' own types, which their inferencers look up by name; only what the runner is about to
+    build is replaced.
 
     Args:
         runner (Runner): Before its data sets are built.
         report (str, optional): A file that lists what could not be read, as :class:`BadImagesHook` wants it.
+
+    Returns:
+        list[str]: What was replaced by what, and in which splits.
     """
+    replaced: Dict[str, List[str]] = {}
+
+    def note(old, new, split: str) -> None:
+        text = f'{_type_name(new)} in place of {_type_name(old)}'
+        if new != old and split not in replaced.setdefault(text, []):
+            replaced[text].append(split)
+
     scope = runner.cfg.get('default_scope') or 'mmengine'
     for split in ('train', 'val', 'test'):
         loader = copy.deepcopy(part_of(runner, split, 'dataloader'))
         if not isinstance(loader, dict) or not isinstance(loader['dataset'], dict):
             continue
         for dataset in innermost_datasets(loader['dataset']):
+            kind = dataset['type']
             use_checked_dataset(dataset, scope)
+            note(kind, dataset['type'], split)
             for transform in _transforms(dataset.get('pipeline') or ()):
                 kind = _full_name(transform, scope)
                 if kind in GUARDED and 'file_client_args' not in transform:
                     transform.pop('ignore_empty', None)
-                    transform['type'] = kind = GUARDED[kind]
+                    transform['type'] = GUARDED[kind]
+                    note(kind, GUARDED[kind], split)
+                    kind = GUARDED[kind]
                 if kind == GUARDED['mmseg.LoadAnnotations']:
                     classes = _classes(dataset, scope)
                     if len(classes) > 1:
                         transform.setdefault('num_classes', len(classes))
                     transform.setdefault('ignore_index', dataset.get('ignore_index', IGNORED))
                 if kind in GUARDED.values():
-                    # Testing draws no other image in place of one: that would change what is measured.
+                    # Testing draws no other image instead: that would change what is measured.
                     transform.setdefault('bad_image', 'resample' if split == 'train' else 'blank')
                     transform.setdefault('report', report)
         set_part(runner, split, 'dataloader', loader)
         evaluator = copy.deepcopy(part_of(runner, split, 'evaluator'))
         if isinstance(evaluator, (dict, list, tuple)):
-            _use_checked_metrics(evaluator, scope)
+            for old, new in _use_checked_metrics(evaluator, scope):
+                note(old, new, split)
             set_part(runner, split, 'evaluator', evaluator)
+    return [f'{text} ({", ".join(splits)})' for text, splits in replaced.items() if splits]
+
+
+def _type_name(kind) -> str:
+    return kind if isinstance(kind, str) else f'{kind.__module__.split(".")[0]}.{kind.__name__}'
 
 
 def use_checked_dataset(dataset: dict, scope: str) -> None:
-    """Let one of the libraries' data sets be read by the class of this project whose labels follow the config.
+    """Replace a library's data set class by this project's, whose labels follow the classes of the config.
 
     Args:
-        dataset (dict): Config of a data set without wrappers; its type is changed in place.
+        dataset (dict): Config of a data set without wrappers; its type is replaced in place.
         scope (str): Where types without a scope are looked up.
     """
     kind = find_type(DATASETS, dataset['type'], scope)
@@ -90,18 +110,25 @@ def use_checked_dataset(dataset: dict, scope: str) -> None:
         dataset['type'] = import_module('xcit_mm.datasets.coco').checked(kind)
 
 
-def _use_checked_metrics(evaluator, scope: str) -> None:
-    """Let COCO's metrics score what the data set gives, and the IoU say which classes it is of."""
+def _use_checked_metrics(evaluator, scope: str) -> Iterator[tuple]:
+    """Replace metrics: COCO's by one that scores what the data set gives, IoU by one that names its classes.
+
+    Yields:
+        tuple: The type of a metric, and its replacement (the same where it stays).
+    """
     if isinstance(evaluator, (list, tuple)):
         for one in evaluator:
-            _use_checked_metrics(one, scope)
+            yield from _use_checked_metrics(one, scope)
     elif isinstance(evaluator, dict):
-        _use_checked_metrics(evaluator.get('metrics'), scope)
+        yield from _use_checked_metrics(evaluator.get('metrics'), scope)
+        old = evaluator.get('type')
         kind = find_type(METRICS, evaluator['type'], scope) if 'type' in evaluator else None
         if kind is not None and _is_of(kind, 'mmdet'):
             evaluator['type'] = import_module('xcit_mm.evaluation.coco').checked(kind)
         elif kind is not None and kind.__module__.startswith('mmseg.') and kind.__name__ == 'IoUMetric':
             evaluator['type'] = import_module('xcit_mm.evaluation.segmentation').IoUMetric
+        if old is not None:
+            yield old, evaluator['type']
 
 
 def _is_of(kind: type, library: str) -> bool:
@@ -109,11 +136,11 @@ def _is_of(kind: type, library: str) -> bool:
 
 
 def guard_built(dataset, report: str) -> None:
-    """As :func:`guard_loading`, for the images of a data set to train on that a library's own tool has built.
+    """As :func:`guard_loading`, for a training data set that a library's own tool has built.
 
     Args:
         dataset: Of any library, also a wrapper of others.
-        report (str): As above.
+        report (str): As for :func:`guard_loading`.
     """
     parts = vars(dataset)  # tools that only look at a schedule have a mock in its place, with any attribute
     for inner in [parts.get('dataset'), *parts.get('datasets', ())]:
@@ -127,7 +154,7 @@ def guard_built(dataset, report: str) -> None:
 
 
 def _transforms(pipeline: Sequence) -> Iterator[dict]:
-    """The transforms of a pipeline, also those inside of others such as TestTimeAug."""
+    """The transforms of a pipeline, also nested ones as in TestTimeAug."""
     for item in pipeline:
         if isinstance(item, dict):
             yield item
@@ -137,7 +164,7 @@ def _transforms(pipeline: Sequence) -> Iterator[dict]:
 
 
 def _classes(dataset: dict, scope: str) -> Sequence:
-    """The classes of a data set's config, or else of its type; () if they are not listed there."""
+    """The classes in a data set's config, else those of its type; () if neither lists them."""
     classes = (dataset.get('metainfo') or {}).get('classes')
     if classes is None:
         classes = getattr(find_type(DATASETS, dataset['type'], scope), 'METAINFO', {}).get('classes')
@@ -147,19 +174,19 @@ def _classes(dataset: dict, scope: str) -> Sequence:
 def _full_name(transform: dict, scope: str) -> Optional[str]:
     """Library and name of the class behind a transform of a config."""
     kind = find_type(TRANSFORMS, transform['type'], scope)
-    return kind and f'{kind.__module__.split(".")[0]}.{kind.__name__}'
+    return None if kind is None else f'{kind.__module__.split(".")[0]}.{kind.__name__}'
 
 
 def check_images(cfg: Config, splits: Sequence[str]) -> None:
-    """Read and decode every image and map that the splits use. Each process of a distributed run takes its share.
+    """Read and decode every image and label map of the splits; each process of a distributed run reads its share.
 
     Raises:
-        UsageError: Naming those that cannot be read. More than 20 are listed in a file of the work folder.
+        UsageError: If some cannot be read. The message names up to 20; a file in the work folder lists all.
     """
     rank, world, neighbours = (int(os.environ.get(name, default)) for name, default in PLACES[cfg.launcher])
     files = _files(cfg, splits)[rank::world]
     columns = [TextColumn('checking images'), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn()]
-    # Reading and decoding leave Python's lock, so threads are enough to use all cores.
+    # Reading and decoding release the GIL, so threads use all cores.
     threads = max(1, (os.cpu_count() or 1) // neighbours)
     bad = []
     with ThreadPool(threads) as pool, Progress(*columns, disable=rank > 0) as progress:
@@ -171,21 +198,21 @@ def check_images(cfg: Config, splits: Sequence[str]) -> None:
     if not bad:
         return
     bad.sort()
-    listed = '\n  '.join(['', *bad[:NAMED]])
-    if len(bad) > NAMED:
+    listed = '\n  '.join(['', *bad[:LISTED_IMAGES]])
+    if len(bad) > LISTED_IMAGES:
         path = os.path.join(cfg.work_dir, 'bad_images.txt' if world == 1 else f'bad_images_{rank}.txt')
         with open(path, 'w', errors='surrogateescape') as file:
             file.writelines(f'{line}\n' for line in bad)
-        listed += f'\n  and {len(bad) - NAMED} more, all of them in {path}'
+        listed += f'\n  and {len(bad) - LISTED_IMAGES} more, all of them in {path}'
     share = f' among the share of process {rank} (the others may have found more)' if world > 1 else ''
     raise UsageError(
         f'{len(bad)} of {len(files)} images{share} cannot be read, and nothing was started:{listed}\n'
-        f'Repair them or remove them from the data set, or pass over them: --bad-images skip'
+        f'Repair them, remove them from the data set, or skip them: --bad-images skip'
     )
 
 
 def _files(cfg: Config, splits: Sequence[str]) -> List[Tuple[str, str, str, Optional[dict]]]:
-    """The images and maps of the splits, each once, with the arguments of :func:`read_image`."""
+    """The images and label maps of the splits, each once, as arguments of :func:`read_image`."""
     found = {}
     scope = cfg.get('default_scope') or 'mmengine'
     for split, loader in find_loaders(cfg).items():
@@ -218,24 +245,24 @@ def _try_to_read(arguments: tuple) -> Tuple[str, Optional[str]]:
 
 @HOOKS.register_module()
 class BadImagesHook(Hook):
-    """Name the images that could not be read, once each, and count them after every epoch.
+    """Warn of each image that could not be read, once, and count them after every epoch.
 
-    Maps with labels outside of the classes are often all of them; one for each set of such labels is named.
+    Of label maps with labels outside the classes, often all of them, one is named for each set of such labels.
 
-    They are met by :class:`xcit_mm.datasets.loading.LoadImageFromFile`, mostly in the processes that load data, and
-    listed in ``bad_images.txt`` beside the log.
+    :class:`xcit_mm.datasets.loading.LoadImageFromFile` finds them, mostly in the workers, and lists them in
+    ``bad_images.txt`` beside the log.
     """
 
     priority = 'VERY_LOW'
 
     def __init__(self):
-        self.report = None
+        self.report: Any = None  # until the run begins
         self.counted = 0
-        self.told = set()
+        self.told: Set[str] = set()
 
     @staticmethod
     def path(runner) -> str:
-        """Where the list is. Data sets are told when they are built, which may be before any hook is called."""
+        """Path of the list. Data sets need it when they are built, possibly before any hook is called."""
         return os.path.abspath(os.path.join(runner.log_dir, 'bad_images.txt'))
 
     def before_run(self, runner) -> None:

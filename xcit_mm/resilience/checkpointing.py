@@ -1,4 +1,4 @@
-"""Checkpoints that outlive whatever ends the training, and the choice of the one to go on from."""
+"""Checkpoints that survive a crash at any moment, and the search for the newest intact one."""
 
 import errno
 import os
@@ -7,7 +7,7 @@ import shutil
 import zipfile
 from contextlib import contextmanager, suppress
 from glob import escape, glob
-from typing import List, Optional, Tuple
+from typing import Any, Dict, List, Optional, Tuple
 
 from mmengine.dist import barrier, is_main_process
 from mmengine.hooks import CheckpointHook as MMEngineCheckpointHook
@@ -22,18 +22,21 @@ INTERRUPTED = 'interrupted.pth'
 
 @HOOKS.register_module()
 class CheckpointHook(MMEngineCheckpointHook):
-    """MMEngine's, for training that may end at any moment and on any disk.
+    """MMEngine's checkpoint hook with atomic writes.
 
-    A checkpoint is written beside its place and then renamed, so that a file with its name is complete; and an older
-    one is removed after the newer one is on the disk, not before, so that there is always one. For that moment the
-    disk holds one checkpoint more than ``max_keep_ckpts``.
+    A checkpoint is written to a temporary file and renamed, so a file under its final name is complete. Old checkpoints
+    are removed after the new one is on disk, so there is always at least one; for that moment the disk holds one more
+    than ``max_keep_ckpts``.
 
     Args:
         *args, **kwargs: As for :class:`mmengine.hooks.CheckpointHook`.
 
     Raises:
-        UsageError: If a checkpoint cannot be written; the message names the cause and the last good one.
+        UsageError: If a checkpoint cannot be written. The message names the cause and the last good checkpoint.
     """
+
+    backend_args: Optional[dict]
+    file_backend: Any
 
     def before_train(self, runner) -> None:
         out_dir = str(self.out_dir or runner.work_dir)
@@ -68,7 +71,7 @@ class CheckpointHook(MMEngineCheckpointHook):
 
 
 class _RemovesLater:
-    """A file backend that remembers what it should remove until it is told that the time has come."""
+    """A file backend that collects the paths to remove, and removes them when :meth:`remove_now` is called."""
 
     def __init__(self, backend):
         self._backend = backend
@@ -96,13 +99,13 @@ class _RemovesLater:
 
 
 def write_pointer(work_dir: str, checkpoint: str) -> None:
-    """Name the newest checkpoint where MMEngine looks for it."""
+    """Write the path of the newest checkpoint where MMEngine looks for it (``last_checkpoint``)."""
     write_whole(checkpoint.encode(), os.path.join(work_dir, POINTER))
 
 
 @contextmanager
 def explained(folder: str, intact: Optional[str]):
-    """Turn an error of the disk into one message."""
+    """Turn an ``OSError`` of writing a checkpoint into one message."""
     try:
         yield
     except OSError as error:
@@ -112,20 +115,20 @@ def explained(folder: str, intact: Optional[str]):
                 reason += f', {shutil.disk_usage(folder).free / 2**20:.0f} MiB are free'
         before = f'the one before it, {intact}, is as it was' if intact else 'there was none before it in this run'
         raise UsageError(
-            f'a checkpoint could not be written to {folder} ({reason}); {before}. When that is mended, go on with '
+            f'a checkpoint could not be written to {folder} ({reason}); {before}. When that is fixed, continue with '
             f'--resume'
         ) from error
 
 
 def save_interrupted(runner, iterations: int) -> str:
-    """Write a checkpoint between the regular ones, in the middle of an epoch maybe. All processes call it.
+    """Write ``interrupted.pth`` between two regular checkpoints. A collective: every process calls it.
 
     Args:
         runner (Runner): The runner, between two iterations.
-        iterations (int): How many of them are done.
+        iterations (int): Iterations done so far.
 
     Returns:
-        str: The file, ``interrupted.pth``. The next regular checkpoint removes it.
+        str: Its path. The next regular checkpoint removes it.
     """
     hook = next((hook for hook in runner.hooks if isinstance(hook, MMEngineCheckpointHook)), None)
     out_dir = str(getattr(hook, 'out_dir', None) or runner.work_dir)
@@ -148,10 +151,10 @@ def save_interrupted(runner, iterations: int) -> str:
 
 
 def damage(path: str) -> Optional[str]:
-    """What is wrong with a checkpoint of this machine: all of it is read, and compared with its checksums.
+    """Read a whole local checkpoint, verify its checksums, and say what is wrong with it.
 
     Args:
-        path (str): A file of :func:`torch.save`, or the folder that a run with divided weights writes.
+        path (str): A file of :func:`torch.save`, or the folder that a run with sharded weights writes.
 
     Returns:
         str, optional: The reason; None if it is intact.
@@ -171,19 +174,19 @@ def damage(path: str) -> Optional[str]:
 
 
 def find_checkpoint(work_dir: str, newer_than: Optional[str] = None) -> Tuple[Optional[str], List[Tuple[str, str]]]:
-    """The newest intact checkpoint to go on from.
+    """Find the newest intact checkpoint to resume from.
 
-    That is the one that ``last_checkpoint`` names, or one that was written after it, when the run ended before it
-    could be named; and if it is damaged, the one before it.
+    Candidates are the one that ``last_checkpoint`` names, those written after it (the run may have died before it
+    updated the pointer), and, if these are damaged, the ones before.
 
     Args:
         work_dir (str): The work folder.
-        newer_than (str, optional): A file; only checkpoints written after it count.
+        newer_than (str, optional): Ignore checkpoints that are older than this file.
 
     Returns:
-        tuple: The path or None, and the damaged ones that are newer, each with the reason.
+        tuple: The path or None, and the damaged checkpoints that are newer, each with the reason.
     """
-    damaged = []
+    damaged: List[Tuple[str, str]] = []
     for path in _candidates(work_dir, os.path.getmtime(newer_than) if newer_than else 0.0):
         reason = damage(path)
         if reason is None:
@@ -193,12 +196,12 @@ def find_checkpoint(work_dir: str, newer_than: Optional[str] = None) -> Tuple[Op
 
 
 def has_checkpoint(work_dir: str) -> bool:
-    """Whether there is any checkpoint to go on from, intact or not."""
+    """True if there is a checkpoint to resume from, intact or not."""
     return bool(_candidates(work_dir, 0.0))
 
 
 def _candidates(work_dir: str, since: float) -> List[str]:
-    """Checkpoints in the order in which they should be tried."""
+    """Checkpoints, the most recent first."""
     pointed = None
     with suppress(OSError), open(os.path.join(work_dir, POINTER)) as file:
         pointed = file.read().strip()
@@ -207,7 +210,7 @@ def _candidates(work_dir: str, since: float) -> List[str]:
     if pointed and not os.path.exists(pointed):  # the work folder was moved
         pointed = os.path.join(work_dir, os.path.basename(pointed))
     folders = {os.path.realpath(work_dir), os.path.realpath(os.path.dirname(pointed or work_dir))}
-    files = {}
+    files: Dict[str, tuple] = {}
     for folder in folders:
         for path in glob(os.path.join(escape(folder), '*.pth')):
             numbered = re.fullmatch(r'(?:epoch|iter)_(\d+)\.pth', os.path.basename(path))

@@ -1,4 +1,4 @@
-"""Decisions that all processes of a run take together."""
+"""Decisions that all processes of a run take together (small all-reduces over gloo)."""
 
 from functools import lru_cache
 
@@ -9,17 +9,17 @@ from mmengine.dist import get_world_size
 
 @lru_cache(maxsize=1)
 def _cpu_group(default):
-    """A group for tensors on the CPU, so that no process waits for its accelerator."""
+    """A gloo process group for CPU tensors, so that no process has to synchronise its GPU."""
     return default if dist.get_backend(default) == 'gloo' else dist.new_group(backend='gloo')
 
 
 def any_process(condition: bool) -> bool:
-    """Whether the condition holds in any process of the run. All of them call it at the same time."""
+    """True if the condition holds in at least one process. A collective: every process calls it."""
     return smallest(0 if condition else 1) == 0
 
 
 def smallest(number: int) -> int:
-    """The smallest of the numbers that the processes give. All of them call it at the same time."""
+    """The minimum over all processes. A collective: every process calls it."""
     if get_world_size() == 1:
         return number
     value = torch.tensor(number)

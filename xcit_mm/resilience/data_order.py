@@ -1,9 +1,8 @@
-"""Training data as a function of the seed and of the place in the order alone.
+"""Data order and augmentations that depend on the seed and the position in the order, and on nothing else.
 
-MMEngine's data loaders begin every run and every epoch at the first image, and its random augmentations depend on which
-process loads an image and what that process loaded before. Here each sample brings its own seed along, and the order
-can be entered anywhere: so training goes on after an interruption as if there had been none, and the result does not
-depend on the number of processes that load data.
+MMEngine's data loaders start every run at the first image, and random augmentations depend on the worker that loads an
+image and on what it loaded before. Here each sample carries its own seed, and iteration can start at any position. So a
+resumed run sees the same batches as an uninterrupted one, and the result does not depend on ``num_workers``.
 """
 
 import hashlib
@@ -22,7 +21,7 @@ from ..registry import HOOKS
 
 
 class SeededIndex(int):
-    """Index of a sample, with the seed of its augmentation."""
+    """Index of a sample that carries the seed of its augmentations."""
 
     seed: int
 
@@ -36,10 +35,10 @@ class SeededIndex(int):
 
 
 class PositionedBatches:
-    """A batch sampler that gives seeds to its samples and can begin after any batch.
+    """Wrap a batch sampler: seed each sample, and optionally skip batches at the start.
 
-    Place and seed of a sample count those of all processes, so that the same global batch has the same augmentations
-    however many processes share it.
+    Positions count the samples of all processes, so a global batch gets the same augmentations however many processes
+    share it.
 
     Args:
         batches (BatchSampler): The batch sampler.
@@ -71,7 +70,7 @@ class PositionedBatches:
                     yield [self._seeded(index, p) for index, p in zip(batch, places)]
             if not self.skip:
                 return
-            self.begin_epoch(self.epoch + 1)  # all of this one lies before the beginning
+            self.begin_epoch(self.epoch + 1)  # the whole epoch was skipped
 
     def begin_epoch(self, epoch: int) -> None:
         self.epoch = epoch
@@ -82,11 +81,11 @@ class PositionedBatches:
         if not isinstance(index, (int, np.integer)):
             return index
         digest = hashlib.blake2b(struct.pack('<QQQ', self.seed % 2**64, self.epoch, place), digest_size=4).digest()
-        return SeededIndex(index, int.from_bytes(digest, 'little'))
+        return SeededIndex(int(index), int.from_bytes(digest, 'little'))
 
 
 class _SeededFetch:
-    """What PyTorch's loader calls for the samples of a batch, in whichever process."""
+    """Fetch the samples of a batch (``__getitems__``), each with its own random state."""
 
     def __init__(self, dataset):
         self.dataset = dataset
@@ -104,12 +103,12 @@ class _SeededFetch:
 
 
 class _Endless:
-    """Batches of a loader without end, from any one on; takes the place of MMEngine's in its loop by iterations.
+    """Endless batches of a loader that can start at any one; replaces MMEngine's in ``IterBasedTrainLoop``.
 
     Args:
         loader (DataLoader): The loader, whose batch sampler is a :class:`PositionedBatches`.
-        unused (int): How many calls of ``next`` mean batches before the beginning. MMEngine 0.10.7 passes over them by
-            loading them.
+        unused (int): Number of initial calls of ``next`` to answer with None. MMEngine 0.10.7 skips batches by loading
+            them.
     """
 
     def __init__(self, loader, unused: int = 0):
@@ -120,7 +119,7 @@ class _Endless:
         return self
 
     def skip_iter(self, num_iters: int) -> None:
-        """Nothing to do: the loader begins where it should."""
+        """Nothing to do: the batch sampler skips."""
 
     def __next__(self):
         if self.unused:
@@ -138,12 +137,11 @@ class _Endless:
 
 @HOOKS.register_module()
 class DataPositionHook(Hook):
-    """Go on with the next batch of the data order after ``--resume``, also in the middle of an epoch, and give every
-    sample the random numbers of its place in that order.
+    """After ``--resume``, continue with the next batch, also within an epoch, and seed every sample by its position.
 
-    With :class:`IterationSeedHook`, which does the same for the model, a resumed run ends with
-    the weights of one that was never interrupted. The place in the epoch is kept in the checkpoint's ``meta``. Data
-    sets without indices (``IterableDataset``) and loops of other kinds than MMEngine's two are left as they are.
+    With :class:`IterationSeedHook`, which does the same for the model, a resumed run ends with the same weights as an
+    uninterrupted one. The position in the epoch is kept in the checkpoint's ``meta``. ``IterableDataset`` and loops
+    other than MMEngine's two are left alone.
     """
 
     priority = 'LOWEST'
@@ -162,7 +160,7 @@ class DataPositionHook(Hook):
             return
         self.seed = runner.seed
         self.batches = PositionedBatches(loader.batch_sampler)
-        # A loader refuses another sampler because it may be in use; this one is not yet.
+        # A loader refuses a new sampler because the old one may be in use; here it is not yet.
         object.__setattr__(loader, 'batch_sampler', self.batches)
         drop_workers(loader)  # which MMEngine 0.10.7 may have started
         loader.dataset.__getitems__ = _SeededFetch(loader.dataset)
@@ -176,35 +174,36 @@ class DataPositionHook(Hook):
             return
         loop = runner.train_loop
         self.batches.seed = runner.seed
-        self._reseed_sampler(runner.seed)
+        self._reseed_sampler(self.batches.sampler, runner.seed)
         if isinstance(loop, IterBasedTrainLoop):
             self.batches.skip = loop.iter
             loads_to_skip = not hasattr(loop.dataloader_iterator, 'skip_iter')
             loop.dataloader_iterator = _Endless(loop.dataloader, loop.iter if loads_to_skip else 0)
         elif self.resumed and self.resumed['epoch'] == loop.epoch:
-            self._enter_epoch(runner, loop)
+            self._enter_epoch(runner, loop, self.batches, **self.resumed)
 
-    def _reseed_sampler(self, seed: int) -> None:
-        """MMEngine takes the seed from the checkpoint after it has given another one to the sampler."""
-        sampler = self.batches.sampler
+    def _reseed_sampler(self, sampler, seed: int) -> None:
+        """Give the sampler the checkpoint's seed, which MMEngine reads after it has built the sampler."""
         if getattr(sampler, 'seed', None) == self.seed:
             sampler.seed = seed
         restart_order(sampler)
 
-    def _enter_epoch(self, runner, loop: EpochBasedTrainLoop) -> None:
-        done, batches = self.resumed['done'], self.resumed['batches']
-        if batches != len(self.batches):
+    @staticmethod
+    def _enter_epoch(
+        runner, loop: EpochBasedTrainLoop, sampler: PositionedBatches, epoch: int, done: int, batches: int
+    ) -> None:
+        if batches != len(sampler):
             runner.logger.warning(
-                f'the epoch has {len(self.batches)} batches now and had {batches} when the checkpoint was written: '
-                f'the run goes on at the same share of the epoch, and will not equal an uninterrupted one'
+                f'the epoch has {len(sampler)} batches now and had {batches} when the checkpoint was written: '
+                f'the run continues at the same share of the epoch, and will not equal an uninterrupted one'
             )
-            done = round(done * len(self.batches) / batches)
+            done = round(done * len(sampler) / batches)
         if not done:
             return
-        self.batches.skip = done
-        runner.logger.info(f'going on after batch {done} of {len(self.batches)} of epoch {loop.epoch + 1}')
+        sampler.skip = done
+        runner.logger.info(f'continuing after batch {done} of {len(sampler)} of epoch {loop.epoch + 1}')
         run_iter = loop.run_iter
-        # The loop counts the batches of an epoch from the first that it gets; until the epoch ends they have an offset.
+        # The loop counts batches from the first one it gets: add an offset until the epoch ends.
         loop.run_iter = lambda idx, data_batch: run_iter(idx + done, data_batch)
 
     def before_train_epoch(self, runner) -> None:
@@ -219,7 +218,7 @@ class DataPositionHook(Hook):
 
     def after_train(self, runner) -> None:
         if isinstance(runner.train_loop, IterBasedTrainLoop) and self.batches is not None:
-            runner.train_loop.dataloader_iterator.iterator = None  # which ends the processes that load data
+            runner.train_loop.dataloader_iterator.iterator = None  # ends the workers
 
     def before_save_checkpoint(self, runner, checkpoint: dict) -> None:
         if self.batches is not None and isinstance(runner.train_loop, EpochBasedTrainLoop):
@@ -232,11 +231,10 @@ class DataPositionHook(Hook):
 
 @HOOKS.register_module()
 class IterationSeedHook(Hook):
-    """Draw the random numbers of every training iteration from the run's seed and the iteration's number.
+    """Seed the random generators before every training iteration, from the run's seed, the iteration and the rank.
 
-    MMEngine saves no random state, so that drop path, dropout and the samplers of detectors would continue elsewhere
-    after ``--resume``. With this hook a resumed run ends with the weights of one that was never interrupted. Each
-    process draws its own numbers.
+    MMEngine saves no random state, so drop path, dropout and the samplers of detectors would differ after ``--resume``.
+    With this hook a resumed run ends with the same weights as an uninterrupted one.
     """
 
     priority = 'VERY_HIGH'

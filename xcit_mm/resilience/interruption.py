@@ -1,4 +1,4 @@
-"""Clusters that take a machine back: a signal, a checkpoint, and an exit code that asks to be started again."""
+"""Preemption: on a signal, save a checkpoint and exit with a code that asks for a restart."""
 
 import atexit
 import os
@@ -24,11 +24,11 @@ REQUEUE = 75  # EX_TEMPFAIL of sysexits.h: try again later
 
 @HOOKS.register_module()
 class InterruptionHook(Hook):
-    """Save a checkpoint and exit with code 75 when the training is asked to end.
+    """Save a checkpoint and exit with code 75 when the process gets a signal.
 
-    The signal takes effect after the iteration, in all processes of the run although one may have got it first; in the
-    midst of a validation, the validation is repeated after ``--resume``. With gradient accumulation the run goes on to
-    the next update. Signals after the first change nothing: schedulers tend to send several.
+    The signal takes effect after the current iteration, in all processes together, whichever got it first. With
+    gradient accumulation the run continues to the next update. A validation that is interrupted is repeated after
+    ``--resume``. Further signals change nothing: schedulers tend to send several.
 
     Args:
         signals (Sequence[str]): Names of the signals.
@@ -42,12 +42,12 @@ class InterruptionHook(Hook):
     def __init__(self, signals: Sequence[str] = ('SIGTERM', 'SIGUSR1')):
         self.signals = [getattr(signal, name) for name in signals if hasattr(signal, name)]
         self.received = None
-        self.previous = {}
+        self.previous: dict = {}
         self.common_batches = 0
 
     def before_train(self, runner) -> None:
         if threading.current_thread() is not threading.main_thread():
-            return  # Python hands signals to the main thread alone
+            return  # Python handles signals in the main thread only
         self.received = None
         self.previous = {number: signal.signal(number, self._receive) for number in self.signals}
         loops = (runner.train_loop, runner.val_loop)
@@ -90,9 +90,9 @@ class InterruptionHook(Hook):
         path = save_interrupted(runner, iterations)
         runner.logger.warning(
             f'Training was asked to end and did so after iteration {iterations} of {runner.max_iters}, checkpoint '
-            f'{path}. --resume goes on from there. Exit code {REQUEUE}'
+            f'{path}. Continue with --resume. Exit code {REQUEUE}'
         )
-        # Its handlers stay: srun ends the other processes when the first is done, and they shall end by themselves.
+        # The handlers stay: srun kills the other processes when the first exits, and they should end by themselves.
         if is_distributed():
             end_processes(REQUEUE)
         sys.exit(REQUEUE)
@@ -104,10 +104,10 @@ class InterruptionHook(Hook):
 
 
 def end_processes(code: int = 0) -> None:
-    """End this process, if it belongs to a group, when all of the group are done; a process alone goes on.
+    """Exit a member of a process group once all members are done; does nothing without a group.
 
-    Not by Python's own end: there, destroying a distributed model waits for gloo's threads, which may be waiting for
-    the interpreter to let go of a tensor, and threads that outlive the group can abort the process.
+    Not by Python's normal exit: there, destroying a distributed model can deadlock with gloo's threads, and threads
+    that live longer than the group can abort the process.
     """
     if torch.distributed.is_available() and torch.distributed.is_initialized():
         torch.distributed.barrier()
@@ -118,7 +118,7 @@ def end_processes(code: int = 0) -> None:
 
 
 def _start_blocked(start: Callable, signals: Sequence[int]):
-    """Start the processes that load data with the signals blocked: one can come while they are about to begin."""
+    """Start the data-loading workers with the signals blocked, since one can arrive while they start."""
     before = signal.pthread_sigmask(signal.SIG_BLOCK, signals)
     try:
         return start()
@@ -127,14 +127,14 @@ def _start_blocked(start: Callable, signals: Sequence[int]):
 
 
 def _init_worker(init, signals: Sequence[int], worker_id: int) -> None:
-    """Let a process that loads data live until the iteration is done, though it gets the signal as well."""
+    """Keep a data-loading worker alive until the iteration is done, although it gets the signal too."""
     threading.Thread(target=_obey_parent_alone, args=(signals, os.getppid()), daemon=True).start()
     if init is not None:
         init(worker_id)
 
 
 def _obey_parent_alone(signals: Sequence[int], parent: int) -> None:
-    """PyTorch ends such processes by SIGTERM; that of a scheduler, which is meant for all, is the parent's affair."""
+    """Obey a SIGTERM of the parent, by which PyTorch ends its workers, and ignore those of a scheduler."""
     while signal.sigwaitinfo(signals).si_pid != parent:
         pass
     os._exit(0)

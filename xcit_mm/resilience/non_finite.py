@@ -1,4 +1,4 @@
-"""Losses and gradients that are no numbers."""
+"""Losses and gradients that are NaN or Inf."""
 
 import math
 from typing import Dict, List, Optional
@@ -17,28 +17,27 @@ from .consensus import any_process
 
 SKIPPED = 'skipped_iterations'  # in MMEngine's message hub, so that it outlives an interruption
 ACTIONS = ('stop', 'skip', 'ignore')
-NAMED = 64
+LISTED_IMAGES = 64
 
 
 @HOOKS.register_module()
 class NonFiniteHook(Hook):
-    """Watch over losses and gradients, and keep what is NaN or infinite out of the model.
+    """Check losses and gradients for NaN and Inf, and keep them out of the model.
 
-    An update with such gradients never takes place, whichever the action; in mixed precision, where an overflow of the
-    gradients is the loss scale's affair, it is the loss that counts. Iteration, losses and images of all processes are
-    named.
+    No update uses such gradients, whichever the action. In mixed precision only the loss counts: overflowing gradients
+    are what the loss scaler is for. The message names the iteration, the losses and the images of all processes.
 
     Args:
         action (str): 'stop' ends the run before anything of the iteration is saved, as the original code does. 'skip'
-            leaves weights, batch statistics and other buffers as they were, and goes on with the next batch. 'ignore'
-            is MMEngine's way: nothing is looked at.
-        max_skips (int): How many iterations of a run may be skipped; one more ends it.
+            restores weights, batch statistics and other buffers, and continues with the next batch. 'ignore' checks
+            nothing, as MMEngine.
+        max_skips (int): Iterations that a run may skip; one more ends it.
 
     Raises:
         UsageError: When the run ends.
     """
 
-    priority = 'VERY_HIGH'  # before anything looks at the model or saves it
+    priority = 'VERY_HIGH'  # before any hook reads or saves the model
 
     def __init__(self, action: str = 'stop', max_skips: int = 50):
         if action not in ACTIONS:
@@ -66,7 +65,7 @@ class NonFiniteHook(Hook):
     def before_train_iter(self, runner, batch_idx: int, data_batch=None) -> None:
         self.bad_gradients = False
         if self.action == 'skip':
-            # Statistics take in a batch before its loss is known.
+            # Batch statistics are updated in the forward pass, before the loss is known.
             for name, buffer in _model(runner).named_buffers():
                 if name in self.buffers and self.buffers[name].shape == buffer.shape:
                     self.buffers[name].copy_(buffer)
@@ -79,11 +78,11 @@ class NonFiniteHook(Hook):
         found = [norm.float() for norm in norms(grads)] if grads else [torch.zeros(())]
         bad = not bool(torch.stack(found).isfinite().all())
         if not isinstance(runner.model, DistributedDataParallel) and is_model_wrapper(runner.model):
-            bad = any_process(bad)  # of divided gradients, each process sees its own part
+            bad = any_process(bad)  # each process holds a shard of the gradients
         if bad:
             self.bad_gradients = True
             for parameter in parameters:
-                parameter.grad = None  # which every optimizer passes over
+                parameter.grad = None  # every optimizer skips those
 
     def after_train_iter(self, runner, batch_idx: int, data_batch=None, outputs: Optional[dict] = None) -> None:
         if self.action == 'ignore':
@@ -98,7 +97,7 @@ class NonFiniteHook(Hook):
             raise UsageError(
                 f'{message} Training stops; the weights are those before this iteration, and what was saved before is '
                 f'as it was. A lower learning rate, gradient clipping (optim_wrapper.clip_grad) or bf16 instead of '
-                f'fp16 are the usual cures; to pass over such iterations: --cfg-options '
+                f'fp16 usually help; to skip such iterations: --cfg-options '
                 f'default_hooks.non_finite.action=skip'
             )
         if skips > self.max_skips:
@@ -121,11 +120,11 @@ class NonFiniteHook(Hook):
             for rank, (losses, _) in enumerate(found)
             if losses
         )
-        # The gradients alone can come from any of the processes.
+        # Without a bad loss, the gradients may come from any process.
         guilty = [names for losses, names in found if losses] or [names for _, names in found]
         images = [name for names in guilty for name in names]
-        listed = ', '.join(images[:NAMED]) or 'unknown'
-        more = f' and {len(images) - NAMED} more' if len(images) > NAMED else ''
+        listed = ', '.join(images[:LISTED_IMAGES]) or 'unknown'
+        more = f' and {len(images) - LISTED_IMAGES} more' if len(images) > LISTED_IMAGES else ''
         return (
             f'iteration {runner.iter + 1} (epoch {runner.epoch + 1}): {what or "the losses are finite"}'
             f'{", and gradients are not finite" if self.bad_gradients else ""}. Images: {listed}{more}.'
@@ -145,7 +144,7 @@ def _number(value) -> float:
 
 
 def _image_names(data_batch) -> List[str]:
-    """Paths of the images of a batch, as far as their samples say."""
+    """Paths of the images of a batch, where their samples have them."""
     samples = data_batch.get('data_samples') if isinstance(data_batch, dict) else None
     samples = samples if isinstance(samples, (list, tuple)) else [samples]
     return [str(sample.img_path) for sample in samples if getattr(sample, 'img_path', None)]

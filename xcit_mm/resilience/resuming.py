@@ -1,9 +1,9 @@
-"""Going on with a training run that has ended before its end."""
+"""Resuming an interrupted training run."""
 
 import os
 from collections import Counter
 from contextlib import suppress
-from typing import Iterator
+from typing import Dict, Iterator
 
 from mmengine.dist import broadcast_object_list, is_main_process
 from mmengine.hooks import Hook
@@ -16,25 +16,25 @@ from ..registry import HOOKS
 from .checkpointing import damage, find_checkpoint
 from .consensus import any_process
 
-# What torchrun and SLURM tell a run that they have started again.
+# Environment variables in which torchrun and SLURM count restarts.
 RESTARTS = ('TORCHELASTIC_RESTART_COUNT', 'SLURM_RESTART_COUNT')
-STARTED = '.started'  # a file of the work folder, as old as the run that began there last
+STARTED = '.started'  # file in the work folder whose date is the start of the latest run
 VALIDATED = 'last_validation'  # in MMEngine's message hub: its iteration (a name with 'val' first would be logged)
 
 
 @HOOKS.register_module()
 class ResumeHook(Hook):
-    """Choose the checkpoint to go on from, and catch up on a validation that the interruption has cost.
+    """Choose the checkpoint to resume from, and run a validation that the interruption has skipped.
 
-    Settings of the optimizer and the schedule come from the checkpoint; those that the config has otherwise are named.
+    With ``resume=True`` and no ``load_from``, take the newest intact checkpoint of the work folder, and warn of newer
+    ones that are truncated or damaged; MMEngine takes the newest without looking. A run that torchrun
+    (``--max-restarts``) or SLURM (requeue) restarts resumes by itself, from its own checkpoints. If the run would have
+    validated right after the checkpoint, and has not, it validates first.
 
-    With ``resume=True`` and no ``load_from``, the newest intact checkpoint of the work folder is taken, and newer ones
-    that are cut off or damaged are named; MMEngine would take the newest unread. A run that torchrun
-    (``--max-restarts``) or SLURM (requeue) starts again goes on by itself, from a checkpoint of its own. A checkpoint
-    after which the run would have validated is validated first, unless it was before it was written.
+    Settings of the optimizer and the schedule come from the checkpoint; warn of those that differ in the config.
 
     Raises:
-        UsageError: If no checkpoint of the work folder is intact, or the named one is not.
+        UsageError: If no checkpoint of the work folder is intact, or if the named one is not.
     """
 
     priority = 'LOWEST'  # the other hooks are ready when it validates
@@ -44,7 +44,7 @@ class ResumeHook(Hook):
             self.choose(runner)
 
     def choose(self, runner) -> None:
-        """Tell the runner which checkpoint to go on from, if any."""
+        """Tell the runner which checkpoint to resume from, if any."""
         # torchrun counts a restart on the machine where a process died, and on others only if it saw one die there too.
         restarted = any_process(any(int(os.environ.get(name) or 0) > 0 for name in RESTARTS))
         path = checkpoint_of(runner)
@@ -65,12 +65,12 @@ class ResumeHook(Hook):
         found = [damage(path) if is_main_process() else None]
         broadcast_object_list(found)
         if found[0]:
-            raise UsageError(f'the run cannot go on from {path}: it is {found[0]}. Name another, or --resume alone')
+            raise UsageError(f'the run cannot resume from {path}: it is {found[0]}. Name another, or --resume alone')
 
     @staticmethod
     def _choose(runner, own: bool):
-        """The checkpoint, the same in every process; ``own``: written since the run began here."""
-        found = [None, []]
+        """The checkpoint, the same in every process; with ``own`` only those written since the run began."""
+        found: list = [None, []]
         if is_main_process():
             started = os.path.join(runner.work_dir, STARTED)
             if not own or os.path.exists(started):
@@ -78,17 +78,19 @@ class ResumeHook(Hook):
         broadcast_object_list(found)
         path, damaged = found
         for file, reason in damaged:
-            runner.logger.warning(f'the checkpoint {file} is passed over: {reason}')
+            runner.logger.warning(f'the checkpoint {file} is skipped: {reason}')
         if damaged and not path:
             listed = ''.join(f'\n  {file}: {reason}' for file, reason in damaged)
             raise UsageError(
                 f'no checkpoint in {runner.work_dir} is intact:{listed}\n'
-                f'Remove them, or start without --resume, to begin anew'
+                f'Remove them, or leave --resume out, to start from scratch'
             )
         if path:
-            runner.logger.info(f'Going on from the newest intact checkpoint, {path}')
+            runner.logger.info(f'Resuming from the newest intact checkpoint, {path}')
         else:
-            runner.logger.warning(f'there is no checkpoint in {runner.work_dir} to go on from: the run begins anew')
+            runner.logger.warning(
+                f'there is no checkpoint in {runner.work_dir} to resume from: training starts from scratch'
+            )
         return path
 
     def after_load_checkpoint(self, runner, checkpoint: dict) -> None:
@@ -97,8 +99,8 @@ class ResumeHook(Hook):
         found = list(overridden_settings(runner, checkpoint))
         if found:
             runner.logger.warning(
-                f'The run goes on with settings of the checkpoint, not with those of the config: {"; ".join(found)}. '
-                f'To train on with those of the config: --cfg-options load_from=CHECKPOINT, without --resume'
+                f'The run continues with settings of the checkpoint, not with those of the config: {"; ".join(found)}. '
+                f'To train with those of the config: --cfg-options load_from=CHECKPOINT, without --resume'
             )
 
     def before_train(self, runner) -> None:
@@ -111,12 +113,12 @@ class ResumeHook(Hook):
             return
         if runner.message_hub.runtime_info.get(VALIDATED) == runner.iter:
             return
-        runner.logger.info('validating what the interrupted run could not')
+        runner.logger.info('validating first, since the interrupted run did not')
         runner.val_loop.run()
 
     @staticmethod
     def _validation_is_due(runner) -> bool:
-        """Whether the loop validates just before the iteration that comes next."""
+        """True if the loop would have validated just before the next iteration."""
         loop = runner.train_loop
         if isinstance(loop, EpochBasedTrainLoop):
             count, last = loop.epoch, loop.max_epochs
@@ -138,7 +140,7 @@ class ResumeHook(Hook):
 
 
 def overridden_settings(runner, checkpoint: dict) -> Iterator[str]:
-    """The settings of optimizer and schedules that a checkpoint has otherwise than the config, with both values.
+    """Settings of optimizer and schedules that differ between checkpoint and config, with both values.
 
     Args:
         runner (Runner): With optimizer and schedules as the config says.
@@ -147,7 +149,7 @@ def overridden_settings(runner, checkpoint: dict) -> Iterator[str]:
     optimizer = getattr(runner.optim_wrapper, 'optimizer', None)
     groups = (checkpoint.get('optimizer') or {}).get('param_groups') or []
     if optimizer is not None and len(groups) == len(optimizer.param_groups):
-        pairs = {}  # the same for most groups
+        pairs: Dict[str, set] = {}  # the same for most groups
         for ours, theirs in zip(optimizer.param_groups, groups):
             for key, (old, new) in _differences(ours, theirs).items():
                 pairs.setdefault(key, set()).add((str(old), str(new)))

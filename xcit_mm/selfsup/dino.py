@@ -32,7 +32,7 @@ class DINO(BaseSelfSupervisor):
         head (dict): Config of the loss, :class:`DINOHead`.
         num_global_crops (int): How many of the views, the first ones, the teacher sees; at least 2.
         data_preprocessor (dict, optional): As for MMPretrain's self-supervised models.
-        init_cfg (dict, optional): Start values of the whole model.
+        init_cfg (dict, optional): Initialisation of the whole model.
 
     Raises:
         ValueError: If ``num_global_crops`` is below 2.
@@ -64,7 +64,7 @@ class DINO(BaseSelfSupervisor):
             part.load_state_dict(getattr(self, name).state_dict())
 
     def init_weights(self) -> None:
-        """Set the start values of the teacher, and give the student the same."""
+        """Initialise the teacher, and copy its weights to the student."""
         super().init_weights()
         self._copy_to_student()
 
@@ -109,7 +109,7 @@ class DINONeck(BaseModule):
         norm_last_layer (bool): Keep the norm of the last layer's rows at 1 instead of learning it.
         batch_norm (bool): Batch norm after all linear layers of the MLP but the last. The published runs have none; it
             shortens the beginning, in which all images look alike.
-        init_cfg (dict, optional): Start values.
+        init_cfg (dict, optional): Initialisation.
     """
 
     def __init__(
@@ -143,7 +143,7 @@ class DINONeck(BaseModule):
 class WeightNormedLinear(nn.Module):
     """Linear layer without bias whose weight is g v / |v| for each output (Salimans and Kingma, arXiv:1602.07868).
 
-    PyTorch's own weight norm keeps the product as an attribute, which copies of a model cannot take along.
+    PyTorch's own weight norm keeps the weight as an attribute, which deepcopy refuses.
 
     Args:
         in_features (int): Inputs.
@@ -178,7 +178,7 @@ class DINOHead(BaseModule):
         student_temp (float): Temperature of the student.
         teacher_temp (float): Temperature of the teacher; the hook sets it.
         center_momentum (float): Momentum m of the centre.
-        init_cfg (dict, optional): Start values.
+        init_cfg (dict, optional): Initialisation.
     """
 
     def __init__(
@@ -201,7 +201,7 @@ class DINOHead(BaseModule):
             teacher = teacher.detach().float()
             target = ((teacher - self.center) / self.teacher_temp).softmax(dim=-1)
             log_probs = (student.float() / self.student_temp).log_softmax(dim=-1)
-            # (G, V): the cross-entropies of all pairs are one product over images and outputs.
+            # (G, V): the cross-entropies of all pairs are one matmul over images and outputs.
             pairs = -target.flatten(1) @ log_probs.flatten(1).t() / batch
             loss = (pairs.sum() - pairs.diagonal().sum()) / (large * views - large)
             entropy = -torch.xlogy(target, target).sum(dim=-1).mean()

@@ -18,14 +18,14 @@ class DINOHook(Hook):
     """Schedules of :class:`~xcit_mm.selfsup.dino.DINO`, and its care for the gradients (section 3.1 and appendix C).
 
     The learning rate and the weight decay have schedulers of MMEngine and MMPretrain. It all depends on the iteration
-    alone, so a resumed run goes on as it would have.
+    alone, so a resumed run continues as it would have.
 
     Args:
         momentum (float): Of the teacher, at the beginning; by cosine to 1.
         teacher_temp (float): The teacher's temperature after its warm-up.
         warmup_teacher_temp (float): The teacher's temperature in the first epoch.
         warmup_teacher_temp_epochs (int): Epochs in which it rises, linearly.
-        freeze_last_layer_epochs (int): Epochs in which the last layer of the student's head stays as it is.
+        freeze_last_layer_epochs (int): Epochs in which the last layer of the student's head stays fixed.
         clip_grad (float, optional): Largest l2 norm of a gradient. Each parameter is clipped by its own, as in the
             original code; MMEngine's ``clip_grad`` goes by the norm of all together.
     """
@@ -73,7 +73,7 @@ class DINOHook(Hook):
                     clip_grad_norm_([parameter], self.clip_grad)
         if runner.epoch < self.freeze_last_layer_epochs:
             for parameter in student['neck'].last_layer.parameters():
-                parameter.grad = None  # then the optimizer passes it over, weight decay included
+                parameter.grad = None  # the optimizer then skips it, weight decay included
 
     def before_train_iter(self, runner, batch_idx: int, data_batch=None) -> None:
         temperature = _model(runner).head.teacher_temp = self.teacher_temp_at(runner.epoch)

@@ -1,7 +1,7 @@
 """The weighted k-nearest-neighbour test of features (Wu et al., arXiv:1805.01978; DINO, section 4.1).
 
-Between processes the training features stay where they were computed: each process looks for neighbours among its
-own, and the best of all are put together.
+Training features stay in the process that computed them: each process searches its own for neighbours, and the best of
+all processes are merged.
 """
 
 from typing import Callable, Dict, Iterable, Optional, Sequence, Tuple
@@ -14,7 +14,7 @@ from torch import Tensor
 
 
 def progress_bar(items: Iterable, total: int, title: str) -> Iterable:
-    """Pass items on, with a bar in the first process."""
+    """Iterate over items, with a progress bar in the first process."""
     columns = [TextColumn(title), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn()]
     with Progress(*columns, disable=not is_main_process()) as progress:
         yield from progress.track(items, total=total)
@@ -44,7 +44,7 @@ def extract_features(
 
 
 def gather_in_order(share: Tensor, total: int) -> Tensor:
-    """The rows of all processes, dealt out in turn and padded to equal numbers, in the order of the data set."""
+    """Gather rows that were distributed round-robin and padded to equal counts, in the order of the data set."""
     return torch.stack(all_gather(share), dim=1).flatten(0, 1)[:total]
 
 

@@ -20,8 +20,8 @@ class LinearProbe(ImageClassifier):
 
     Args:
         backbone (dict): Config of an XCiT; its ``out_type`` and ``out_indices`` are set here.
-        num_last_blocks (int): Class tokens that are put side by side, 1 or 2.
-        average_patches (bool): Put the mean of the patch tokens beside them.
+        num_last_blocks (int): Number of class tokens to concatenate, 1 or 2.
+        average_patches (bool): Concatenate the mean of the patch tokens too.
         **kwargs: As for :class:`mmpretrain.models.ImageClassifier`. ``head.in_channels`` is to be
             (num_last_blocks + average_patches) times the channels of the backbone.
 
@@ -46,7 +46,7 @@ class LinearProbe(ImageClassifier):
                 f'each), got {given}'
             )
         self.backbone.requires_grad_(False)
-        if not self.backbone.cls_token.is_meta:  # as it is where a config is checked
+        if not self.backbone.cls_token.is_meta:  # as in the check of a config
             self.backbone.init_weights()
 
     def train(self, mode: bool = True):
@@ -65,7 +65,7 @@ class LinearProbe(ImageClassifier):
         return (torch.cat(features, dim=1),)
 
     def _load_from_state_dict(self, state_dict, prefix, *args):
-        """A file of the head alone, ours or of the original release, leaves the backbone as it is."""
+        """Accept a file of the head alone, ours or of the original release, and keep the backbone."""
         for name in [name for name in state_dict if name.startswith(_PUBLISHED)]:
             state_dict[f'{prefix}head.fc.{name.rpartition(".")[2]}'] = state_dict.pop(name)
         if any(name.startswith(f'{prefix}head.') for name in state_dict) and not any(

@@ -1,12 +1,12 @@
 """The two attentions of a trained XCiT as tensors.
 
-Both are computed from what goes into the layers while the model runs as it always does, so they cost little beside it
-and hold at any size of image: class attention has one query, and XCA's matrix has the size of its channels.
+Both are computed from the inputs of the layers during a normal forward pass, so they cost little and work at any image
+size: class attention has one query, and XCA's matrix is channels by channels.
 """
 
 from contextlib import contextmanager
 from dataclasses import asdict
-from typing import Callable, List, Optional
+from typing import Any, Callable, List, Optional, cast
 
 import torch
 from mmengine.config import Config
@@ -18,12 +18,13 @@ from ..conversion.hub_folder import describe_images, find_published
 from ..datasets.reading import ModelInput, channels_of, config_in_checkpoint, model_input
 from ..errors import UsageError
 from ..models import XCiT
+from ..models.xcit import XCABlock
 
 TOKENS_AT_A_TIME = 8192
 
 
 def load_backbone(checkpoint: str, device: str = 'cpu') -> XCiT:
-    """The classification or self-supervised backbone of a checkpoint, its arch told by its tensors.
+    """Load the classification or self-supervised backbone of a checkpoint; the arch is inferred from its tensors.
 
     Args:
         checkpoint (str): File or address in any layout; of a DINO run, the teacher is taken.
@@ -77,13 +78,14 @@ def load_input(checkpoint: str, backbone: XCiT, cfg: Optional[Config] = None) ->
     """
     loaded = _load(checkpoint)
     cfg = cfg or config_in_checkpoint(loaded)
-    channels = channels_of(backbone)
+    channels = channels_of(backbone) or 3
     if cfg is None:
         path = loaded.get('state_dict', loaded)._metadata.source['path']
-        heads = backbone.blocks[0].attn.num_heads
+        first: Any = backbone.blocks[0]
+        heads = first.attn.num_heads
         arch = Arch(backbone.embed_dims, backbone.depth, heads, 4.0, True, backbone.patch_size, channels)
         published = find_published(checkpoint, path, arch, num_classes=0)
-        if published:  # robust models have a normalisation of their own, or none
+        if published:  # robust models have another normalisation, or none
             images = describe_images({}, published, channels)
             mean, std = (tuple(255 * value for value in values) for values in (images.mean, images.std))
             return model_input()._replace(mean=mean, std=std)
@@ -97,7 +99,7 @@ def load_input(checkpoint: str, backbone: XCiT, cfg: Optional[Config] = None) ->
 
 @contextmanager
 def _inputs_of(layers: List[nn.Module], read: Callable):
-    """In here, the results of ``read(layer, *inputs)`` are collected, in the order in which the layers run."""
+    """Within it, collect ``read(layer, *inputs)`` for each call of the layers, in order."""
     found = []
     handles = [layer.register_forward_pre_hook(lambda m, args: found.append(read(m, *args))) for layer in layers]
     try:
@@ -121,7 +123,7 @@ def class_attention(backbone: XCiT, images: Tensor, block: int = -1) -> Tensor:
         token on itself, which is left out, those of a head sum to 1.
     """
     rows, columns = (-(-side // backbone.patch_size) for side in images.shape[-2:])
-    layer = backbone.cls_attn_blocks[block].attn
+    layer: Any = cast(Any, backbone.cls_attn_blocks[block]).attn
     with _inputs_of([layer], lambda attn, cls_token, tokens: attn.attention(cls_token, tokens)) as found:
         backbone(images)
     return found[0][..., 1:].float().unflatten(-1, (rows, columns))
@@ -143,13 +145,13 @@ def channel_attention(backbone: XCiT, images: Tensor) -> Tensor:
     return torch.stack(found, dim=1)
 
 
-def _xca_matrix(block: nn.Module, x: Tensor) -> Tensor:
+def _xca_matrix(block: XCABlock, x: Tensor) -> Tensor:
     """softmax(temperature * q k^T / (|q| |k|)) from the moments of the tokens: (B, N, C) -> (B, heads, d, d)."""
-    attn = block.attn
+    attn: Any = block.attn
     C, heads = x.shape[2], attn.num_heads
-    moments = 0
+    moments = x.new_zeros((), dtype=torch.float64)
     for part in x.split(TOKENS_AT_A_TIME, dim=1):
-        tokens = nn.functional.pad(block.norm1(part).double(), (0, 1), value=1.0)  # the bias sees a channel of ones
+        tokens = nn.functional.pad(block.norm1(part).double(), (0, 1), value=1.0)  # a channel of ones for the bias
         moments = moments + tokens.transpose(1, 2) @ tokens
     weight = torch.cat((attn.qkv.weight, attn.qkv.bias[:, None]), dim=1)[: 2 * C].double()
     q, k = weight.view(2, 1, heads, C // heads, C + 1)
@@ -176,6 +178,6 @@ def keep_mass(attention: Tensor, mass: float = 0.6) -> Tensor:
         raise ValueError(f'the share of attention to keep must be above 0 and at most 1, got {mass}')
     weights, order = attention.flatten(-2).double().sort(dim=-1, descending=True)
     weights = weights / weights.sum(dim=-1, keepdim=True)
-    before = weights.cumsum(dim=-1) - weights  # held by the larger ones
+    before = weights.cumsum(dim=-1) - weights  # mass of the larger ones
     kept = torch.zeros_like(weights, dtype=torch.bool).scatter(-1, order, before < mass - 1e-9)
     return kept.view_as(attention)

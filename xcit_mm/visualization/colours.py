@@ -1,7 +1,7 @@
-"""Colours that tell classes apart, RGB."""
+"""Distinct colours of classes, RGB."""
 
 import colorsys
-from typing import List, Optional, Sequence, Tuple
+from typing import Any, List, Optional, Sequence, Tuple
 
 from mmengine.config import Config
 from mmengine.registry import DATASETS
@@ -9,7 +9,7 @@ from mmengine.registry import DATASETS
 from ..datasets.config import find_loaders, find_type, innermost_datasets
 
 Colour = Tuple[int, int, int]
-# Okabe and Ito's, then Tol's; told apart with every kind of colour blindness.
+# Okabe and Ito's, then Tol's: safe for every kind of colour blindness.
 FIRST = (
     (0, 114, 178),
     (230, 159, 0),
@@ -27,13 +27,14 @@ LIGHT, DARK = (255, 255, 255), (0, 0, 0)
 
 
 def class_colours(number: int) -> List[Colour]:
-    """``number`` different colours; the first ten are told apart with every kind of colour blindness as well."""
+    """``number`` distinct colours; the first ten are safe for every kind of colour blindness."""
     colours: List[Colour] = list(FIRST[:number])
     step = 0
     while len(colours) < number:
-        # Hues by the golden section are far from all before them; brightness and saturation take turns.
+        # Golden-section hues are far from all earlier ones; brightness and saturation alternate.
         hue, (saturation, value) = (step * GOLDEN) % 1, ((0.9, 0.95), (0.55, 0.75), (0.95, 0.55))[step % 3]
-        colour = tuple(round(255 * part) for part in colorsys.hsv_to_rgb(hue, saturation, value))
+        red, green, blue = (round(255 * part) for part in colorsys.hsv_to_rgb(hue, saturation, value))
+        colour = red, green, blue
         if colour not in colours:
             colours.append(colour)
         step += 1
@@ -44,7 +45,7 @@ def colours_of(classes: Optional[Sequence[str]], palette=None, number: int = 0) 
     """The colours of a data set's own palette, if it has one for each class and no two are the same; else ours."""
     number = max(number, len(classes or ()))
     if isinstance(palette, (list, tuple)) and number:
-        given = [tuple(int(part) for part in colour) for colour in palette]
+        given: List[Any] = [tuple(int(part) for part in colour) for colour in palette]
         if len(given) == number and len(set(given)) == number:
             return given
     return class_colours(number)
@@ -66,6 +67,6 @@ def palette_of(cfg: Config) -> Optional[list]:
 
 
 def text_colour(background: Colour) -> Colour:
-    """Black or white, whichever is read on that colour."""
+    """Black or white, whichever has more contrast on that colour."""
     red, green, blue = background
     return DARK if 0.299 * red + 0.587 * green + 0.114 * blue > 140 else LIGHT

@@ -9,9 +9,10 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from .attention import keep_mass
+from .predictions import write_text
 
 MEAN, STD = (123.675, 116.28, 103.53), (58.395, 57.12, 57.375)
-GAP, CAPTION = 6, 22
+GAP = 6
 OVERLAY = 0.55
 
 
@@ -89,8 +90,11 @@ def contact_sheet(image: np.ndarray, pictures: dict, tile: int = 240) -> np.ndar
     """The image and its pictures side by side: a column for the mean and for each head, a row for each kind."""
     names = [name[len('heat_') :] for name in pictures if name.startswith('heat_')]
     rows = [[('input', image)] + [(name.replace('_', ' '), pictures[f'heat_{name}']) for name in names]]
-    for kind in ('overlay', 'mask'):
-        rows.append([('', None)] + [('', pictures[f'{kind}_{name}']) for name in names])
+    least_to_most = np.linspace(0, 1, image.shape[1], dtype=np.float32)[None].repeat(
+        max(1, image.shape[0] // 12), axis=0
+    )
+    for kind, caption, legend in (('overlay', 'attention: least to most', heat_map(least_to_most)), ('mask', '', None)):
+        rows.append([(caption, legend)] + [('', pictures[f'{kind}_{name}']) for name in names])
     return grid(rows, tile)
 
 
@@ -98,17 +102,19 @@ def grid(rows: Sequence[Sequence[tuple]], tile: int) -> np.ndarray:
     """Rows of (caption, picture or None) -> one picture; each is made as wide as ``tile``."""
     first = next(picture for row in rows for _, picture in row if picture is not None)
     height = max(1, round(tile * first.shape[0] / first.shape[1]))
+    letters = max(9, tile // 16)
     lines: List[np.ndarray] = []
     for row in rows:
-        caption = CAPTION if any(text for text, _ in row) else 0
+        caption = round(1.6 * letters) if any(text for text, _ in row) else 0
         line = np.full((caption + height + GAP, len(row) * (tile + GAP) + GAP, 3), 255, np.uint8)
         for i, (text, picture) in enumerate(row):
             left = GAP + i * (tile + GAP)
             if text:
-                cv2.putText(line, text, (left, 16), cv2.FONT_HERSHEY_SIMPLEX, 0.5, (0, 0, 0), 1, cv2.LINE_AA)
+                write_text(line, text, (left, 0), letters)
             if picture is not None:
-                line[caption : caption + height, left : left + tile] = cv2.resize(
-                    picture, (tile, height), interpolation=cv2.INTER_AREA
+                high = max(1, min(height, round(tile * picture.shape[0] / picture.shape[1])))
+                line[caption : caption + high, left : left + tile] = cv2.resize(
+                    picture, (tile, high), interpolation=cv2.INTER_AREA
                 )
         lines.append(line)
     return np.vstack(lines)

@@ -13,11 +13,16 @@ import matplotlib
 import numpy as np
 from PIL import Image, ImageDraw, ImageFont
 
-from .colours import Colour, text_colour
+from .colours import DARK, Colour, text_colour
 
-FILL, MAP_FILL = 0.45, 0.6  # how much of its colour covers an instance, and a pixel of a label map
+MAP_FILL = 0.6  # how much of its colour covers a pixel of a label map
 LEAST_LETTERS = 9  # px
 MAP_SIDE = 512  # px, long side of the label map on which places for names are looked for
+
+
+def fill(share: float) -> float:
+    """How much of its colour covers an instance of that share of the image: the smaller, the more."""
+    return 0.6 - 0.3 * min(1.0, share) ** 0.5
 
 
 def line_width(image: np.ndarray) -> int:
@@ -64,6 +69,13 @@ def put_tag(image: np.ndarray, text: str, place: Tuple[int, int], colour: Colour
     return height
 
 
+def write_text(image: np.ndarray, text: str, place: Tuple[int, int], size: int) -> None:
+    """Write black letters of ``size`` pixels, their upper left corner at (x, y), in place."""
+    drawn = Image.fromarray(image)
+    ImageDraw.Draw(drawn).text(place, text, font=_font(size), fill=DARK)
+    image[:] = np.asarray(drawn)
+
+
 def draw_detections(
     image: np.ndarray,
     boxes: np.ndarray,
@@ -96,10 +108,12 @@ def draw_detections(
             _blend_mask(image, masks[i], colour, width)
     sides = np.array(image.shape[1::-1] * 2)
     corners = np.clip(np.rint(boxes), -1, sides).astype(int)
-    has_area = (boxes[:, 2:] > boxes[:, :2]).all(axis=1)
+    has_area: np.ndarray = np.all(boxes[:, 2:] > boxes[:, :2], axis=1)
     for i in order:
         if has_area[i]:
             x1, y1, x2, y2 = corners[i].tolist()
+            if width > 1:  # a line beneath, black or white, that parts the box from a background of its colour
+                cv2.rectangle(image, (x1, y1), (x2, y2), text_colour(colours[labels[i]]), width + max(2, width // 2))
             cv2.rectangle(image, (x1, y1), (x2, y2), colours[labels[i]], width)
     for i in order:
         label = int(labels[i])
@@ -128,7 +142,8 @@ def _blend_mask(image: np.ndarray, mask: np.ndarray, colour: Colour, width: int)
         return
     top, bottom, left, right = extent
     inside, part = mask[top:bottom, left:right], image[top:bottom, left:right]
-    tinted = cv2.addWeighted(part, 1 - FILL, np.full_like(part, colour), FILL, 0)
+    opacity = fill(inside.sum() / mask.size)
+    tinted = cv2.addWeighted(part, 1 - opacity, np.full_like(part, colour), opacity, 0)
     part[inside] = tinted[inside]
     outline = cv2.findContours(inside.astype(np.uint8), cv2.RETR_CCOMP, cv2.CHAIN_APPROX_NONE)[0]
     cv2.drawContours(image, outline, -1, colour, max(1, width // 2), offset=(int(left), int(top)))
@@ -188,7 +203,7 @@ def write_picture(path: str, picture: np.ndarray) -> None:
     if not done:
         raise OSError(f'{path} cannot be encoded')
     with open(path, 'wb') as file:
-        file.write(content)
+        file.write(content.tobytes())
 
 
 WRITABLE: List[str] = ['.jpg', '.jpeg', '.png', '.bmp', '.webp', '.tif', '.tiff']

@@ -1,11 +1,10 @@
 """What detectors, segmentors and classifiers share: the model, how its images are read, and batches of them."""
 
-from typing import Dict, List, Optional, Sequence, Union
+from typing import Any, Dict, List, Optional, Sequence, Union
 
 import torch
 from mmengine.config import Config
 from mmengine.dataset import pseudo_collate
-from torch import nn
 
 from ...datasets.reading import Reader, channels_of, model_input, preprocessor_of, test_pipeline
 from ...errors import UsageError
@@ -37,7 +36,8 @@ class Task:
         if not test_pipeline(cfg):
             raise UsageError('the config has no test_dataloader.dataset.pipeline, which says how images are read')
         self.reader: Reader = model_input(cfg).reader
-        self.model: nn.Module = build(cfg, checkpoint, device)
+        model: Any = build(cfg, checkpoint, device)
+        self.model = model
         self.classes = self.model.dataset_meta.get('classes')
         counts = (getattr(module, 'num_classes', None) for module in self.model.modules())
         number = max((count for count in counts if isinstance(count, int)), default=0)
@@ -60,11 +60,11 @@ class Task:
         packed: List[Optional[dict]] = [None] * len(images)
         for number, image in enumerate(images):
             try:
-                packed[number] = self.reader.rest(dict(image))
+                packed[number] = sample = self.reader.rest(dict(image))
             except FAILURES as error:
                 found[number] = self._reason(error, image)
                 continue
-            groups.setdefault(tuple(packed[number]['inputs'].shape), []).append(number)
+            groups.setdefault(tuple(sample['inputs'].shape), []).append(number)
         for numbers in groups.values():
             try:
                 samples = self.model.test_step(self.collate([packed[number] for number in numbers]))

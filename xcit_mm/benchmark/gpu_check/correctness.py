@@ -1,4 +1,4 @@
-"""Is everything right? Outputs and gradients beside the plain form in fp32, a training step, operators, compilation."""
+"""Is everything right? Outputs and gradients beside the reference in fp32, a training step, operators, compilation."""
 
 import copy
 from typing import Iterator
@@ -7,11 +7,12 @@ import torch
 from torch import Tensor
 
 from ...models import SyncBN, XCiT
-from ..contenders import OURS, build, make_image, plain, random_weights
+from ...ops import use
+from ..contenders import OURS, build, make_image, random_weights
 from ..settings import DTYPES, Setting
 from .plan import Plan, record
 
-# Largest difference over largest value, from the plain form in fp32. Half precision has 11 and 8 significant bits.
+# Largest difference over largest value, from the reference in fp32. Half precision has 11 and 8 significant bits.
 LIMITS = {'fp32': 1e-5, 'fp16': 2e-2, 'bf16': 1e-1}
 GRADIENT_LIMITS = {'fp32': 1e-4, 'fp16': 5e-2, 'bf16': 3e-1}
 
@@ -33,10 +34,10 @@ def models(plan: Plan, dtype: str, features: str, training: bool = False) -> tup
 
 
 def outputs(plan: Plan, dtype: str) -> Iterator[dict]:
-    """Class token and map against the plain form in fp32 on this device, which is compared with the CPU's."""
+    """Class token and map against the reference in fp32 on this device, which is compared with the CPU's."""
     for features in ('cls', 'map'):
         ours, reference, image = models(plan, dtype, features)
-        with plain(reference):
+        with use('reference'):
             expected = reference(image).detach()
         with torch.no_grad():
             yield record(f'{features}, {dtype}', difference(ours(image.to(DTYPES[dtype])), expected), LIMITS[dtype])
@@ -46,7 +47,7 @@ def outputs(plan: Plan, dtype: str) -> Iterator[dict]:
             yield record('the reference, from the CPU', difference(expected.cpu(), on_cpu), LIMITS['fp32'])
     ours, reference, image = models(plan, dtype, 'map', training=True)
     images = image.clone().requires_grad_(), image.to(DTYPES[dtype]).requires_grad_()
-    with plain(reference):
+    with use('reference'):
         reference(images[0]).square().mean().backward()
     ours(images[1]).float().square().mean().backward()
     yield record(f'gradient of the image, {dtype}', difference(images[1].grad, images[0].grad), GRADIENT_LIMITS[dtype])
@@ -99,7 +100,7 @@ def compiled(plan: Plan) -> Iterator[dict]:
     for dtype in ('fp32', plan.dtypes[0]):
         torch._dynamo.reset()
         ours, reference, image = models(plan, dtype, 'map')
-        with plain(reference):
+        with use('reference'):
             expected = reference(image).detach()
         with torch.no_grad():
             out = torch.compile(ours)(image.to(DTYPES[dtype]))

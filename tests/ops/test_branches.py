@@ -1,15 +1,13 @@
-"""Blocks computed in chunks of tokens: the numbers and gradients of the blocks as the paper writes them."""
+"""The residual branches in chunks of tokens: outputs and gradients of the reference."""
 
 import copy
 
 import pytest
 import torch
-import torch.nn.functional as F
 from backbones import build, deviation, randomise
 
-from xcit_mm.models import products, tokenwise
-from xcit_mm.models.in_place import add_normed_lpi, lpi_arguments
-from xcit_mm.models.xcit import XCABlock
+from xcit_mm import ops
+from xcit_mm.ops import chunks, dispatch, mlp, private, xca
 
 pytestmark = pytest.mark.usefixtures('covariance_of_few_tokens')
 
@@ -17,18 +15,8 @@ pytestmark = pytest.mark.usefixtures('covariance_of_few_tokens')
 @pytest.fixture(autouse=True)
 def small_chunks(monkeypatch):
     """Several chunks for each image, the last one shorter."""
-    monkeypatch.setitem(tokenwise.CHUNK_SIZES, 'cpu', 50 * 32)  # 50 tokens, of which the images have 192, 80 and 25
-    monkeypatch.setattr(tokenwise, 'LEAST_VALUES', 0)
-
-
-@pytest.fixture
-def as_written(monkeypatch):
-    """Turns the chunks off: blocks run as the paper writes them."""
-
-    def turn_off():
-        monkeypatch.setattr(XCABlock, '_can_be_chunked', lambda self, x: False)
-
-    return turn_off
+    monkeypatch.setitem(chunks.CHUNK_VALUES, 'cpu', 50 * 32)  # 50 tokens, of which the images have 192, 80 and 25
+    monkeypatch.setattr(dispatch, 'LEAST_VALUES', 0)
 
 
 def model(tiny, **kwargs):
@@ -48,37 +36,25 @@ def gradients(net, image):
 
 @pytest.mark.parametrize('mkl', [True, False], ids=['MKL', 'oneDNN'])
 @pytest.mark.parametrize('size', [(96, 128), (64, 80)])  # the covariance form, and more images than one in a chunk
-def test_inference(tiny, as_written, monkeypatch, size, mkl):
-    monkeypatch.setattr(products, 'MKL_IS_FASTER', mkl)
+def test_inference(tiny, monkeypatch, size, mkl):
+    monkeypatch.setattr(ops.matmul, 'MKL_IS_FASTER', mkl)
     net, image = model(tiny), IMAGE[..., : size[0], : size[1]]
     with torch.no_grad():
         chunked = net(image)
-        as_written()
-        for ours, reference in zip(chunked, net(image)):
-            assert deviation(ours, reference) < 2e-6
-
-
-@pytest.mark.parametrize('mean, outlier', [(0, 0), (100, 0), (0, 1000)])
-def test_an_affine_map_of_normed_tokens_as_one_product(mean, outlier):
-    torch.manual_seed(0)
-    x = torch.randn(2, 300, 64) + mean
-    x[..., 7] += outlier
-    weight, bias = torch.rand(64) + 0.5, torch.randn(64)
-    matrix, offset = torch.randn(2, 64, 40), torch.randn(2, 1, 40)
-    exact = F.layer_norm(x.double(), (64,), weight.double(), bias.double(), 1e-6) @ matrix.double() + offset
-    plain = F.layer_norm(x, (64,), weight, bias, 1e-6) @ matrix + offset
-    found = tokenwise.normed_plus_one(x, 1e-6) @ tokenwise.without_offset(weight, bias, matrix, offset)
-    assert deviation(found, exact) < 2 * deviation(plain, exact) + 1e-7
+        with ops.use('reference'):
+            for ours, reference in zip(chunked, net(image)):
+                assert deviation(ours, reference) < 2e-6
 
 
 @pytest.mark.parametrize('training', [False, True])
 @pytest.mark.parametrize('size', [(96, 128), (40, 40)])  # the covariance form and the token form
-def test_gradients(tiny, as_written, training, size):
+def test_gradients(tiny, training, size):
     net, image = model(tiny, drop_path_rate=0.3).train(training), IMAGE[..., : size[0], : size[1]]
     twin = copy.deepcopy(net)
     chunked = gradients(net, image)
-    as_written()
-    for name, reference in gradients(twin, image).items():
+    with ops.use('reference'):
+        expected = gradients(twin, image)
+    for name, reference in expected.items():
         assert torch.allclose(chunked[name], reference, rtol=0, atol=2e-4 * reference.abs().max() + 1e-9), name
 
 
@@ -88,22 +64,38 @@ def test_gradients_in_double_precision_are_those_of_finite_differences():
 
     torch.manual_seed(0)
     norm = (randn(6), randn(6))
-    mlp = (randn(8, 6), randn(8), randn(6, 8), randn(6), randn(6))
+    mlp_weights = (randn(8, 6), randn(8), randn(6, 8), randn(6), randn(6))
     scale = torch.rand(2, 1, 1, dtype=torch.float64)
-    check = dict(atol=1e-5, rtol=1e-4, fast_mode=True)
-    assert torch.autograd.gradcheck(
-        lambda x, w, b, *p: tokenwise.NormedMlp.apply(x, w, b, 1e-6, *p, scale), (randn(2, 60, 6), *norm, *mlp), **check
-    )
+    first, second = dict(atol=1e-5, rtol=1e-4, fast_mode=True), dict(atol=1e-4, fast_mode=True)
+    cases = [(lambda x, w, b, *p: mlp.add_mlp(x, w, b, 1e-6, *p, scale), (randn(2, 60, 6), *norm, *mlp_weights))]
     for gamma in (randn(6), randn(2, 1, 6)):
-        assert torch.autograd.gradcheck(
-            lambda x, w, b, P, p, g: tokenwise.NormedAffine.apply(x, w, b, 1e-6, P, p, g),
-            (randn(2, 60, 6), *norm, randn(2, 6, 6), randn(2, 1, 6), gamma),
-            **check,
-        )
+        inputs = randn(2, 60, 6), *norm, randn(2, 6, 6), randn(2, 1, 6), gamma
+        cases.append((lambda x, w, b, *p: xca.NormedAffine.apply(x, w, b, 1e-6, *p), inputs))
+    for function, inputs in cases:
+        assert torch.autograd.gradcheck(function, inputs, **first)
+        assert torch.autograd.gradgradcheck(function, inputs, **second)
+
+
+@pytest.mark.parametrize('size', [(96, 128), (40, 40)])  # the covariance form and the token form
+def test_gradients_of_gradients(tiny, size):
+    """A gradient penalty, for example."""
+    net = model(tiny, drop_path_rate=0.3).double().train()
+
+    def penalty():
+        torch.manual_seed(0)  # stochastic depth
+        image = IMAGE[..., : size[0], : size[1]].double().requires_grad_()
+        (grad,) = torch.autograd.grad(net(image)[-1].sin().sum(), image, create_graph=True)
+        return torch.autograd.grad(grad.square().sum(), [image, *net.blocks.parameters()])
+
+    found = penalty()
+    with ops.use('reference'):
+        for ours, reference in zip(found, penalty()):
+            # The covariance form keeps its sums in fp32.
+            assert torch.allclose(ours, reference, rtol=0, atol=1e-4 * reference.abs().max() + 1e-9)
 
 
 @pytest.mark.parametrize('kind', ['autocast', 'bfloat16'])
-def test_half_precision_is_nearer_to_fp32_than_the_blocks_as_written(tiny, as_written, kind):
+def test_half_precision_is_nearer_to_fp32_than_the_reference(tiny, kind):
     net = model(tiny)
     with torch.no_grad():
         reference = net(IMAGE)[-1]
@@ -111,45 +103,33 @@ def test_half_precision_is_nearer_to_fp32_than_the_blocks_as_written(tiny, as_wr
         image = IMAGE.bfloat16() if kind == 'bfloat16' else IMAGE
         with torch.autocast('cpu', torch.bfloat16, enabled=kind == 'autocast'):
             (*_, out) = half(image)
-            as_written()
-            (*_, plain) = half(image)
+            with ops.use('reference'):
+                (*_, plain) = half(image)
     assert out.dtype == plain.dtype == half.blocks[0].gamma1.dtype
     rms, plain_rms = ((o.float() - reference).square().mean().sqrt() for o in (out, plain))
     # Autocast leaves the sums in fp32 in both.
     assert rms < (1.1 if kind == 'autocast' else 0.8) * plain_rms < 0.05 * reference.square().mean().sqrt()
 
 
-def test_second_moments_of_many_large_values_do_not_overflow_half_precision():
-    total = torch.zeros(1, 8, 8)
-    tokenwise.add_gram(total, torch.full((1, 375_000, 8), 3.0, dtype=torch.float16))
-    assert torch.equal(tokenwise.mirrored(total), torch.full((1, 8, 8), 9.0 * 375_000))
-    assert total.half().isinf().any()  # what sums in fp16 come to
-
-
-@pytest.mark.skipif(not hasattr(torch.library, 'opcheck'), reason='no operators of our own in this PyTorch')
-@pytest.mark.parametrize('dtype', [torch.float32, torch.bfloat16])
-def test_operator_of_compiled_models(dtype):
-    tokens = torch.randn(2, 150, 24).to(dtype).requires_grad_()
-    expected = tokens.detach().float().transpose(1, 2) @ tokens.detach().float()
-    torch.testing.assert_close(torch.ops.xcit_mm.gram(tokens), expected, rtol=1e-5, atol=1e-4)
-    torch.library.opcheck(torch.ops.xcit_mm.gram, (tokens,), atol=1e-4, rtol=1e-4)
-
-
-@pytest.mark.skipif(not hasattr(torch.library, 'opcheck'), reason='no operators of our own in this PyTorch')
-def test_operators_of_compiled_inference():
+@pytest.mark.skipif(not hasattr(torch.library, 'opcheck'), reason='no custom ops in this PyTorch')
+def test_custom_ops_of_compiled_inference():
     torch.manual_seed(0)
     tokens, norm = torch.randn(2, 150, 24), (torch.randn(24), torch.randn(24), 1e-6)
-    affine = torch.randn(2, 24, 24), torch.randn(2, 1, 24), torch.randn(24)
-    mlp = torch.randn(40, 24), torch.randn(40), torch.randn(24, 40), torch.randn(24), torch.randn(24)
-    close = dict(atol=1e-4, rtol=1e-4)
-    torch.library.opcheck(torch.ops.xcit_mm.normed_moments, (tokens, *norm), **close)
-    torch.library.opcheck(torch.ops.xcit_mm.add_normed_affine, (tokens, *norm, *affine), **close)
-    torch.library.opcheck(torch.ops.xcit_mm.add_normed_mlp, (tokens.flatten(0, 1), *norm, *mlp), **close)
-    stem = [torch.randn(8, 3, 3, 3), torch.randn(24, 8, 3, 3)], [torch.randn(8), torch.randn(24)]
-    torch.library.opcheck(torch.ops.xcit_mm.embed_patches, (torch.randn(2, 3, 37, 50), *stem), **close)
+    attn = torch.randn(72, 24), torch.randn(72), torch.randn(24, 24), torch.randn(24), torch.rand(3, 1, 1)
+    gamma = torch.randn(24)
+    linears = torch.randn(40, 24), torch.randn(40), torch.randn(24, 40), torch.randn(24)
     conv, bn = (torch.randn(24, 1, 3, 3), torch.randn(24)), (*torch.randn(3, 24), torch.rand(24) + 0.5, 1e-5)
-    lpi = *conv, *bn, *conv, torch.randn(24), 10
-    torch.library.opcheck(torch.ops.xcit_mm.add_normed_lpi, (tokens, *norm, *lpi), **close)
+    stem = [torch.randn(8, 3, 3, 3), torch.randn(24, 8, 3, 3)], [torch.randn(8), torch.randn(24)]
+    cases = {
+        'add_covariance_form_': (tokens, *norm, *attn, gamma),
+        'add_token_form': (tokens, *norm, *attn, gamma),
+        'add_lpi_': (tokens, *norm, *conv, *bn, *conv, gamma, 10),
+        'add_mlp_': (tokens, *norm, *linears, gamma),
+        'embed_patches': (torch.randn(2, 3, 37, 50), *stem),
+        'deconvolve': (torch.randn(2, 24, 7, 10), torch.randn(24, 40, 2, 2), torch.randn(40)),
+    }
+    for name, arguments in cases.items():
+        torch.library.opcheck(getattr(torch.ops.xcit_mm, name), arguments, atol=1e-4, rtol=1e-4)
 
 
 def test_the_input_of_a_block_is_left_alone(tiny):
@@ -198,26 +178,7 @@ def test_tokens_of_any_memory_layout(tiny):
         assert torch.equal(block(tokens, (12, 16)), block(tokens.contiguous(), (12, 16)))
 
 
-@pytest.mark.parametrize('part', ['norm1', 'attn', 'attn.qkv', 'attn.proj', 'mlp.act', 'norm2'])
-def test_hooks_on_the_layers_of_a_block_see_all_tokens(tiny, part):
-    net, seen = model(tiny), []
-    net.blocks[1].get_submodule(part).register_forward_hook(lambda m, args, out: seen.append(out.shape[1]))
-    with torch.no_grad():
-        net(IMAGE)
-    assert seen == [192]
-
-
-@pytest.mark.parametrize('part', ['norm1', 'attn', 'attn.qkv', 'attn.proj', 'norm2', 'mlp.fc1', 'lpi', 'lpi.conv2'])
-def test_hooks_see_the_gradients_of_all_tokens(tiny, part):
-    net, seen = model(tiny).train(), []
-    watched = net.blocks[1].get_submodule(part)
-    watched.register_full_backward_hook(lambda m, inputs, outputs: seen.append(outputs[0].numel()))
-    net(IMAGE)[-1].sum().backward()
-    channels = {'attn.qkv': 96, 'mlp.fc1': 128}.get(part, 32)
-    assert seen == [2 * 192 * channels]
-
-
-def test_training_keeps_less(tiny, as_written):
+def test_training_keeps_less(tiny):
     """What autograd holds on to between the two passes of a block, in values for each token and channel."""
     net = model(tiny).train()
     tokens = torch.randn(2, 192, 32, requires_grad=True)
@@ -235,8 +196,8 @@ def test_training_keeps_less(tiny, as_written):
         return sum(n for place, n in sizes.items() if place not in weights) / out.numel()
 
     chunked = kept()
-    as_written()
-    assert chunked < 0.7 * kept()
+    with ops.use('reference'):
+        assert chunked < 0.7 * kept()
 
 
 class TestPatchesInBands:
@@ -259,20 +220,6 @@ class TestPatchesInBands:
         assert found.dtype == (torch.float32 if kind == 'fp32' else torch.bfloat16)
         assert deviation(found.double(), reference) < (1e-6 if kind == 'fp32' else 2e-2)
 
-    def test_other_layers_are_called_as_they_are(self, tiny):
-        for options in (dict(act_cfg=dict(type='ReLU')), dict(bn_norm_cfg=dict(type='GN', num_groups=2))):
-            stem = randomise(build(arch=tiny, patch_size=8, out_type='featmap', **options)).patch_embed
-            with torch.no_grad():
-                assert deviation(stem(IMAGE)[0], stem.proj(IMAGE).flatten(2).transpose(1, 2)) < 1e-6
-
-    @pytest.mark.parametrize('part', ['proj.0', 'proj.1', 'proj.2.0', 'proj.2.1'])
-    def test_hooks_see_the_whole_image(self, tiny, part):
-        net, seen = model(tiny), []
-        net.patch_embed.get_submodule(part).register_forward_hook(lambda m, args, out: seen.append(len(out)))
-        with torch.no_grad():
-            net(IMAGE)
-        assert seen == [len(IMAGE)]
-
     def test_shapes_alone(self, tiny):
         """What counts operations, for example, runs a model without values."""
         net = model(tiny).to('meta')
@@ -294,40 +241,43 @@ class TestLPIInBands:
         'batch, grid', [(1, (12, 16)), (1, (9, 60)), (1, (2, 3)), (3, (12, 16)), (3, (5, 5)), (1, (90, 1))]
     )
     @pytest.mark.parametrize('kind', ['fp32', 'bf16', 'autocast'])
-    def test_the_sums_are_those_of_the_layers(self, tiny, batch, grid, kind, monkeypatch):
-        monkeypatch.setitem(tokenwise.CHUNK_SIZES, 'cpu', 50 * 32)
+    def test_the_sums_are_those_of_the_layers(self, tiny, batch, grid, kind):
         block = model(tiny).blocks[1]
         tokens = torch.randn(batch, grid[0] * grid[1], 32)
         if kind == 'bf16':
             block, tokens = block.bfloat16(), tokens.bfloat16()
         with torch.no_grad(), torch.autocast('cpu', torch.bfloat16, enabled=kind == 'autocast'):
             expected = torch.addcmul(tokens, block.lpi(block.norm3(tokens), grid), block.gamma3)
-            assert block._adds_lpi_in_place(tokens)
-            norm = block.norm3.weight, block.norm3.bias, block.norm3.eps
-            add_normed_lpi(tokens, *norm, *lpi_arguments(block.lpi), block.gamma3, grid[0])
-        assert deviation(tokens.float(), expected.float()) < (1e-6 if kind == 'fp32' else 1e-2)
+            assert dispatch._fits_bands(tokens, block.lpi)
+            found = ops.add_lpi(tokens, block.norm3, block.lpi, block.gamma3, grid)
+        assert deviation(found.float(), expected.float()) < (1e-6 if kind == 'fp32' else 1e-2)
 
-    @pytest.mark.parametrize('part', ['lpi', 'lpi.conv1', 'lpi.act', 'lpi.bn', 'norm3'])
-    def test_hooks_see_the_whole_image(self, tiny, part):
-        net, seen = model(tiny), []
-        net.blocks[1].get_submodule(part).register_forward_hook(lambda m, args, out: seen.append(out.numel()))
+    def test_a_batch_norm_that_trains_is_called(self, tiny):
+        net = model(tiny).train()
+        count = net.blocks[0].lpi.bn.num_batches_tracked.item()
         with torch.no_grad():
             net(IMAGE)
-        assert seen == [len(IMAGE) * 192 * 32]
+        assert net.blocks[0].lpi.bn.num_batches_tracked == count + 1
 
-    def test_other_layers_are_called_as_they_are(self, tiny):
-        for options in (dict(act_cfg=dict(type='ReLU')), dict(bn_norm_cfg=dict(type='GN', num_groups=4))):
-            net = randomise(build(arch=tiny, patch_size=8, out_type='featmap', **options))
-            block = net.blocks[0]
-            with torch.no_grad():
-                assert not block._adds_lpi_in_place(torch.randn(1, 192, 32))
-                found = net(IMAGE)[-1]
-            assert deviation(found, net(IMAGE)[-1].detach()) < 1e-5
 
-    def test_a_batch_norm_that_trains_is_not_overwritten(self, tiny):
-        net = model(tiny).train()
-        with torch.no_grad():
-            assert not net.blocks[0]._adds_lpi_in_place(torch.randn(1, 192, 32))
+@pytest.mark.parametrize('compiled', [False, True], ids=['eager', 'compiled'])
+@pytest.mark.parametrize('layout', [torch.contiguous_format, torch.channels_last])
+def test_deconvolution_in_bands_is_pytorchs(layout, compiled, monkeypatch):
+    monkeypatch.setattr(ops.deconv, 'LARGEST_MAP', 4 * 4 * 40 * 30)  # 30 pixels of 40 channels in fp32: 3 rows of 10
+    layer = torch.nn.ConvTranspose2d(24, 40, 2, stride=2)
+    x = torch.randn(2, 24, 7, 10).contiguous(memory_format=layout)
+    expected = layer(x)
+
+    def run(x):
+        return ops.deconvolve(x, layer)
+
+    with torch.no_grad():
+        found = (torch.compile(run) if compiled and private.HAS_CUSTOM_OPS else run)(x)
+    assert found.is_contiguous()
+    torch.testing.assert_close(found, expected, rtol=1e-5, atol=1e-6)
+    torch.testing.assert_close(run(x), expected)  # with a backward pass
+    run(x).sum().backward()
+    assert layer.weight.grad.abs().min() > 0
 
 
 def test_stochastic_depth_without_a_backward_pass(tiny):

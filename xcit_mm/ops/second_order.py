@@ -1,0 +1,31 @@
+"""Gradients of gradients for autograd functions whose backward pass is written by hand."""
+
+from functools import wraps
+from typing import Callable
+
+import torch
+
+
+def twice_differentiable(backward: Callable) -> staticmethod:
+    """Decorate the ``backward`` of an autograd function: where its graph is wanted, the reference is differentiated.
+
+    PyTorch enables gradients in a backward pass with ``create_graph=True`` only. The function has, beside ``forward``
+    and ``backward``, two static methods: ``reference``, with the arguments of ``forward``, and ``arguments``, which
+    gives these from the context. ``ctx.dtype`` is the type of matmuls.
+    """
+
+    @wraps(backward)
+    def wrapped(ctx, *grads):
+        if not torch.is_grad_enabled():
+            return backward(ctx, *grads)
+        function = type(ctx)._forward_cls
+        # Views, at which the derivatives stop: one argument may have been computed from another.
+        arguments = [a.view_as(a) if isinstance(a, torch.Tensor) else a for a in function.arguments(ctx)]
+        x, needed = arguments[0], ctx.needs_input_grad
+        with torch.autocast(x.device.type, dtype=ctx.dtype, enabled=ctx.dtype != x.dtype):
+            outs = function.reference(*arguments)
+        inputs = [argument for argument, need in zip(arguments, needed) if need]
+        found = iter(torch.autograd.grad(outs, inputs, grads, create_graph=True))
+        return tuple(next(found) if need else None for need in needed)
+
+    return staticmethod(wrapped)
