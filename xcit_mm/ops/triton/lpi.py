@@ -54,11 +54,11 @@ def add_lpi(
     image = x.unflatten(1, (height, -1))
     layer_norm = *norm.statistics(x, eps), norm_weight, norm_bias
     hidden, _ = convolve(image, conv1_weight, conv1_bias, dtype or x.dtype, 'layer_norm', layer_norm, gelu=True)
-    batch_norm = bn_mean.float(), (bn_var.float() + bn_eps).rsqrt(), bn_weight, bn_bias
-    keep = None if keep is None else keep.flatten()
-    return convolve(
-        hidden, conv2_weight, conv2_bias, x.dtype, 'batch_norm', batch_norm, residual=image, gamma=gamma, keep=keep
-    )[0].flatten(1, 2)
+    out, _ = convolve(
+        hidden, conv2_weight, conv2_bias, x.dtype, 'batch_norm', (bn_mean, bn_var, bn_weight, bn_bias), bn_eps,
+        residual=image, gamma=gamma, keep=None if keep is None else keep.flatten(),
+    )  # fmt: skip
+    return out.flatten(1, 2)
 
 
 def add_lpi_training(
@@ -120,10 +120,10 @@ class AddLpi(torch.autograd.Function):
     def arguments(ctx: Any) -> tuple:
         if ctx.of_batch and _several(ctx.group):
             raise NotImplementedError('SyncBN of several processes has no second derivatives')
-        x, _, _, *norm_weights, w1, b1, mean, rstd, bn_weight, bn_bias, _, w2, b2, gamma, keep = ctx.saved_tensors
-        statistics = (None, None) if ctx.of_batch else (mean, rstd.square().reciprocal())
+        x, _, _, *norm_weights, w1, b1, mean, var, bn_weight, bn_bias, _, w2, b2, gamma, keep = ctx.saved_tensors
+        statistics = (None, None) if ctx.of_batch else (mean, var)
         return (
-            x, *norm_weights, ctx.eps, w1, b1, bn_weight, bn_bias, *statistics, ctx.bn_eps if ctx.of_batch else 0.0,
+            x, *norm_weights, ctx.eps, w1, b1, bn_weight, bn_bias, *statistics, ctx.bn_eps,
             w2, b2, gamma, ctx.height, None if keep is None else keep.view(-1, 1, 1),
             ctx.dtype, None, None,
         )  # fmt: skip
@@ -145,12 +145,12 @@ class AddLpi(torch.autograd.Function):
             bn_mean, squares, count = _over_processes(_merged(parts[:, 0], parts[:, 1], counts), group)
             bn_var, ctx.count = squares / count, count
             found[0], found[1] = bn_mean, squares / (count - 1)
-        rstd = (bn_var.float() + bn_eps).rsqrt()
-        batch_norm = bn_mean.float(), rstd, bn_weight, bn_bias
+        batch_norm = bn_mean, bn_var, bn_weight, bn_bias
         keep = None if keep is None else keep.flatten()
         out, _ = convolve(
-            hidden, conv2_weight, conv2_bias, x.dtype, 'batch_norm', batch_norm, residual=image, gamma=gamma, keep=keep
-        )
+            hidden, conv2_weight, conv2_bias, x.dtype, 'batch_norm', batch_norm, bn_eps,
+            residual=image, gamma=gamma, keep=keep,
+        )  # fmt: skip
         ctx.of_batch, ctx.group, ctx.height, ctx.dtype, ctx.eps, ctx.bn_eps = (
             of_batch,
             group,
@@ -174,7 +174,7 @@ class AddLpi(torch.autograd.Function):
         grad_hidden, averages = torch.empty_like(hidden), None
         by_keep = ('none', (None,) * 4) if keep is None else ('image', (None, None, keep, None))
         by_tap, (by_bias, by_weight, total) = convolve_backward(
-            grad_image, conv2_weight, hidden, batch_norm, grad_hidden, True, *by_keep, gamma=gamma / size
+            grad_image, conv2_weight, hidden, batch_norm, ctx.bn_eps, grad_hidden, True, *by_keep, gamma=gamma / size
         ).split((9, 3))
         averages = torch.stack((by_bias, by_weight))
         if ctx.of_batch:
@@ -182,7 +182,7 @@ class AddLpi(torch.autograd.Function):
         else:
             averages = torch.zeros_like(averages)
         by_tap1, (by_bias1, *_) = convolve_backward(
-            image, conv1_weight, hidden, batch_norm, grad_hidden, False, 'layer_norm', layer_norm,
+            image, conv1_weight, hidden, batch_norm, ctx.bn_eps, grad_hidden, False, 'layer_norm', layer_norm,
             bias=conv1_bias, averages=averages,
         ).split((9, 3))  # fmt: skip
         normed, _ = convolve(grad_hidden, conv1_weight, None, hidden.dtype, flipped=True)
