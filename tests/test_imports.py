@@ -27,7 +27,8 @@ ORDER = (
     ('apis',),
     ('model_zoo',),
     ('benchmark',),
-    ('cli', '__main__'),
+    ('cli',),
+    ('__main__',),
 )
 FLOOR = {room: floor for floor, rooms in enumerate(ORDER) for room in rooms}
 

@@ -52,31 +52,50 @@ def test_mmpose(method, tiny):
         assert sample.pred_instances.keypoints.shape == (1, 17, 2)
 
 
+MMROTATE = (
+    'rotated_retinanet/rotated-retinanet-rbox-le90_r50_fpn_1x_dota',
+    'oriented_rcnn/oriented-rcnn-le90_r50_fpn_1x_dota',
+    'r3det/r3det-oc_r50_fpn_1x_dota',  # alignment of features
+    's2anet/s2anet-le135_r50_fpn_1x_dota',  # rotated filters
+    'rotated_reppoints/rotated-reppoints-qbox_r50_fpn_1x_dota',  # overlaps of point sets, smallest rectangles
+    'oriented_reppoints/oriented-reppoints-qbox_r50_fpn_1x_dota',
+    'cfa/cfa-qbox_r50_fpn_1x_dota',
+    'sasm_reppoints/sasm-reppoints-qbox_r50_fpn_1x_dota',
+    'rotated_fcos/rotated-fcos-le90_r50_fpn_1x_dota',  # differentiable IoU
+)
+
+
 @needs('mmrotate')
-@pytest.mark.parametrize('config', ['rotated_retinanet/rotated-retinanet-rbox', 'oriented_rcnn/oriented-rcnn'])
+@pytest.mark.parametrize('config', MMROTATE)
 def test_mmrotate(config, tiny):
     from mmdet.structures import DetDataSample
-    from mmrotate.structures.bbox import RotatedBoxes
+    from mmrotate.structures.bbox import QuadriBoxes, RotatedBoxes
 
     torch.manual_seed(0)
-    model = Config.fromfile(config_path(f'mmrotate::{config}-le90_r50_fpn_1x_dota.py')).model
+    model = Config.fromfile(config_path(f'mmrotate::{config}.py')).model
     model.backbone = dict(type='xcit_mm.XCiT', arch=tiny, patch_size=16, out_type='pyramid', out_indices=(0, 1, 2, 3))
     model.neck.in_channels = [32] * 4
+    quadrilaterals = 'qbox' in config
+    size = (384, 384) if 'sasm' in config else (128, 160)  # nine points at least of stride 128
 
     def batch():
         samples = []
         for angle in (0.3, -1.2):
-            boxes = torch.tensor([[60.0, 50, 40, 20, angle], [90, 100, 60, 30, -angle]])
+            boxes = RotatedBoxes(torch.tensor([[60.0, 50, 40, 20, angle], [90, 100, 60, 30, -angle]]))
+            boxes = boxes.convert_to('qbox') if quadrilaterals else boxes
+            assert isinstance(boxes, QuadriBoxes if quadrilaterals else RotatedBoxes)
             sample = DetDataSample(
-                metainfo=dict(img_shape=(128, 160), ori_shape=(128, 160), pad_shape=(128, 160), scale_factor=(1.0, 1.0))
+                metainfo=dict(img_shape=size, ori_shape=size, pad_shape=size, scale_factor=(1.0, 1.0))
             )
-            sample.gt_instances = InstanceData(bboxes=RotatedBoxes(boxes), labels=torch.tensor([1, 4]))
-            sample.ignored_instances = InstanceData(bboxes=RotatedBoxes(boxes[:0]), labels=torch.tensor([]).long())
+            sample.gt_instances = InstanceData(bboxes=boxes, labels=torch.tensor([1, 4]))
+            sample.ignored_instances = InstanceData(bboxes=boxes[:0], labels=torch.tensor([]).long())
             samples.append(sample)
         return dict(
-            inputs=[torch.randint(0, 255, (3, 128, 160), dtype=torch.uint8) for _ in samples], data_samples=samples
+            inputs=[torch.randint(0, 255, (3, *size), dtype=torch.uint8) for _ in samples], data_samples=samples
         )
 
     for sample in train_a_step_and_predict(model, 'mmrotate', batch):
         predicted = sample.pred_instances
-        assert predicted.bboxes.shape == (len(predicted.scores), 5) and torch.isfinite(predicted.scores).all()
+        assert predicted.bboxes.shape == (len(predicted.scores), predicted.bboxes.shape[1])
+        assert predicted.bboxes.shape[1] in ((5, 8) if quadrilaterals else (5,))
+        assert torch.isfinite(predicted.scores).all()

@@ -156,7 +156,9 @@ def draw_all(drawing: Drawing, named: list, out: Path) -> dict:
     return failed
 
 
+@torch.no_grad()
 def main() -> None:
+    os.environ.setdefault('OPENCV_LOG_LEVEL', 'ERROR')
     args = parse_args()
     with clear_errors():
         named = find_images(args.inputs, recursive=False)
@@ -182,6 +184,4 @@ def main() -> None:
 
 
 if __name__ == '__main__':
-    os.environ.setdefault('OPENCV_LOG_LEVEL', 'ERROR')
-    with torch.no_grad():
-        main()
+    main()

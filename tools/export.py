@@ -1,20 +1,24 @@
 #!/usr/bin/env python
-"""Export a classifier, a segmentor or the backbone of any model, and compare it with PyTorch before it counts as done.
+"""Export a model, or the backbone of one, and compare it with PyTorch before it counts as done.
 
+    tools/export.py configs/mask_rcnn_xcit_s12_8_3x_coco.py CHECKPOINT mask_rcnn.onnx --from-pixels --size 800 1216
     tools/export.py configs/sem_fpn_xcit_s12_8_80k_ade20k.py CHECKPOINT sem_fpn.onnx --size 512 512
     tools/export.py configs/mask_rcnn_xcit_s12_8_3x_coco.py CHECKPOINT pyramid.onnx --part backbone --size 800 1216
+    tools/export.py CONFIG CHECKPOINT small.onnx --from-pixels --precision int8 --images data/train/*.jpg
     tools/export.py xcit_s12_16_in1k published xcit.pt2 --format torch
 
-The exported model takes any batch and image size.
+The exported model takes any image size and, but for detectors and with --from-pixels, any batch.
 """
 
 import argparse
 import os
+import sys
+from typing import Optional, Sequence
 
 from xcit_mm.errors import clear_errors
 
 
-def parse_args() -> argparse.Namespace:
+def parse_args(argv: Optional[Sequence[str]] = None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(description='Export a model to ONNX or torch.export.')
     parser.add_argument('model', help='config file, or name of a published model')
     parser.add_argument('checkpoint', help="file or address of the weights, or 'published' for those of the name")
@@ -24,21 +28,48 @@ def parse_args() -> argparse.Namespace:
     parser.add_argument(
         '--size', nargs=2, type=int, default=(224, 224), metavar=('HEIGHT', 'WIDTH'), help='typical size of the images'
     )
-    return parser.parse_args()
+    parser.add_argument(
+        '--from-pixels', action='store_true', help='take uint8 pixels (H, W, channels): resize and normalise inside'
+    )
+    parser.add_argument(
+        '--images',
+        nargs='+',
+        default=(),
+        metavar='FILE',
+        help='compare on these instead of generated images; for int8 also find the ranges on them, a hundred or so',
+    )
+    parser.add_argument(
+        '--precision', choices=['fp32', 'fp16', 'int8'], default='fp32', help='fp16 for GPUs, int8 for CPUs'
+    )
+    return parser.parse_args(argv)
 
 
-def main() -> None:
-    args = parse_args()
+def main(argv: Optional[Sequence[str]] = None) -> None:
+    args = parse_args(argv)
     with clear_errors():
         from xcit_mm.apis import export_model
 
         checkpoint = None if args.checkpoint == 'published' else args.checkpoint
-        deviations = export_model(args.model, checkpoint, args.target, args.format, args.part, tuple(args.size))
-    print('images (B, channels, H, W)  largest relative deviation from PyTorch')
-    for shape, relative in deviations:
-        print(f'{"x".join(map(str, shape)):27} {relative:.1e}')
-    takes = deviations[0].shape[1]
-    print(f'It takes {takes} channel{"s" * (takes > 1)}; order, mean and deviation are in its metadata.')
+        deviations = export_model(
+            args.model,
+            checkpoint,
+            args.target,
+            args.format,
+            args.part,
+            tuple(args.size),
+            from_pixels=args.from_pixels,
+            images=args.images,
+            precision=args.precision,
+        )
+    counts = [deviation.detections for deviation in deviations]
+    print(f'{"input":20} largest relative deviation from PyTorch')
+    for shape, relative, detections, unmatched in deviations:
+        found = '' if detections is None else f', of {detections} detections {unmatched:.0%} unmatched'
+        print(f'{"x".join(map(str, shape)):20} {relative:.1e}{found}')
+    if None not in counts and not any(counts):
+        print('Nothing was detected in the generated images: compare on yours with --images.', file=sys.stderr)
+    channels = deviations[0].shape[-1 if args.from_pixels else 1]
+    print(f'It takes {channels} channel{"s" * (channels > 1)}; order, mean and deviation are in its metadata.')
     print(f'{args.target}: {os.path.getsize(args.target) / 1e6:.1f} MB')
 
 

@@ -3,6 +3,7 @@
 
     tools/infer.py configs/mask_rcnn_xcit_s12_8_3x_coco.py CHECKPOINT photos clip.mp4 --out-dir results
     tools/infer.py xcit_s12_16_in1k published 'photos/**/*.jpg'
+    tools/infer.py runs/mine/config.py runs/mine/best.pth 0    # the first camera, until Ctrl-C
 
 The model is a config file or a name of the model index; the checkpoint a file, an address, or the word published. The
 exit code is 1 if an image could not be read.
@@ -24,10 +25,14 @@ def parse_args() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description='Let a trained model look at images.')
     parser.add_argument('model', help='config file, or name of a published model')
     parser.add_argument('checkpoint', help="file or address of the weights, or 'published' for those of the name")
-    parser.add_argument('images', nargs='+', help='images, videos, folders, globs or addresses')
+    parser.add_argument(
+        'images', nargs='+', help='images, videos, folders, globs, addresses, or the number of a camera'
+    )
     parser.add_argument('--out-dir', default='results', help='folder for results and pictures (default: results)')
     parser.add_argument('--score-thr', type=float, default=0.3, help='leave out detections below this (default: 0.3)')
     parser.add_argument('--batch-size', type=int, default=1, help='images that are computed together (default: 1)')
+    parser.add_argument('--tiles', type=int, metavar='SIZE', help='cut large images into tiles of that many pixels')
+    parser.add_argument('--overlap', type=float, default=0.25, help='of tiles, as a part of their size (default: 0.25)')
     parser.add_argument('--no-overlays', action='store_true', help='draw nothing')
     parser.add_argument('--device', help='such as cuda:0 or cpu (default: a GPU if there is one)')
     parser.add_argument(
@@ -62,7 +67,7 @@ def report(folder: Path) -> int:
             print(f'  {what}: {result["image"]}{frame}: {result[key]}')
         if len(found) > NAMED:
             print(f'  {what}: {len(found) - NAMED} more, in results.json')
-    there = ('results.json', 'summary.json', 'overview.jpg', 'overlays/', 'maps/')
+    there = ('results.json', 'summary.json', 'overview.jpg', 'overlays/', 'maps/', 'geojson/')
     print(f'In {folder}: {", ".join(name for name in there if (folder / name).exists())}')
     return sum('error' in result for result in results)
 
@@ -75,7 +80,7 @@ def main() -> None:
 
         images = find_images(args.images)
         checkpoint = None if args.checkpoint == 'published' else args.checkpoint
-        inferencer = Inferencer(args.model, checkpoint, args.device, args.cfg_options)
+        inferencer = Inferencer(args.model, checkpoint, args.device, args.cfg_options, args.tiles, args.overlap)
         try:
             inferencer(images, args.out_dir, args.score_thr, args.batch_size, not args.no_overlays)
         except KeyboardInterrupt:

@@ -22,6 +22,7 @@ from xcit_mm.engine.classification import (
     use_protocol,
     use_real_labels,
 )
+from xcit_mm.engine.large_images import use_large_images
 from xcit_mm.engine.screen import short_screen
 from xcit_mm.engine.setup import (
     adapt_to_device,
@@ -33,8 +34,10 @@ from xcit_mm.engine.setup import (
     load_config,
     use_average,
 )
+from xcit_mm.engine.tiling import use_tiles
 from xcit_mm.engine.tta import use_tta
 from xcit_mm.errors import clear_errors
+from xcit_mm.models.tiling import Tiles
 from xcit_mm.resilience.bad_images import check_images
 from xcit_mm.resilience.interruption import end_processes
 from xcit_mm.visualization.results import draw_results
@@ -59,7 +62,18 @@ def parse_args() -> argparse.Namespace:
         '--average', action='store_true', help='test the average of the weights that the checkpoint keeps'
     )
     parser.add_argument('--tta', action='store_true', help='test-time augmentation')
+    parser.add_argument(
+        '--tiles',
+        type=int,
+        metavar='SIZE',
+        help='detectors and segmentors: cut large images into tiles of that many pixels, and merge what is found',
+    )
+    parser.add_argument(
+        '--overlap', type=float, default=0.25, help='of neighbouring tiles, as a part of their size (default: 0.25)'
+    )
     args = parser.parse_args()
+    if args.tiles is not None and args.tta:
+        parser.error('--tiles and --tta cannot be had together')
     if args.out and not args.out.endswith(('.pkl', '.pickle')):
         parser.error(f'--out must be a .pkl file, got {args.out}')
     return args
@@ -68,7 +82,7 @@ def parse_args() -> argparse.Namespace:
 def dump_results(scope: str, path: str):
     """The metric that writes predictions instead of scoring them; MMDetection's encodes masks."""
     if scope == 'mmdet':
-        from mmdet.evaluation import DumpDetResults
+        from xcit_mm.evaluation.dump import DumpDetResults
 
         return DumpDetResults(out_file_path=path)
     return DumpResults(out_file_path=path)
@@ -102,8 +116,11 @@ def main() -> None:
             check_images(cfg, ('test',))
         if args.show_dir:
             draw_results(cfg, args.show_dir)
+        use_large_images(cfg)
         if args.tta:
             use_tta(cfg)
+        if args.tiles is not None:
+            use_tiles(cfg, Tiles(args.tiles, args.overlap))
         adapt_to_device(cfg)
         runner = build_runner(cfg)
         if args.out:

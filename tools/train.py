@@ -11,20 +11,10 @@ import argparse
 
 from mmengine.config import Config
 
-from xcit_mm.checks.data import check_data
-from xcit_mm.checks.settings import check_loops
+from xcit_mm.apis.training import train
 from xcit_mm.engine.screen import short_screen
-from xcit_mm.engine.setup import (
-    adapt_to_device,
-    add_common_arguments,
-    build_runner,
-    check_model,
-    check_work_dir,
-    load_config,
-    use_average,
-)
+from xcit_mm.engine.setup import add_common_arguments, load_config, use_average
 from xcit_mm.errors import UsageError, clear_errors
-from xcit_mm.resilience.bad_images import check_images
 from xcit_mm.resilience.checkpointing import has_checkpoint
 from xcit_mm.resilience.interruption import end_processes
 
@@ -79,16 +69,7 @@ def main() -> None:
     with clear_errors(), short_screen(args.verbose):
         cfg = load_config(args)
         apply_options(cfg, args)
-        check_loops(cfg, 'train')
-        check_data(cfg, ('train', 'val'))
-        check_model(cfg, cfg.get('load_from'), 'resume' if cfg.get('resume') else 'train')
-        check_work_dir(cfg)
-        if args.bad_images == 'refuse':
-            check_images(cfg, ('train', 'val'))
-        adapt_to_device(cfg)
-        runner = build_runner(cfg)
-        runner.train()
-        runner.logger.info(f'Training is done. Logs and checkpoints are in {cfg.work_dir}')
+        train(cfg, args.bad_images)
         end_processes()
 
 

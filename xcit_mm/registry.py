@@ -49,6 +49,9 @@ MODELS = _OnDemand(
         'DistilledClassifier': 'xcit_mm.models.distillation',
         'LinearProbe': 'xcit_mm.selfsup.linear',
         'EncoderDecoder': 'xcit_mm.models.segmentor',
+        'FasterRCNN': 'xcit_mm.models.detector',
+        'MaskRCNN': 'xcit_mm.models.detector',
+        'TiledModel': 'xcit_mm.models.tiling',
     },
 )
 DATASETS = _OnDemand(
@@ -69,9 +72,12 @@ TRANSFORMS = _OnDemand(
     parent=MMENGINE_TRANSFORMS,
     scope='xcit_mm',
     locations=['xcit_mm.datasets.loading', 'xcit_mm.datasets.plain_digits'],
-    modules=dict.fromkeys(
-        ('RandAugment', 'RandomErasing', 'Rotate', 'Shear', 'Translate'), 'xcit_mm.datasets.augmentation'
-    ),
+    modules={
+        'CutIntoTiles': 'xcit_mm.datasets.tiling',
+        **dict.fromkeys(
+            ('RandAugment', 'RandomErasing', 'Rotate', 'Shear', 'Translate'), 'xcit_mm.datasets.augmentation'
+        ),
+    },
 )
 METRICS = Registry('metric', parent=MMENGINE_METRICS, scope='xcit_mm', locations=['xcit_mm.evaluation'])
 HOOKS = Registry(
@@ -90,6 +96,7 @@ HOOKS = Registry(
         'xcit_mm.resilience.non_finite',
         'xcit_mm.resilience.interruption',
         'xcit_mm.selfsup.hooks',
+        'xcit_mm.visualization.curves',
         'xcit_mm.visualization.results',
     ],
 )

@@ -28,7 +28,7 @@ def test_onnx_runtime_computes_the_same(name, small_models, tmp_path):
     deviations = export.export_model(*small_models[name], str(target), part=PARTS[name], size=(96, 64))
     assert max(d.relative for d in deviations) < 1e-4
     assert {d.shape[0] for d in deviations} == {1, 2, 3} and len({d.shape[2:] for d in deviations}) == 3
-    module, metadata = export.load_module(*small_models[name], PARTS[name])
+    module = export.load_exported(*small_models[name], PARTS[name]).module
     images = torch.randn(2, 3, 71, 130)
     found = onnxruntime.InferenceSession(str(target)).run(None, {'images': images.numpy()})
     with torch.no_grad():
@@ -72,7 +72,7 @@ def test_metadata_say_which_images_the_model_takes(name, channels, order, small_
     found = session.run(None, {'images': given})[0]
     inputs = preprocess(dict(inputs=[torch.from_numpy(pixels).permute(2, 0, 1)]))['inputs']
     with torch.no_grad():
-        expected = export.load_module(*paths[:2], PARTS[name])[0](inputs)[0]
+        expected = export.load_exported(*paths[:2], PARTS[name]).module(inputs)[0]
     torch.testing.assert_close(torch.from_numpy(found), expected, rtol=1e-3, atol=1e-4 * expected.abs().max().item())
 
 
@@ -82,7 +82,7 @@ def test_torch_export_computes_the_same(name, small_models, tmp_path):
     target = str(tmp_path / 'model.pt2')
     deviations = export.export_model(*small_models[name], target, 'torch', PARTS[name], (96, 64))
     assert max(d.relative for d in deviations) < 1e-4
-    module, _ = export.load_module(*small_models[name], PARTS[name])
+    module = export.load_exported(*small_models[name], PARTS[name]).module
     images = torch.randn(1, 3, 50, 45)
     with torch.no_grad():
         torch.testing.assert_close(torch.export.load(target).module()(images), module(images), rtol=1e-3, atol=1e-4)
@@ -113,7 +113,6 @@ def test_pooling_by_products_is_adaptive_pooling(sizes):
 def test_the_command(small_models, tmp_path, run_tool):
     config, checkpoint = small_models['detector']
     for arguments, text in (
-        ((config, checkpoint, 'x.onnx'), 'of models of mmdet the backbone alone can be exported'),
         ((config, 'missing.pth', 'x.onnx', '--part', 'backbone'), 'there is no checkpoint file missing.pth'),
         (('xcit_s12_9_in1k', checkpoint, 'x.onnx'), 'did you mean xcit_s12_8_in1k'),
         ((config, checkpoint, 'x.pt', '--part', 'backbone'), 'must end with .onnx'),

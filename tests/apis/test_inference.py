@@ -501,3 +501,51 @@ def test_classes_in_another_order_than_the_checkpoints_are_refused(small_models,
     Inferencer(config, tmp_path / 'right.pth', 'cpu')
     with pytest.raises(UsageError, match='the same classes in another order'):
         Inferencer(config, tmp_path / 'turned.pth', 'cpu')
+
+
+def clip(path, frames=4):
+    """A short video, which is what a camera gives as well."""
+    writer = cv2.VideoWriter(str(path), cv2.VideoWriter_fourcc(*'mp4v'), 5, (64, 48))
+    for number in range(frames):
+        writer.write(np.full((48, 64, 3), 40 * number, np.uint8))
+    writer.release()
+    return str(path)
+
+
+def test_a_camera_by_its_number(small_models, tmp_path, monkeypatch):
+    """The frames of a file in its place: nothing here has a camera."""
+    opened, capture = [], cv2.VideoCapture
+    file = clip(tmp_path / 'clip.mp4')
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(cv2, 'VideoCapture', lambda source: opened.append(source) or capture(file))
+    for given in (0, '0'):
+        results = Inferencer(*small_models['classifier'], device='cpu')(given, out_dir=tmp_path / 'out')
+        assert [(one['image'], one['frame']) for one in results] == [('camera 0', number) for number in range(4)]
+        assert set(opened) == {0}
+    assert 'overlays/camera_0.mp4' in written(tmp_path / 'out')
+    assert not isinstance(find_images('rtsp://host/door')[0][1], str)
+    assert find_images('https://host/photo.jpg')[0][1] == 'https://host/photo.jpg'
+
+
+def test_a_camera_that_is_not_there(small_models, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    (result,) = Inferencer(*small_models['classifier'], device='cpu')(77)
+    assert 'camera 77 gives no pictures' in result['error']
+    (tmp_path / '77').mkdir()  # a folder of that name is a folder
+    with pytest.raises(UsageError, match='holds no images'):
+        find_images('77')
+
+
+def test_results_come_one_by_one(small_models, images):
+    seen = []
+
+    def given():
+        for path in (images / 'a.png', images / 'a.jpg', images / 'broken.jpg'):
+            seen.append(path.name)
+            yield path
+
+    results = Inferencer(*small_models['detector'], device='cpu').stream(given())
+    first = next(results)
+    assert (first['image'], seen) == (str(images / 'a.png'), ['a.png'])
+    assert 'detections' in first
+    assert 'error' in list(results)[-1]

@@ -132,6 +132,31 @@ def box_iou_rotated_degenerate(r):
     return [mmcv.ops.box_iou_rotated(upright, upright), *overlaps, flat]
 
 
+def corners(boxes):
+    """The quadrilaterals (N, 8) that are rotated boxes (N, 5)."""
+    return rotated.Rotated(boxes).corners(torch.zeros(2)).flatten(1)
+
+
+def box_iou_quadri(r, n, m, mode, aligned=False):
+    return [mmcv.ops.box_iou_quadri(corners(r.rotated(n, 100)), corners(r.rotated(m, 100)), mode, aligned)]
+
+
+def nms_quadri(r, n, threshold):
+    return [mmcv.ops.nms_quadri(corners(r.rotated(n, 100)), r.uniform(n), threshold)[1]]
+
+
+def rotated_feature_align(r, points):
+    """With boxes outside; the names in mmcv's documentation are not what it does: y comes before x."""
+    boxes = r.rotated(2 * 5 * 6, 40).view(2, 5, 6, 5) - 4
+    return with_gradients(lambda x: mmcv.ops.rotated_feature_align(x, boxes, 0.125, points), r.normal(2, 3, 5, 6))
+
+
+def active_rotated_filter(r):
+    indices = np.stack([r.state.permutation(18).reshape(2, 3, 3) + 1 for _ in range(4)], -1)
+    indices = torch.from_numpy(indices).int()
+    return with_gradients(lambda x: mmcv.ops.active_rotated_filter(x, indices), r.normal(5, 3, 2, 3, 3))
+
+
 def nms_rotated(r, n, threshold):
     return [mmcv.ops.nms_rotated(r.rotated(n, 1000 if n > 500 else 100), r.uniform(n), threshold)[1]]
 
@@ -175,6 +200,13 @@ CASES = {
     },
     # Of boxes that are nearly the same, the compiled code itself is not nearer to the true value than this.
     'box_iou_rotated degenerate': (box_iou_rotated_degenerate, (), 5e-5),
+    **{
+        f'box_iou_quadri {n} {m} {mode}': (box_iou_quadri, (n, m, mode, n == m), 2e-6)
+        for n, m, mode in ((0, 5, 'iou'), (40, 50, 'iou'), (40, 40, 'iof'))
+    },
+    **{f'nms_quadri {t}': (nms_quadri, (400, t), 0) for t in (0.0, 0.3)},
+    **{f'rotated_feature_align {points}': (rotated_feature_align, (points,), 1e-6) for points in (1, 5)},
+    'active_rotated_filter': (active_rotated_filter, (), 0),
     **{f'nms_rotated {n} {t}': (nms_rotated, (n, t), 0) for n, t in ((1, 0.5), (400, 0.0), (400, 0.1), (3000, 0.5))},
 }
 
@@ -206,7 +238,10 @@ def test_agreement_with_compiled_mmcv(name):
 
 
 def store():
-    """Write the outputs of compiled mmcv: in this folder ``python -c "import test_mmcv_ops as t; t.store()"``."""
+    """Write the outputs of compiled mmcv.
+
+    In this folder: ``PYTHONPATH=../helpers python -c "import test_mmcv_ops as t; t.store()"``.
+    """
     arrays = {}
     for name in CASES:
         expected = outputs(name, _ext)
@@ -335,6 +370,187 @@ def test_roi_pool():
         return torch.stack(out).view(12, 3, 4, 3).permute(0, 3, 1, 2)
 
     near(run(lambda x: mmcv.ops.roi_pool(x, rois, (3, 4), 0.125), x), by_definition(definition, x))
+
+
+@pytest.mark.parametrize('ratio', [0, 2])
+def test_deform_roi_pool(ratio):
+    """RoIAlign of the RoI moved for each bin; the gradients are its differences."""
+    r = Random()
+    x, rois = r.normal(2, 3, 10, 12).double(), r.rois(r.boxes(6, 60) + 8).double()
+    offset = r.normal(6, 2, 3, 4).double()
+    extent = (rois[:, 3:] - rois[:, 1:3])[..., None, None] * 0.1
+
+    def definition(x):
+        bins = []
+        for row, column in np.ndindex(3, 4):
+            moved = rois.clone()
+            moved[:, 1:] += (offset * extent)[:, :, row, column].repeat(1, 2)
+            bins.append(mmcv.ops.roi_align(x, moved, (3, 4), 0.125, ratio)[:, :, row, column])
+        return torch.stack(bins, 2).view(6, 3, 3, 4)
+
+    def pool(x, offset):
+        return mmcv.ops.deform_roi_pool(x, rois, offset, (3, 4), 0.125, ratio, 0.1)
+
+    near(run(lambda x: pool(x, offset), x), run(definition, x), 1e-6)
+    with operators(ext):
+        assert torch.allclose(pool(x, None), mmcv.ops.roi_align(x, rois, (3, 4), 0.125, ratio))
+        torch.autograd.gradcheck(lambda offset: pool(x, offset), offset.requires_grad_())
+
+
+@pytest.mark.parametrize('clockwise', [False, True])
+def test_riroi_align_rotated(clockwise):
+    """Rotated RoIAlign whose orientations are rolled by whole steps of the angle and interpolated between them."""
+    r = Random()
+    x, rois = r.normal(2, 2 * 8, 10, 12), r.rois(r.rotated(20, 80))
+
+    def definition(x):
+        pooled = mmcv.ops.roi_align_rotated(x, rois, (3, 4), 0.125, 2, False, clockwise).view(20, 2, 8, 3, 4)
+        steps = rois[:, 5].double() * 8 / (2 * np.pi)
+        rows = []
+        for row, step in zip(pooled, steps.tolist()):
+            whole = int(np.floor(step))
+            rows.append(row.roll(whole, 1) * (whole + 1 - step) + row.roll(whole - 1, 1) * (step - whole))
+        return torch.stack(rows).view(20, 16, 3, 4)
+
+    near(run(lambda x: mmcv.ops.riroi_align_rotated(x, rois, (3, 4), 0.125, 2, 8, clockwise), x), run(definition, x))
+
+
+def clip(subject, convex):
+    """Area of a polygon within a convex one, both counterclockwise (Sutherland and Hodgman, 1974)."""
+
+    def side(a, b, p):
+        return (b[0] - a[0]) * (p[1] - a[1]) - (b[1] - a[1]) * (p[0] - a[0])
+
+    for a, b in zip(convex, np.roll(convex, -1, 0)):
+        kept = []
+        for p, q in zip(subject, subject[1:] + subject[:1]):
+            s, t = side(a, b, p), side(a, b, q)
+            kept += [p] if s >= 0 else []
+            kept += [p + (q - p) * s / (s - t)] if (s >= 0) != (t >= 0) else []
+        subject = kept
+    return sum(p[0] * q[1] - p[1] * q[0] for p, q in zip(subject, subject[1:] + subject[:1])) / 2
+
+
+def point_sets(r, n):
+    """Point sets (N, 18) in double precision, and convex polygons (N, 8): random, and those of which points are the
+    same, in a row, or on the polygon."""
+    polygons = corners(r.rotated(n, 40)).double()
+    points = (polygons.view(n, 4, 2).mean(1, keepdim=True) + 5 * r.normal(n, 9, 2)).double()
+    points[0, 5:] = points[0, 4]
+    points[1, 3:8, 1] = points[1, 3:8, 0] = torch.arange(5).double()
+    points[2, :4] = polygons[2].view(4, 2)
+    points[2, 4:] = polygons[2].view(4, 2).mean(0)
+    points[3] = torch.cartesian_prod(torch.arange(3.0), torch.arange(3.0))
+    return points.flatten(1), polygons
+
+
+def hulls(points):
+    from scipy.spatial import ConvexHull
+
+    return [list(p[ConvexHull(p).vertices]) for p in points.view(-1, 9, 2).numpy()]
+
+
+def test_convex_iou():
+    points, polygons = point_sets(Random(), 12)
+    with operators(ext):
+        actual = mmcv.ops.convex_iou(points, polygons)
+        generalized, gradient = mmcv.ops.convex_giou(points, polygons)
+        nothing = mmcv.ops.convex_iou(torch.ones(1, 18), polygons.float())
+    quads = [list(quad) for quad in polygons.view(-1, 4, 2).numpy()]
+
+    def area(polygon):
+        return clip(polygon, polygon)
+
+    inter = np.array([[clip(hull, quad) for quad in quads] for hull in hulls(points)])
+    union = np.array([area(hull) for hull in hulls(points)])[:, None] + [area(quad) for quad in quads] - inter
+    near([actual], [torch.from_numpy(inter / union)], 1e-9)
+    assert actual[2, 2] == pytest.approx(1) and not nothing.any()
+
+    from scipy.spatial import ConvexHull
+
+    enclosing = [ConvexHull(np.concatenate([p.reshape(9, 2), q])).volume for p, q in zip(points.numpy(), quads)]
+    near([generalized], [torch.from_numpy((inter / union).diagonal() - 1 + union.diagonal() / enclosing)], 1e-9)
+
+    smooth = slice(4, None)  # the others have corners at which there is no derivative
+
+    def changed(i, step):
+        moved = points[smooth].clone()
+        moved[:, i] += step
+        with operators(ext):
+            return mmcv.ops.convex_giou(moved, polygons[smooth])[0]
+
+    numeric = torch.stack([(changed(i, 1e-5) - changed(i, -1e-5)) / 2e-5 for i in range(18)], 1)
+    near([gradient[smooth]], [numeric], 1e-6)
+    assert torch.isfinite(gradient).all()
+
+
+def test_overlaps_of_quadrilaterals_that_are_no_rectangles():
+    """Exact, where mmcv's code takes them for rectangles; once each is its own, and a corner of one on an edge."""
+    quads = torch.tensor([[0.0, 0, 8, 0, 6, 5, 1, 3], [0, 0, 4, -2, 9, 1, 3, 6], [2, 0, 6, 0, 5, 2, 3, 2]])
+    with operators(ext):
+        actual = mmcv.ops.box_iou_quadri(quads, quads, 'iof')
+    polygons = [list(quad) for quad in quads.view(-1, 4, 2).double().numpy()]
+    expected = [[clip(p, q) / clip(p, p) for q in polygons] for p in polygons]
+    near([actual], [torch.tensor(expected)], 1e-6)
+
+
+def test_min_area_polygons():
+    """Around all points, and as small as the smallest of rectangles in 20,000 directions."""
+    points, _ = point_sets(Random(), 12)
+    with operators(ext):
+        actual = mmcv.ops.min_area_polygons(points).view(-1, 4, 2)
+    sides = actual.roll(-1, 1) - actual
+    extent = sides.norm(dim=2)
+    assert ((sides * sides.roll(-1, 1)).sum(2).abs() < 1e-9).all()  # right angles
+    angle = torch.linspace(0, np.pi / 2, 20001).double()
+    axes = torch.stack([angle.cos(), angle.sin(), -angle.sin(), angle.cos()], 1).view(-1, 2, 2)
+    along = torch.einsum('dax,npx->ndap', axes, points.view(-1, 9, 2))
+    areas = (along.amax(3) - along.amin(3)).prod(2).amin(1)
+    area = extent[:, 0] * extent[:, 1]
+    assert (area <= areas * (1 + 1e-9)).all() and (area >= areas * (1 - 1e-3)).all()
+    for rectangle, own in zip(actual, points.view(-1, 9, 2)):
+        local = (own - rectangle[0]) @ torch.stack([rectangle[1] - rectangle[0], rectangle[3] - rectangle[0]], 1)
+        assert (local >= -1e-9).all() and (local <= extent[0, 0] * 1e9).all()
+
+
+def test_points_in_polygons():
+    r = Random()
+    points, boxes = r.uniform(200, 2, high=40), r.rotated(7, 40)
+    with operators(ext):
+        actual = mmcv.ops.points_in_polygons(points, corners(boxes))
+    ways, angle = points[:, None] - boxes[:, :2], boxes[:, 4]
+    along = ways[..., 0] * angle.cos() + ways[..., 1] * angle.sin()
+    across = ways[..., 1] * angle.cos() - ways[..., 0] * angle.sin()
+    expected = (along.abs() < boxes[:, 2] / 2) & (across.abs() < boxes[:, 3] / 2)
+    assert torch.equal(actual, expected.float()) and expected.any()
+
+
+def test_chamfer_distance():
+    r = Random()
+    first, second = r.normal(3, 8, 2), r.normal(3, 8, 2)
+
+    def definition(first, second):
+        distances = (first[:, :, None] - second[:, None]).square().sum(3)
+        return torch.stack([distances.amin(2), distances.amin(1)])
+
+    near(
+        run(lambda *t: torch.stack(mmcv.ops.chamfer_distance(*t)[:2]), first, second),
+        by_definition(definition, first, second),
+    )
+
+
+def test_differentiable_iou_of_rotated_boxes():
+    """The IoU, its gradients, and boxes that are the same, nearly the same and apart."""
+    r = Random()
+    first, second = r.rotated(40, 30).double(), r.rotated(40, 30).double()
+    first[:3] = second[:3]
+    first[1, 4] += 1e-7
+    first[3, 0] += 500
+    with operators(ext):
+        actual = mmcv.ops.diff_iou_rotated_2d(first[None], second[None])[0]
+        near([actual], [mmcv.ops.box_iou_rotated(first, second, aligned=True)], 1e-4)
+        smooth = [boxes[None, 4:].requires_grad_() for boxes in (first, second)]
+        torch.autograd.gradcheck(mmcv.ops.diff_iou_rotated_2d, smooth)
 
 
 @pytest.mark.parametrize('mode', [0, 1])

@@ -1,9 +1,10 @@
-"""Export to ONNX and to torch.export for any batch and image size, compared with the model before it counts as done."""
+"""Export to ONNX and to torch.export for any image size, compared with the model before it counts as done."""
 
 import copy
 import inspect
 import json
 import os
+import tempfile
 import warnings
 from contextlib import contextmanager, nullcontext
 from pathlib import Path
@@ -14,28 +15,23 @@ import torch.nn.functional as F
 from mmengine.utils import digit_version
 from torch import Tensor, nn
 
-from ..datasets.reading import channels_of, model_input
+from ..datasets.reading import ModelInput, channels_of, model_input
 from ..errors import UsageError
+from .deployed import write_int8
+from .export_check import SMALLEST, Deviation, Inputs, PixelInputs, Run, answer_of, compare, detections_of
 from .model import build, choose
 
 FORMATS = ('onnx', 'torch')
+PRECISIONS = ('fp32', 'fp16', 'int8')
 PARTS = ('model', 'backbone')
 OPSET = 17
-SMALLEST = 32  # pixels; below that the pyramid of a patch size is padded, which the exported graph does not do
 LARGEST = 8192
 TOLERANCE = 1e-4
-
-
-class Deviation(NamedTuple):
-    """How far an exported model is from PyTorch's for one input.
-
-    Attributes:
-        shape (tuple[int, ...]): Of the images, (B, channels, H, W).
-        relative (float): Largest difference over the largest value of that output, the largest of all outputs.
-    """
-
-    shape: Tuple[int, ...]
-    relative: float
+LOOSE_TOLERANCE = 1e-3  # where a threshold or a rounding may turn the other way
+MOST_UNMATCHED = 0.02  # share of detections that only one of the two has
+MOST_COMPARED = 20  # images; more are for finding the ranges of int8
+REDUCED_UNMATCHED = 0.5  # the same in fp16 and int8, where detections of low scores come and go
+TASKS = {'mmpretrain': 'classification', 'mmdet': 'detection', 'mmseg': 'segmentation'}
 
 
 def export_model(
@@ -45,26 +41,46 @@ def export_model(
     format: str = 'onnx',
     part: str = 'model',
     size: Tuple[int, int] = (224, 224),
+    from_pixels: bool = False,
+    images: Sequence[str] = (),
+    precision: str = 'fp32',
 ) -> List[Deviation]:
-    """Export a classifier, a segmentor, or the backbone of any model.
+    """Export a classifier, a detector, a segmentor, or the backbone of any model.
 
-    The exported model takes normalised 'images' (B, channels, H, W) in fp32, of any batch and of any size from 32 x 32
-    pixels. A classifier gives 'logits' (B, classes); a segmentor 'logits' (B, classes, H, W); a backbone its
-    features: 'stride_4', 'stride_8' and so on for each of its ``out_strides`` with a pyramid, else 'features_0' and so
-    on. The metadata say which images it takes: 'channels'; 'channel_order': 'RGB', 'BGR', 'grey', 'BGRA' or 'as
-    loaded'; 'mean' and 'std' in that order; 'loading', the config's step that reads files; and 'classes'.
+    The exported model takes normalised 'images' (B, channels, H, W) in fp32, of any batch (of detectors one image) and
+    of any size from 32 x 32 pixels; or with ``from_pixels`` the 'pixels' (H, W, channels) uint8, RGB, of one image of
+    any size, which the graph resizes and normalises as the config's test pipeline does. It gives
+
+    - of a classifier 'logits' (B, classes); from pixels 'scores' (classes,);
+    - of a detector 'boxes' (N, 4), x1, y1, x2, y2 in pixels of the image given, 'scores' (N,), 'labels' (N,) and, if it
+      has masks, 'masks' (N, H, W) bool, best first;
+    - of a segmentor 'logits' (B, classes, H, W); from pixels 'labels' (H, W), the class of each pixel;
+    - of a backbone its features: 'stride_4', 'stride_8' and so on for each of its ``out_strides`` with a pyramid, else
+      'features_0' and so on.
+
+    The metadata say which images it takes: 'input': 'images' or 'pixels'; 'channels'; 'channel_order': 'RGB', 'BGR',
+    'grey', 'BGRA' or 'as loaded'; 'mean' and 'std' in that order; 'loading', the config's step that reads files;
+    'pipeline', its steps after that; 'task' and 'classes'.
 
     Args:
         model (str): A config file, or a name of :func:`xcit_mm.list_models`.
         checkpoint (str, optional): File or address; the published weights of a name if not given.
         target (str): The file to write.
-        format (str): 'onnx', or 'torch' for a file of :func:`torch.export.save`.
+        format (str): 'onnx', or 'torch' for a file of :func:`torch.export.save`, which detectors and models from pixels
+            have none of.
         part (str): 'model' or 'backbone'.
         size (tuple[int, int]): Height and width that the graph is recorded at. They decide nothing but which of two
             equal forms of the attention is written into it: choose what the model will be used at.
+        from_pixels (bool): Whether the file takes uint8 pixels and gives the answer in them.
+        images (Sequence[str]): Image files to compare with PyTorch on, instead of generated ones; for int8 also to find
+            the ranges of the activations on, a hundred or so.
+        precision (str): 'fp32'; 'fp16', for GPUs: what PyTorch's autocast computes in it; or 'int8', for CPUs:
+            convolutions and linear layers. Inputs and outputs stay as they are. Both are for ONNX alone, and are made
+            when the file in fp32 has been compared.
 
     Returns:
-        list[Deviation]: From PyTorch, for several batches and sizes; all at most 1e-4.
+        list[Deviation]: From PyTorch, for several sizes and, where it can have one, batches. In fp32 all are at most
+        :data:`TOLERANCE`, of detectors and from pixels :data:`LOOSE_TOLERANCE`.
 
     Raises:
         UsageError: If the arguments are wrong, the model cannot be exported, a package is missing, or the exported
@@ -74,6 +90,10 @@ def export_model(
         raise UsageError(f'format must be one of {FORMATS} and part one of {PARTS}; got {format!r} and {part!r}')
     if min(size) < SMALLEST or max(size) > LARGEST:
         raise UsageError(f'the size must be between {SMALLEST} and {LARGEST} pixels, got {size[0]}x{size[1]}')
+    if precision not in PRECISIONS or (precision != 'fp32' and format != 'onnx'):
+        raise UsageError(f'the precision must be one of {PRECISIONS}, the last two of ONNX alone; got {precision!r}')
+    if precision == 'int8' and not images:
+        raise UsageError('int8 needs images to find the ranges of the activations on: give --images, a hundred or so')
     _require(format)
     suffix = {'onnx': '.onnx', 'torch': '.pt2'}[format]
     if not str(target).endswith(suffix):
@@ -81,24 +101,49 @@ def export_model(
     folder = Path(target).resolve().parent
     if not folder.is_dir() or not os.access(folder, os.W_OK):
         raise UsageError(f'the folder {folder} does not exist or cannot be written to')
-    module, metadata = load_module(model, checkpoint, part)
-    draft = str(Path(target).with_name(f'unchecked_{Path(target).name}'))
-    try:
-        with exportable(module, size, format) as twin:
-            write = _write_onnx if format == 'onnx' else _write_torch
-            run = write(twin, module.output_names, draft, size, metadata)
-        deviations = compare(module, run, size)
-        worst = max(deviations, key=lambda deviation: deviation.relative)
-        if not worst.relative <= TOLERANCE:
-            raise UsageError(
-                f'the exported model deviates by {worst.relative:.1e} for images {worst.shape}, more than '
-                f'{TOLERANCE:.0e}; {target} was not written'
-            )
+    exported = load_exported(model, checkpoint, part, from_pixels)
+    if format == 'torch' and exported.inputs.one_by_one:
+        raise UsageError('detectors and models from pixels are exported to ONNX alone; leave out --format torch')
+    samples = [exported.inputs.read(path) for path in images]
+    with tempfile.TemporaryDirectory(dir=folder, prefix='unchecked_') as scratch:
+        draft = str(Path(scratch, f'draft{suffix}'))
+        with exportable(exported.module, exported.inputs.seen(size), format) as twin:
+            run = (_write_onnx if format == 'onnx' else _write_torch)(twin, exported, draft, size)
+            deviations = compare(exported, run, samples[:MOST_COMPARED] or exported.inputs.generate(size))
+            _accept(deviations, exported.tolerance, MOST_UNMATCHED, target)
+            if precision != 'fp32':
+                full, draft = draft, str(Path(scratch, f'{precision}{suffix}'))
+                if precision == 'fp16':
+                    with torch.autocast('cpu', torch.float16, cache_enabled=False):
+                        run = _write_onnx(_Full(twin), exported, draft, size)
+                else:
+                    write_int8(full, draft, [sample.numpy() for sample in samples])
+                    run = _open_onnx(draft, exported)
+                deviations = compare(exported, run, samples[:MOST_COMPARED] or exported.inputs.generate(size))
+                _accept(deviations, float('inf'), REDUCED_UNMATCHED, target)
         os.replace(draft, target)
-    finally:
-        if os.path.exists(draft):
-            os.remove(draft)
     return deviations
+
+
+def _accept(deviations: Sequence[Deviation], tolerance: float, most_unmatched: float, target: str) -> None:
+    """Refuse to write a file that computes something else.
+
+    Raises:
+        UsageError: If it does.
+    """
+    worst = max(deviations, key=lambda deviation: deviation.relative)
+    if not worst.relative <= tolerance:
+        raise UsageError(
+            f'the exported model deviates by {worst.relative:.1e} for images {worst.shape}, more than '
+            f'{tolerance:.0e}; {target} was not written'
+        )
+    total = sum(max(deviation.detections or 0, 1) for deviation in deviations)  # what PyTorch has not counts as well
+    unmatched = sum(deviation.unmatched * max(deviation.detections or 0, 1) for deviation in deviations)
+    if unmatched > most_unmatched * total:
+        raise UsageError(
+            f'of {total} detections of PyTorch the exported model has {unmatched / total:.0%} not, or with another '
+            f'class or box, more than {most_unmatched:.0%}; {target} was not written'
+        )
 
 
 def _require(format: str) -> None:
@@ -117,27 +162,38 @@ def _require(format: str) -> None:
 
 
 class _Classifier(nn.Module):
-    output_names = ('logits',)
+    output_names, answer_names = ('logits',), ('scores',)
+    crops = True  # what lies outside of the crop plays no part in the answer
 
     def __init__(self, model):
         super().__init__()
         self.model, self.classes = model, model.dataset_meta.get('classes')
 
-    def forward(self, images: Tensor) -> Tuple[Tensor]:
+    def forward(self, images: Tensor) -> Tuple[Tensor, ...]:
         return (self.model.head(self.model.extract_feat(images)),)
+
+    def answer(self, images: Tensor, size: Tensor) -> Tuple[Tensor, ...]:
+        """(1, channels, h, w) -> scores (classes,)."""
+        return (self(images)[0][0].softmax(-1),)
 
 
 class _Segmentor(nn.Module):
-    output_names = ('logits',)
+    output_names, answer_names = ('logits',), ('labels',)
 
     def __init__(self, model):
         super().__init__()
         self.model, self.classes = model, model.dataset_meta.get('classes')
 
-    def forward(self, images: Tensor) -> Tuple[Tensor]:
+    def forward(self, images: Tensor) -> Tuple[Tensor, ...]:
         logits = self.model.decode_head(self.model.extract_feat(images))
-        align_corners = self.model.decode_head.align_corners
-        return (F.interpolate(logits, size=images.shape[2:], mode='bilinear', align_corners=align_corners),)
+        return (self._resize(logits, images.shape[2:]),)
+
+    def answer(self, images: Tensor, size: Tensor) -> Tuple[Tensor, ...]:
+        """(1, channels, h, w) -> the class of each pixel of an image of size (2,): (H, W)."""
+        return (self._resize(self(images)[0], tuple(size.unbind()))[0].argmax(0),)
+
+    def _resize(self, logits: Tensor, size) -> Tensor:
+        return F.interpolate(logits, size=size, mode='bilinear', align_corners=self.model.decode_head.align_corners)
 
 
 class _Backbone(nn.Module):
@@ -155,8 +211,29 @@ class _Backbone(nn.Module):
         return self.backbone(images)
 
 
-def load_module(model: str, checkpoint: Optional[str], part: str) -> Tuple[nn.Module, Dict[str, object]]:
-    """Build the model with its weights, as a module from images to a tuple of tensors; and what users of it must know.
+class Exported(NamedTuple):
+    """A model on its way into a file.
+
+    Attributes:
+        module (nn.Module): From the input to a tuple of tensors, named ``module.output_names``.
+        inputs (Inputs): What it takes.
+        expect (Callable): From an input to the outputs of the library itself.
+        metadata (dict): What users of the file must know.
+    """
+
+    module: nn.Module
+    inputs: Inputs
+    expect: Callable[[Tensor], Sequence[Tensor]]
+    metadata: Dict[str, object]
+
+    @property
+    def tolerance(self) -> float:
+        """The largest deviation that counts as equal."""
+        return LOOSE_TOLERANCE if self.inputs.one_by_one else TOLERANCE
+
+
+def load_exported(model: str, checkpoint: Optional[str], part: str = 'model', from_pixels: bool = False) -> Exported:
+    """Build the model with its weights, as a module that can be traced.
 
     Raises:
         UsageError: If there is no such model, or its kind cannot be exported.
@@ -164,26 +241,67 @@ def load_module(model: str, checkpoint: Optional[str], part: str) -> Tuple[nn.Mo
     """
     cfg, checkpoint = choose(model, checkpoint)
     scope = cfg.get('default_scope')
-    wrapper = _Backbone if part == 'backbone' else {'mmpretrain': _Classifier, 'mmseg': _Segmentor}.get(scope)
-    if wrapper is None:
-        raise UsageError(
-            f'of models of {scope} the backbone alone can be exported (--part backbone): boxes and masks are found by '
-            f'code that depends on the image. MMDeploy exports whole detectors'
-        )
-    module = wrapper(build(cfg, checkpoint).requires_grad_(False)).eval()
-    channels = channels_of(module)
+    task = 'features' if part == 'backbone' else TASKS.get(scope)
+    if task is None:
+        raise UsageError(f'of models of {scope} the backbone alone can be exported (--part backbone)')
+    built = build(cfg, checkpoint).requires_grad_(False)
     read = model_input(cfg)
+    if task == 'detection':
+        from .export_detector import Detector as wrapper
+    else:
+        wrapper = {'features': _Backbone, 'classification': _Classifier, 'segmentation': _Segmentor}[task]
+    module: nn.Module = wrapper(built).eval()
+    channels = channels_of(module)
     metadata = {
+        'task': task,
+        'input': 'pixels' if from_pixels else 'images',
         'channels': channels,
         'channel_order': {1: 'grey', 3: read.order, 4: f'{read.reader.order}A'}.get(channels, 'as loaded'),
         # Of each channel in that order: the model takes (pixels - mean) / std.
         'mean': list(read.mean) or [0.0] * channels,
         'std': list(read.std) or [1.0] * channels,
-        # How the files were read that it was trained on.
+        # How the files were read that it was trained on, and what was done to them before that.
         'loading': {key: value for key, value in read.reader.settings.items() if key != 'backend_args'},
+        'pipeline': [str(transform) for transform in read.reader.rest.transforms],
         'classes': list(module.classes or ()),
     }
-    return module, metadata
+    inputs = Inputs(channels, read, one_by_one=task == 'detection' or from_pixels)
+    if from_pixels:
+        module = _from_pixels(module, read, channels)
+        inputs = PixelInputs(channels, read, one_by_one=True, resized=module.resized)
+        metadata.update(mean=[0.0] * channels, std=[1.0] * channels)
+        if channels == 3:
+            metadata['channel_order'] = 'RGB'
+        return Exported(module, inputs, lambda pixels: answer_of(built, read, pixels), metadata)
+    if task == 'detection':
+        return Exported(module, inputs, lambda images: detections_of(built, images), metadata)
+    return Exported(module, inputs, module, metadata)
+
+
+class _Full(nn.Module):
+    """A module whose outputs are fp32, whatever it computes in."""
+
+    def __init__(self, module: nn.Module):
+        super().__init__()
+        self.module = module
+
+    def forward(self, given: Tensor) -> Tuple[Tensor, ...]:
+        return tuple(output.float() if output.is_floating_point() else output for output in self.module(given))
+
+
+def _from_pixels(module: nn.Module, read: ModelInput, channels: int) -> nn.Module:
+    from .export_image import FromPixels
+
+    if not hasattr(module, 'answer'):
+        raise UsageError('features are those of the resized image: --from-pixels is for whole models')
+    if isinstance(module, _Segmentor):
+        mode = module.model.test_cfg.get('mode', 'whole')
+        if mode != 'whole' or module.model.out_channels < 2:
+            raise UsageError(
+                f'a file from pixels is for segmentors of two or more classes that see the whole image; this one has '
+                f'{module.model.out_channels} and the mode {mode!r}. Export without --from-pixels'
+            )
+    return FromPixels(module, read, channels).eval()
 
 
 @contextmanager
@@ -250,44 +368,58 @@ class _BlockMax(nn.Module):
         return x[:, :, : rows * k, : columns * k].reshape(B, C, rows, k, columns, k).amax((3, 5))
 
 
-Run = Callable[[Tensor], Sequence[Tensor]]
-
-
-def _write_onnx(module: nn.Module, names: Sequence[str], path: str, size, metadata: Dict[str, object]) -> Run:
+def _write_onnx(module: nn.Module, exported: Exported, path: str, size: Tuple[int, int]) -> Run:
     import onnx
-    import onnxruntime
 
-    axes = {'images': {0: 'batch', 2: 'height', 3: 'width'}}
-    images = torch.randn(2, channels_of(module), *size)
+    example = exported.inputs.example(size)
     with torch.no_grad():
-        outputs = module(images)
-    for name, output in zip(names, outputs):
-        axes[name] = {0: 'batch', **({2: f'{name}_height', 3: f'{name}_width'} if output.dim() == 4 else {})}
-        if output.dim() == 3:
-            axes[name][1] = 'tokens'
+        outputs = module(example)
+    names = exported.module.output_names
     legacy = {'dynamo': False} if 'dynamo' in inspect.signature(torch.onnx.export).parameters else {}
     try:
         torch.onnx.export(
             module,
-            (images,),
+            (example,),
             path,
-            input_names=['images'],
+            input_names=[exported.inputs.name],
             output_names=list(names),
-            dynamic_axes=axes,
+            dynamic_axes={exported.inputs.name: exported.inputs.axes, **_free_axes(names, outputs, exported)},
             opset_version=OPSET,
             **legacy,
         )
     except Exception as error:
         raise UsageError(f'PyTorch cannot export this model to ONNX: {str(error).splitlines()[0]}') from error
     graph = onnx.load(path)
-    onnx.helper.set_model_props(graph, {key: json.dumps(value) for key, value in metadata.items()})
+    onnx.helper.set_model_props(graph, {key: json.dumps(value) for key, value in exported.metadata.items()})
     onnx.checker.check_model(graph)
     onnx.save(graph, path)
+    return _open_onnx(path, exported)
+
+
+def _open_onnx(path: str, exported: Exported) -> Run:
+    import onnxruntime
+
     session = onnxruntime.InferenceSession(path, providers=['CPUExecutionProvider'])
-    return lambda images: [torch.from_numpy(out) for out in session.run(None, {'images': images.numpy()})]
+    return lambda given: [torch.from_numpy(out) for out in session.run(None, {exported.inputs.name: given.numpy()})]
 
 
-def _write_torch(module: nn.Module, names: Sequence[str], path: str, size, metadata: Dict[str, object]) -> Run:
+def _free_axes(names: Sequence[str], outputs: Sequence[Tensor], exported: Exported) -> Dict[str, Dict[int, str]]:
+    """Names for the axes of the outputs that are not of one length."""
+    task, from_pixels = exported.metadata['task'], exported.metadata['input'] == 'pixels'
+    if task == 'detection':
+        sides = {1: 'height', 2: 'width'}
+        return {name: {0: 'detections', **(sides if name == 'masks' else {})} for name in names}
+    if from_pixels:
+        return {'labels': {0: 'height', 1: 'width'}} if task == 'segmentation' else {}
+    axes: Dict[str, Dict[int, str]] = {}
+    for name, output in zip(names, outputs):
+        axes[name] = {0: 'batch', **({2: f'{name}_height', 3: f'{name}_width'} if output.dim() == 4 else {})}
+        if output.dim() == 3:
+            axes[name][1] = 'tokens'
+    return axes
+
+
+def _write_torch(module: nn.Module, exported: Exported, path: str, size: Tuple[int, int]) -> Run:
     import torch.fx.experimental._config as shapes_config
 
     size_free = getattr(shapes_config, 'backed_size_oblivious', None) is not None
@@ -297,7 +429,7 @@ def _write_torch(module: nn.Module, names: Sequence[str], path: str, size, metad
         with shapes_config.patch(backed_size_oblivious=True) if size_free else nullcontext():
             program = torch.export.export(
                 module,
-                (torch.randn(2, channels_of(module), *size),),
+                (exported.inputs.example(size),),
                 dynamic_shapes={'images': {0: free, 2: free, 3: free}},
                 strict=False,
             )
@@ -306,32 +438,7 @@ def _write_torch(module: nn.Module, names: Sequence[str], path: str, size, metad
     # What is left are the choices of memory layout made for the example, which decide nothing about the results; as
     # conditions they would refuse a batch of one. That other sizes are right is shown by running them.
     program._guards_code = []
-    torch.export.save(program, path, extra_files={'metadata.json': json.dumps({**metadata, 'outputs': list(names)})})
+    about = {**exported.metadata, 'outputs': list(exported.module.output_names)}
+    torch.export.save(program, path, extra_files={'metadata.json': json.dumps(about)})
     loaded = torch.export.load(path).module()
     return lambda images: loaded(images)
-
-
-def compare(module: nn.Module, run: Run, size: Tuple[int, int]) -> List[Deviation]:
-    """Run the exported model and PyTorch's on random images: the recorded size and batch, and others of both."""
-    height, width = size
-    odd = (max(SMALLEST, height * 3 // 4 + 5), max(SMALLEST, width * 5 // 4 - 3))
-    half = (max(SMALLEST, height // 2), width * 2)
-    channels = channels_of(module)
-    shapes = [(batch, channels, *sides) for batch, sides in ((2, size), (1, size), (3, odd), (1, half))]
-    found = []
-    for seed, shape in enumerate(shapes):
-        images = torch.randn(shape, generator=torch.Generator().manual_seed(seed))
-        with torch.no_grad():
-            expected = module(images)
-        try:
-            actual = run(images)
-        except Exception as error:
-            raise UsageError(f'the exported model fails for images {shape}: {str(error).splitlines()[0]}') from error
-        differences = [
-            ((ours - theirs).abs().max() / theirs.abs().max().clamp_min(1e-12)).item()
-            if ours.shape == theirs.shape
-            else float('inf')
-            for ours, theirs in zip(actual, expected)
-        ]
-        found.append(Deviation(shape, max(differences) if len(actual) == len(expected) else float('inf')))
-    return found

@@ -20,8 +20,10 @@ from ..datasets.reading import to_picture
 from ..datasets.sources import Images, Missing, Source, Video, fetch, find_images, is_several
 from ..errors import DISK, UsageError
 from ..visualization.predictions import write_picture
+from .geo import Raster, add_world, at_scale, is_raster, write_map, write_world
 from .model import Model, choose
 from .overview import draw_overview
+from .tiles import Tiles, predict_image
 
 __all__ = ['Inferencer', 'find_images']
 COLUMNS = (TextColumn('{task.description}'), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
@@ -60,6 +62,9 @@ class Inferencer:
         device (str, optional): Such as 'cuda:0' or 'cpu'; a GPU if there is one.
         cfg_options (dict, optional): Settings of the config to change, such as
             ``{'test_dataloader.dataset.pipeline.1.scale': (6000, 4000)}``.
+        tiles (int, optional): Detectors and segmentors: cut images into tiles of that many pixels, each of which is
+            read as an image would be, and merge what is found.
+        overlap (float): Of neighbouring tiles, as a part of their size.
 
     Raises:
         UsageError: If there is no such model or setting, the config is wrong, or it comes without weights.
@@ -72,9 +77,14 @@ class Inferencer:
         checkpoint: Union[str, Path, None] = None,
         device: Optional[str] = None,
         cfg_options: Optional[dict] = None,
+        tiles: Optional[int] = None,
+        overlap: float = 0.25,
     ):
+        self.tiles = None if tiles is None else Tiles(tiles, overlap).check()
         cfg, checkpoint = choose(model, checkpoint, cfg_options)
         device = device or ('cuda:0' if torch.cuda.is_available() else 'cpu')
+        if self.tiles and cfg.get('default_scope') == 'mmpretrain':
+            raise UsageError('tiles are for detectors and segmentors, and the config is that of a classifier')
         self.task = _task_of(cfg)(cfg, checkpoint, device)
 
     def __call__(
@@ -90,12 +100,13 @@ class Inferencer:
 
         Args:
             images: An image file, a video, a folder (with its sub-folders), a glob, an address (http://, https://,
-                file://), the bytes of a file, a PIL image, an array (H, W) or (H, W, channels), or several of these in
-                a list, a generator or an array (N, H, W, channels). An array is read as a file of its pixels would be.
+                file://; of a video or an rtsp:// stream), the number of a camera, the bytes of a file, a PIL image, an
+                array (H, W) or (H, W, channels), or several of these in a list, a generator or an array (N, H, W,
+                channels). An array is read as a file of its pixels would be.
             out_dir (str, optional): Where to write ``results.json``, ``summary.json``, ``overview.jpg`` and the
                 pictures in ``overlays``; nothing is written if it is not given.
             score_thr (float): Detections of lower scores are left out.
-            batch_size (int): Images that are computed together, if they are of one size.
+            batch_size (int): Images, or tiles, that are computed together, if they are of one size.
             overlays (bool): Whether to draw what was found.
             channel_order (str): 'BGR' or 'RGB', of arrays.
 
@@ -108,6 +119,7 @@ class Inferencer:
               the array (H, W) itself if nothing is written;
             - of a classifier 'predictions': 'class', 'label' and 'score' of the five best.
 
+            What is written of a georeferenced TIFF has 'crs' and the corners of boxes as 'world', and its 'geojson'.
             A frame of a video has its number as 'frame'. An image that cannot be read has 'error' instead; 'warning'
             says what is odd about one.
 
@@ -125,8 +137,9 @@ class Inferencer:
         results, clock = [], Clock()
         left_out = dict(getattr(named, 'left_out', {}))
         try:
-            for batch in _batches(self._progress(_shots(named), named, bool(writer)), batch_size):
-                for result, shot, image, sample in self._look(batch, score_thr, channel_order, clock):
+            images_at_once, tile_batch = (1, batch_size) if self.tiles else (batch_size, 1)
+            for batch in _batches(self._progress(_shots(named), named, bool(writer)), images_at_once):
+                for result, shot, image, sample in self._look(batch, score_thr, channel_order, clock, tile_batch):
                     if writer and sample is not None:
                         with clock.count('drawing'):
                             writer.write(result, shot, image, sample, score_thr)
@@ -139,6 +152,22 @@ class Inferencer:
         if not is_several(images) and len(results) == 1 and 'error' in results[0] and not _has_path(named):
             raise UsageError(results[0]['error'])
         return results
+
+    def stream(self, images, score_thr: float = 0.3, batch_size: int = 1, channel_order: str = 'BGR') -> Iterator[dict]:
+        """Predict one after another, and keep nothing: for cameras, streams and more images than memory holds.
+
+        ``for result in Inferencer('mask_rcnn_xcit_s12_8_3x_coco').stream(0): ...``
+
+        Args:
+            images, score_thr, batch_size, channel_order: As for :meth:`__call__`.
+
+        Yields:
+            dict: The result of an image as soon as its batch is done, as :meth:`__call__` returns them.
+        """
+        named = images if isinstance(images, Images) else find_images(images)
+        for batch in _batches(_shots(named), batch_size):
+            for result, *_ in self._look(batch, score_thr, channel_order, Clock()):
+                yield result
 
     def picture(self, image, score_thr: float = 0.3) -> np.ndarray:
         """One image with what is found in it drawn in.
@@ -165,7 +194,9 @@ class Inferencer:
         with Progress(*COLUMNS, disable=not shown) as progress:
             yield from progress.track(shots, len(named) if is_known else None, description='images')
 
-    def _look(self, batch: List[Shot], score_thr: float, channel_order: str, clock) -> Iterator[tuple]:
+    def _look(
+        self, batch: List[Shot], score_thr: float, channel_order: str, clock, tile_batch: int = 1
+    ) -> Iterator[tuple]:
         """Results of a batch, each with its shot and, if there is one, the image and the sample."""
         read: List[Tuple[Shot, Optional[dict], Optional[str]]] = []
         with clock.count('reading'):
@@ -176,7 +207,10 @@ class Inferencer:
                     read.append((shot, None, str(bad)))
         good = [image for _, image, _ in read if image is not None]
         with clock.count('predicting'):
-            samples = iter(self.task.predict(good) if good else [])
+            if self.tiles:
+                samples = iter([predict_image(self.task, image, self.tiles, tile_batch) for image in good])
+            else:
+                samples = iter(self.task.predict(good) if good else [])
         clock.images += len(good)
         for shot, image, error in read:
             result: Dict[str, Any] = {
@@ -189,7 +223,7 @@ class Inferencer:
             if error or image is None:
                 result['error'] = error
             else:
-                result['height'], result['width'] = image['img'].shape[:2]
+                result['height'], result['width'] = image['ori_shape'][:2]
                 warning = self.task.warn(image) or _more_pages(shot.source)
                 if warning:
                     result['warning'] = warning
@@ -200,6 +234,11 @@ class Inferencer:
     def _read(self, shot: Shot, channel_order: str) -> dict:
         if shot.reason:
             raise BadImage(shot.reason)
+        if self.tiles and is_raster(shot.source) and self.task.reader.is_plain:
+            try:
+                return Raster(shot.source, self.task.reader).preview()
+            except BadImage as error:
+                raise BadImage(f'cannot be read: {error}') from None
         try:
             source = fetch(shot.source) if isinstance(shot.source, str) else shot.source
             image = self.task.reader.read(source, 'BGR' if shot.video else channel_order)
@@ -234,9 +273,9 @@ def _shots(named: Iterable[Tuple[str, Source]]) -> Iterator[Shot]:
         elif isinstance(item, Video):
             try:
                 for number, frame in enumerate(item.frames()):
-                    yield Shot(name, str(item.path), frame, item, number)
+                    yield Shot(name, item.label, frame, item, number)
             except BadImage as error:
-                yield Shot(name, str(item.path), None, item, reason=f'cannot be read: {error}')
+                yield Shot(name, item.label, None, item, reason=f'cannot be read: {error}')
         else:
             yield Shot(name, str(item) if isinstance(item, (Path, str)) else _label(item, name), item)
 
@@ -333,12 +372,22 @@ class Writer:
             if 'map' in result:
                 labels = result.pop('map')
                 path = self.folder / 'maps' / f'{name}.png'
-                path.parent.mkdir(parents=True, exist_ok=True)
-                kind = np.uint8 if labels.max() < 256 else np.uint16
-                path.write_bytes(cv2.imencode('.png', labels.astype(kind))[1].tobytes())
+                labels = labels.astype(np.uint8 if labels.max() < 256 else np.uint16)
+                geo = path.with_suffix('.tif')
+                if is_raster(shot.source) and write_map(labels, shot.source, geo):
+                    path = geo
+                else:
+                    path.parent.mkdir(parents=True, exist_ok=True)
+                    path.write_bytes(cv2.imencode('.png', labels)[1].tobytes())
                 result['map'] = str(path.relative_to(self.folder))
+            features = add_world(result, shot.source)
+            if features is not None:
+                path = self.folder / 'geojson' / f'{name}.geojson'
+                write_world(features, path)
+                result['geojson'] = str(path.relative_to(self.folder))
             if self.overlays:
-                picture = self.task.draw(to_picture(image['img'], self.task.reader.order), sample, score_thr)
+                picture = to_picture(image['img'], self.task.reader.order)
+                picture = self.task.draw(picture, at_scale(sample, image['ori_shape'][:2], picture), score_thr)
                 self._show(shot, picture)
         except OSError as error:
             if error.errno in DISK:

@@ -99,7 +99,7 @@ def _listed(data: Data, path: str, image_names: set, suffix: str) -> set:
         wanted = {line.strip() for line in file if line.strip()}
     if not wanted:
         raise UsageError(f'{data}: {path} lists no images')
-    with_suffix = [name for name in wanted if name.endswith(suffix) and name[: -len(suffix)] in image_names]
+    with_suffix = [name for name in wanted if suffix and name.endswith(suffix) and name[: -len(suffix)] in image_names]
     if len(with_suffix) == len(wanted):
         raise UsageError(
             f'{data}: {path} lists the images with their suffix, such as {some(wanted, 1)}; MMSegmentation adds '

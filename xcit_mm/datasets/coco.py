@@ -37,7 +37,8 @@ from .config import side_by_side
 NAMED_CLASSES = 10
 BOXES_ALONE = (
     'the config asks for masks ("segmentation"). With boxes alone, train a Faster R-CNN, such as '
-    'configs/faster_rcnn_xcit_s12_16_3x_coco.py, or set model.roi_head.mask_head=None in a config of Mask R-CNN'
+    'configs/faster_rcnn_xcit_s12_16_3x_coco.py, or set model.roi_head.mask_head=None in a config of Mask R-CNN; or '
+    'let xcit-mm finetune FOLDER choose and write the config'
 )
 
 

@@ -202,4 +202,4 @@ def side_by_side(first: Sequence, second: Sequence, titles: Sequence[str], limit
 
 
 def stems(folder: str, suffix: str) -> set:
-    return {name[: -len(suffix)] for name in list_files(folder) if name.endswith(suffix)}
+    return {name[: len(name) - len(suffix)] for name in list_files(folder) if name.endswith(suffix)}

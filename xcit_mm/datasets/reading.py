@@ -62,16 +62,11 @@ class Reader:
     """
 
     def __init__(self, pipeline: Sequence[dict], scope: str = 'mmengine'):
-        steps = [step for step in copy.deepcopy(list(pipeline)) if not _loads_annotations(step, scope)]
-        kinds = [find_type(TRANSFORMS, step['type'], scope) for step in steps]
-        place = next((i for i, kind in enumerate(kinds) if kind and kind.__name__.startswith('Load')), None)
-        if place is None:
-            raise UsageError(
-                f'no step of the test pipeline loads an image; it has {", ".join(str(step["type"]) for step in steps)}'
-            )
+        steps = [step for step in copy.deepcopy(list(pipeline)) if not loads_annotations(step, scope)]
+        place = loading_step(steps, scope)
         self.settings = dict(steps[place])
         with DefaultScope.overwrite_default_scope(scope):
-            self.load = self._build(kinds[place], self.settings)
+            self.load = self._build(find_type(TRANSFORMS, self.settings['type'], scope), self.settings)
             self.rest = Compose([*steps[:place], *steps[place + 1 :]])
         self.is_plain = isinstance(self.load, LoadImageFromFile)
         self.color_type = getattr(self.load, 'color_type', 'color')
@@ -221,7 +216,23 @@ def _file(content: bytes):
         yield path
 
 
-def _loads_annotations(step: dict, scope: str) -> bool:
+def loading_step(steps: Sequence[dict], scope: str) -> int:
+    """The place of the step that loads the image.
+
+    Raises:
+        UsageError: If there is none.
+    """
+    for place, step in enumerate(steps):
+        kind = find_type(TRANSFORMS, step['type'], scope)
+        if kind and kind.__name__.startswith('Load') and not loads_annotations(step, scope):
+            return place
+    raise UsageError(
+        f'no step of the test pipeline loads an image; it has {", ".join(str(step["type"]) for step in steps)}'
+    )
+
+
+def loads_annotations(step: dict, scope: str) -> bool:
+    """Whether a step of a pipeline reads annotations."""
     kind = find_type(TRANSFORMS, step['type'], scope)
     name = kind.__name__ if kind else str(step['type']).split('.')[-1]
     return bool(_ANNOTATIONS.match(name))

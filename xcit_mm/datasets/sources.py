@@ -20,25 +20,41 @@ from .loading import BadImage
 IMAGE_SUFFIXES = ('.jpg', '.jpeg', '.png', '.bmp', '.tif', '.tiff', '.webp', '.ppm', '.pgm')
 VIDEO_SUFFIXES = ('.mp4', '.avi', '.mov', '.mkv', '.webm', '.m4v', '.mpg', '.mpeg', '.wmv', '.flv')
 ACCEPTED = (
-    'a file, a folder, a glob, an address (http://, https://, file://), the bytes of a file, a PIL image, an array '
-    '(H, W) or (H, W, channels), or several of these in a list, a generator or an array (N, H, W, channels)'
+    'a file, a folder, a glob, an address (http, https, file, rtsp), the number of a camera, the bytes of a '
+    'file, a PIL image, an array (H, W) or (H, W, channels), or several of these in a list, a generator or an array '
+    '(N, H, W, channels)'
 )
+STREAMS = ('rtsp', 'rtmp', 'rtp', 'udp')
 LISTS = ('.txt', '.lst', '.csv')
 TIMEOUT = 60  # s, for an address to answer
 
 
 class Video(NamedTuple):
-    """A video file, or an animated picture."""
+    """A video file, an animated picture, a camera, or a stream.
+
+    Attributes:
+        path (Path): The file; of what is none, a name for what is written about it.
+        source (int | str, optional): The number of a camera, or the address of a video or stream.
+    """
 
     path: Path
+    source: Union[int, str, None] = None
+
+    @property
+    def label(self) -> str:
+        """What results call it."""
+        return f'camera {self.source}' if isinstance(self.source, int) else self.source or str(self.path)
+
+    def _open(self) -> cv2.VideoCapture:
+        return cv2.VideoCapture(str(self.path) if self.source is None else self.source)
 
     def frames(self) -> Iterator[np.ndarray]:
-        """Its frames (H, W, 3), BGR.
+        """Its frames (H, W, 3), BGR; of a camera without end.
 
         Raises:
             BadImage: If it has none.
         """
-        video = cv2.VideoCapture(str(self.path))
+        video = self._open()
         found = False
         try:
             while True:
@@ -50,12 +66,13 @@ class Video(NamedTuple):
         finally:
             video.release()
         if not found:
-            raise BadImage('it is no video that OpenCV can read')
+            what = 'it is no video' if self.source is None else f'{self.label} gives no pictures'
+            raise BadImage(f'{what} that OpenCV can read')
 
     @property
     def rate(self) -> float:
         """Frames for each second."""
-        video = cv2.VideoCapture(str(self.path))
+        video = self._open()
         rate = video.get(cv2.CAP_PROP_FPS)
         video.release()
         return rate if 0 < rate < 1000 else 25
@@ -189,12 +206,26 @@ def _expand(item, recursive: bool, left_out: Counter) -> List[Source]:
         if not isinstance(content, bytes):
             raise UsageError(f'the file {getattr(item, "name", item)} was opened as text; open it with mode "rb"')
         return [content]
+    if isinstance(item, int) and not isinstance(item, bool):
+        return [Video(Path(f'camera_{item}'), item)]
     if not isinstance(item, (str, os.PathLike)):
         kind = f'{type(item).__module__}.{type(item).__name__}'.replace('builtins.', '')
         hint = '; of a tensor, .permute(1, 2, 0).numpy() is an array' if kind.startswith('torch.') else ''
         raise UsageError(f'{kind} is no image. Expected {ACCEPTED}{hint}')
     text = os.fspath(item)
-    return [text] if '://' in text else _expand_path(text, recursive, left_out)
+    if '://' in text:
+        return [_from_address(text)]
+    if text.isdecimal() and not os.path.exists(text):
+        return [Video(Path(f'camera_{text}'), int(text))]
+    return _expand_path(text, recursive, left_out)
+
+
+def _from_address(text: str) -> Source:
+    """A video or stream, which OpenCV opens by itself; else an image, fetched when its turn comes."""
+    parts = urlparse(text)
+    path = Path(unquote(parts.path))
+    is_video = path.suffix.lower() in VIDEO_SUFFIXES and parts.scheme in ('http', 'https')
+    return Video(Path(path.stem or parts.netloc), text) if is_video or parts.scheme in STREAMS else text
 
 
 def _expand_path(text: str, recursive: bool, left_out: Counter) -> List[Source]:

@@ -11,12 +11,14 @@ Each module has a family of operators under the names, argument orders and conve
 come allocated and are filled in place, and gradients are functions of their own that mmcv's autograd functions call.
 
 - :mod:`nms`: (soft) non-maximum suppression, overlaps of boxes.
-- :mod:`roi`: RoIAlign, RoIPool.
+- :mod:`roi`: RoIAlign, RoIPool, deformable RoI pooling.
 - :mod:`deform`: deformable convolution, version 1 and 2.
 - :mod:`focal`: sigmoid and softmax focal loss.
 - :mod:`attention`: multi-scale deformable attention, the masks of PSANet.
 - :mod:`resampling`: masked convolution, CARAFE.
-- :mod:`rotated`: overlaps and suppression of rotated boxes, RoIAlign for them.
+- :mod:`rotated`: overlaps and suppression of rotated boxes and quadrilaterals.
+- :mod:`rotated_features`: RoIAlign and RiRoIAlign for rotated boxes, feature alignment, rotated filters.
+- :mod:`polygons`: overlaps of point sets and polygons, smallest rectangles, distances.
 - :mod:`ext`: all of them; any other name is an operator that raises an error when it is called.
 - :mod:`installation`: what the command does.
 """

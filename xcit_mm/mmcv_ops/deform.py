@@ -1,5 +1,7 @@
 """Deformable convolution, version 1 (Dai et al., 2017) and 2 (Zhu et al., 2019), by torchvision."""
 
+from typing import Optional
+
 import torch
 import torchvision  # noqa: F401  registers torch.ops.torchvision
 from torch import Tensor
@@ -162,7 +164,9 @@ def _no_mask(x: Tensor) -> Tensor:
     return x.new_zeros(len(x), 1)  # as torchvision's own function fills the place
 
 
-def _backward(grad_output: Tensor, input: Tensor, weight: Tensor, offset: Tensor, mask, geometry: tuple) -> tuple:
+def _backward(
+    grad_output: Tensor, input: Tensor, weight: Tensor, offset: Tensor, mask: Optional[Tensor], geometry: tuple
+) -> tuple:
     """Gradients of input, weight, offset, mask and bias."""
     x, grad, weight, offset = wide(input, grad_output.contiguous(), weight, offset)
     mask = _no_mask(x) if mask is None else mask.to(x)

@@ -1,6 +1,6 @@
 """What mmcv finds as ``mmcv._ext``: the operators that are here, and an error for each of the others."""
 
-from typing import Callable
+from typing import Any, Callable
 
 import torch
 import torchvision
@@ -9,10 +9,12 @@ from .attention import *  # noqa: F403
 from .deform import *  # noqa: F403
 from .focal import *  # noqa: F403
 from .nms import *  # noqa: F403
+from .polygons import *  # noqa: F403
 from .registration import OPERATORS
 from .resampling import *  # noqa: F403
 from .roi import *  # noqa: F403
 from .rotated import *  # noqa: F403
+from .rotated_features import *  # noqa: F403
 
 __all__ = [*OPERATORS, 'get_compiler_version', 'get_compiling_cuda_version']
 
@@ -37,7 +39,7 @@ def __getattr__(name: str) -> Callable:
     if name.startswith('_'):
         raise AttributeError(f'module {__name__!r} has no attribute {name!r}')
 
-    def missing(*_, **__):
+    def missing(*_: Any, **__: Any) -> None:
         from ..errors import UsageError
 
         raise UsageError(f"mmcv's operator {name} is compiled code, which is not installed here. For it: {COMPILE}")

@@ -75,7 +75,7 @@ def find() -> Target:
     path = [entry for entry in sys.path if os.path.abspath(entry or '.') != os.getcwd()]
     spec = PathFinder.find_spec('mmcv', path) or importlib.util.find_spec('mmcv')
     if spec is None or not spec.origin:
-        remains = f' (only remains of one, in {list(spec.submodule_search_locations)[0]})' if spec else ''
+        remains = f' (only remains of one, in {next(iter(spec.submodule_search_locations or ()))})' if spec else ''
         raise InstallationError(
             f'{sys.executable} has no mmcv{remains}. Install one, without a compiler: pip install mmcv-lite, or '
             'pip install onedl-mmcv; or run this with the Python that has it'
@@ -222,9 +222,15 @@ def _try(target: Target) -> None:
 
 def _run(code: str, *arguments: str) -> Optional[str]:
     """Run code in another process of this Python; the last line of its output if that fails, else None."""
-    pipes = dict(stdout=subprocess.PIPE, stderr=subprocess.STDOUT, stdin=subprocess.DEVNULL)
     # Not run in the current folder, which may be a checkout with a folder mmcv.
-    result = subprocess.run([sys.executable, '-c', code, *arguments], cwd=tempfile.gettempdir(), **pipes)
+    command = [sys.executable, '-c', code, *arguments]
+    result = subprocess.run(
+        command,
+        cwd=tempfile.gettempdir(),
+        stdin=subprocess.DEVNULL,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+    )
     lines = result.stdout.decode(errors='replace').strip().splitlines()
     return None if result.returncode == 0 else (lines or [f'ended with code {result.returncode}'])[-1][:300]
 

@@ -2,7 +2,7 @@
 
 import contextlib
 import functools
-from typing import Callable, Dict
+from typing import Any, Callable, ContextManager, Dict, Iterator
 
 import torch
 from torch import Tensor
@@ -25,7 +25,7 @@ def operator(source: str) -> Callable:
         OPERATORS[function.__name__] = source
 
         @functools.wraps(function)
-        def call(*args, **kwargs):
+        def call(*args: Any, **kwargs: Any) -> Any:
             device = next(value for value in (*args, *kwargs.values()) if isinstance(value, Tensor)).device.type
             with torch.no_grad(), _no_autocast(device), _deterministic_warns():
                 return function(*args, **kwargs)
@@ -41,12 +41,12 @@ def wide(*tensors: Tensor) -> tuple:
     return tuple(tensor.to(dtype) for tensor in tensors)
 
 
-def _no_autocast(device: str):
+def _no_autocast(device: str) -> ContextManager:
     return torch.autocast(device, enabled=False) if device in ('cpu', 'cuda') else contextlib.nullcontext()
 
 
 @contextlib.contextmanager
-def _deterministic_warns():
+def _deterministic_warns() -> Iterator[None]:
     strict = torch.are_deterministic_algorithms_enabled() and not torch.is_deterministic_algorithms_warn_only_enabled()
     if strict:
         torch.use_deterministic_algorithms(True, warn_only=True)

@@ -44,7 +44,8 @@ def carafe_naive_forward(
         masks (Tensor): (B, group_size * kernel_size², s * H, s * W), weights for each group of channels.
         scale_factor (int): s.
     """
-    output.copy_(_reassemble(*wide(features, masks), kernel_size, group_size, scale_factor))
+    features, masks = wide(features, masks)
+    output.copy_(_reassemble(features, masks, kernel_size, group_size, scale_factor))
 
 
 @operator('PyTorch')
@@ -59,10 +60,11 @@ def carafe_naive_backward(
     scale_factor: int,
 ) -> None:
     """Fill ``bottom_grad`` and ``mask_grad``, shaped as ``features`` and ``masks``."""
-    inputs = [t.detach().requires_grad_() for t in wide(features, masks)]
+    features, masks = (t.detach().requires_grad_() for t in wide(features, masks))
     with torch.enable_grad():
-        output = _reassemble(*inputs, kernel_size, group_size, scale_factor)
-    for target, grad in zip((bottom_grad, mask_grad), torch.autograd.grad(output, inputs, top_grad.to(output))):
+        output = _reassemble(features, masks, kernel_size, group_size, scale_factor)
+    grads = torch.autograd.grad(output, (features, masks), top_grad.to(output))
+    for target, grad in zip((bottom_grad, mask_grad), grads):
         target.copy_(grad)
 
 

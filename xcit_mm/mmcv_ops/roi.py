@@ -1,4 +1,6 @@
-"""RoIAlign (He et al., 2017) by torchvision, its maximum and RoIPool in PyTorch."""
+"""RoIAlign (He et al., 2017) by torchvision; its maximum, RoIPool and deformable RoI pooling in PyTorch."""
+
+from typing import Tuple
 
 import torch
 import torchvision  # noqa: F401  registers torch.ops.torchvision
@@ -147,6 +149,87 @@ def roi_pool_backward(
     flat = grad.new_zeros(grad_input.numel())
     flat.scatter_add_(0, places.flatten(), (grad * (argmax >= 0)).flatten())
     grad_input.copy_(flat.view_as(grad_input))
+
+
+@operator('PyTorch')
+def deform_roi_pool_forward(
+    input: Tensor,
+    rois: Tensor,
+    offset: Tensor,
+    output: Tensor,
+    pooled_height: int,
+    pooled_width: int,
+    spatial_scale: float,
+    sampling_ratio: int,
+    gamma: float,
+) -> None:
+    """As :func:`roi_align_forward`, its mean and aligned, each bin moved by an offset (Dai et al., 2017).
+
+    Args:
+        offset (Tensor): (N, 2, pooled_height, pooled_width), x first, in extents of the RoI times ``gamma``; or empty.
+    """
+    x, rois, offset = wide(input, rois, offset)
+    geometry = (x.shape, (pooled_height, pooled_width), spatial_scale, sampling_ratio, gamma)
+    maps = x.permute(0, 2, 3, 1).flatten(0, 2)
+    for part in chunks(rois, geometry[1], sampling_ratio, spatial_scale):
+        out = output.permute(0, 2, 3, 1)[part]
+        out.copy_(_moved_bins(maps, rois[part], offset[part], *geometry).view_as(out))
+
+
+@operator('PyTorch')
+def deform_roi_pool_backward(
+    grad_output: Tensor,
+    input: Tensor,
+    rois: Tensor,
+    offset: Tensor,
+    grad_input: Tensor,
+    grad_offset: Tensor,
+    pooled_height: int,
+    pooled_width: int,
+    spatial_scale: float,
+    sampling_ratio: int,
+    gamma: float,
+) -> None:
+    """Fill ``grad_input`` (B, C, H, W) and ``grad_offset``, shaped as ``offset``.
+
+    A sample outside the map gives its offset no gradient; mmcv gives it one as if the map went on.
+    """
+    grad, x, rois, offset = wide(grad_output, input, rois, offset)
+    geometry = (x.shape, (pooled_height, pooled_width), spatial_scale, sampling_ratio, gamma)
+    maps = x.permute(0, 2, 3, 1).flatten(0, 2).detach().requires_grad_()
+    total = torch.zeros_like(maps)
+    for part in chunks(rois, geometry[1], sampling_ratio, spatial_scale):
+        moves = offset[part].detach().requires_grad_()
+        with torch.enable_grad():
+            sums = _moved_bins(maps, rois[part], moves, *geometry)
+        own = grad[part].permute(0, 2, 3, 1).reshape(sums.shape)
+        grads = torch.autograd.grad(sums, [maps, moves], own, allow_unused=True)
+        total += grads[0]
+        if offset.numel():
+            grad_offset[part] = grads[1].to(grad_offset)
+    grad_input.copy_(total.view(x.shape[0], *x.shape[2:], -1).permute(0, 3, 1, 2))
+
+
+def _moved_bins(
+    maps: Tensor,
+    rois: Tensor,
+    offset: Tensor,
+    shape: torch.Size,
+    size: Tuple[int, int],
+    scale: float,
+    ratio: int,
+    gamma: float,
+) -> Tensor:
+    """Means of samples, (N * height * width, C), of flattened maps (B * H * W, C)."""
+    grid = Grid.upright(rois, size, scale, ratio, True)
+    y, x = grid.y, grid.x
+    if offset.numel():
+        extent = (rois[:, 3:5] - rois[:, 1:3]) * (scale * gamma)
+        moves = (offset * extent[..., None, None]).transpose(0, 1).flatten(1)
+        y, x = y + moves[1, grid.bin], x + moves[0, grid.bin]
+    taps, weights = bilinear_taps(y, x, *shape[2:])
+    index = taps + (grid.image * shape[2] * shape[3])[:, None]
+    return bag_sums(maps, index, weights, grid.counts) / grid.counts.clamp(min=1)[:, None]
 
 
 def _maxima(values: Tensor, starts: Tensor, ends: Tensor) -> tuple:

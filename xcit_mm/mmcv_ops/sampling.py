@@ -29,7 +29,9 @@ class Grid(NamedTuple):
         return cls._sample(rois[:, 0].long(), box[:, :2], extent, size, ratio)
 
     @classmethod
-    def rotated(cls, rois: Tensor, size: Tuple[int, int], scale: float, ratio: int, aligned: bool, angle: Tensor):
+    def rotated(
+        cls, rois: Tensor, size: Tuple[int, int], scale: float, ratio: int, aligned: bool, angle: Tensor
+    ) -> 'Grid':
         """For RoIs (N, 6) of index, x and y of the centre, width, height; ``angle`` (N,), counterclockwise, replaces
         the last."""
         centre, extent = rois[:, 1:3] * scale - (0.5 if aligned else 0.0), rois[:, 3:5] * scale
@@ -52,7 +54,7 @@ class Grid(NamedTuple):
         roi, row, column = bins // (height * width), bins // width % height, bins % width
         across = number[roi, 0]
 
-        def place(axis, index, sample):
+        def place(axis: int, index: Tensor, sample: Tensor) -> Tensor:
             bin_size = step[roi, axis]
             return start[roi, axis] + index * bin_size + (sample + 0.5) * bin_size / number[roi, axis]
 

@@ -18,8 +18,9 @@ from ..models import xcit
 
 CONVENTION = (
     'MACs (multiply-accumulates) as mmengine.analysis.get_model_complexity_info counts them, on the backbone without '
-    'its head, for one image: one for each multiply-accumulate of a matmul or convolution (bias not counted), 5 for each element '
-    'of a layer norm and 2 of a batch norm; activations, softmax, sums, scalings and the l2 norm are not counted.'
+    'its head, for one image: one for each multiply-accumulate of a matmul or convolution (bias not counted), 5 for '
+    'each element of a layer norm and 2 of a batch norm; activations, softmax, sums, scalings and the l2 norm are not '
+    'counted.'
 )
 
 # Operators whose shapes PyTorch finds in Python, by way of simpler ones: half of the time for nothing.

@@ -13,6 +13,7 @@ import matplotlib
 import numpy as np
 from PIL import Image, ImageDraw, ImageFont
 
+from ..models.masks import Mask, crop_of
 from .colours import DARK, Colour, text_colour
 
 MAP_FILL = 0.6  # how much of its colour covers a pixel of a label map
@@ -83,7 +84,7 @@ def draw_detections(
     classes: Optional[Sequence[str]],
     colours: Sequence[Colour],
     scores: Optional[Sequence[float]] = None,
-    masks: Optional[np.ndarray] = None,
+    masks: Optional[Sequence[Mask]] = None,
 ) -> np.ndarray:
     """Boxes with class names, and masks if there are any.
 
@@ -94,7 +95,7 @@ def draw_detections(
         classes (Sequence[str], optional): Their names.
         colours: One for each class.
         scores (Sequence[float], optional): N.
-        masks (np.ndarray, optional): (N, H, W), bool.
+        masks (sequence, optional): N, (H, W) bool or RLE.
 
     Returns:
         np.ndarray: A new image.
@@ -124,29 +125,23 @@ def draw_detections(
     return image
 
 
-def _extent(mask: np.ndarray) -> Optional[Tuple[int, int, int, int]]:
-    """Rows and columns of what is set, as slices take them."""
-    left, top, width, height = cv2.boundingRect(np.ascontiguousarray(mask).view(np.uint8))
-    return (top, top + height, left, left + width) if width else None
+def _centre(mask: Optional[Mask]) -> Tuple[int, int]:
+    if mask is None:
+        return 0, 0
+    inside, left, top = crop_of(mask)
+    return left + inside.shape[1] // 2, top + inside.shape[0] // 2
 
 
-def _centre(mask: Optional[np.ndarray]) -> Tuple[int, int]:
-    extent = None if mask is None else _extent(np.asarray(mask, dtype=bool))
-    return (0, 0) if extent is None else ((extent[2] + extent[3]) // 2, (extent[0] + extent[1]) // 2)
-
-
-def _blend_mask(image: np.ndarray, mask: np.ndarray, colour: Colour, width: int) -> None:
-    mask = np.asarray(mask, dtype=bool)
-    extent = _extent(mask)
-    if extent is None:
+def _blend_mask(image: np.ndarray, mask: Mask, colour: Colour, width: int) -> None:
+    inside, left, top = crop_of(mask)
+    if not inside.size:
         return
-    top, bottom, left, right = extent
-    inside, part = mask[top:bottom, left:right], image[top:bottom, left:right]
-    opacity = fill(inside.sum() / mask.size)
+    part = image[top : top + inside.shape[0], left : left + inside.shape[1]]
+    opacity = fill(inside.sum() / (image.shape[0] * image.shape[1]))
     tinted = cv2.addWeighted(part, 1 - opacity, np.full_like(part, colour), opacity, 0)
     part[inside] = tinted[inside]
     outline = cv2.findContours(inside.astype(np.uint8), cv2.RETR_CCOMP, cv2.CHAIN_APPROX_NONE)[0]
-    cv2.drawContours(image, outline, -1, colour, max(1, width // 2), offset=(int(left), int(top)))
+    cv2.drawContours(image, outline, -1, colour, max(1, width // 2), offset=(left, top))
 
 
 def draw_map(

@@ -114,9 +114,9 @@ class PicturesHook(Hook):
                 scores = found.scores.tolist()
             boxes = getattr(found.bboxes, 'tensor', found.bboxes).numpy()
             masks = found.get('masks')
-            masks = masks if masks is None else np.asarray(getattr(masks, 'to_ndarray', lambda m=masks: m)(), bool)
-            if masks is not None and masks.shape[1:] != image.shape[:2]:
-                masks = None  # in the coordinates of a resized image
+            if masks is not None and not isinstance(masks, list):  # RLE is of the image itself
+                masks = np.asarray(getattr(masks, 'to_ndarray', lambda m=masks: m)(), bool)
+                masks = masks if masks.shape[1:] == image.shape[:2] else None  # of a resized image
             parts.append(
                 draw_detections(image, boxes, found.labels.tolist(), self.classes, self.colours, scores, masks)
             )

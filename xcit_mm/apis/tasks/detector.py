@@ -5,13 +5,19 @@ from typing import List, Sequence
 
 import numpy as np
 from mmdet.structures.mask import encode_mask_results
+from mmengine.config import Config
 
+from ...engine.large_images import use_large_images
 from ...visualization.predictions import draw_detections
 from .task import Task
 
 
 class Detector(Task):
     """A detector with its weights."""
+
+    def __init__(self, cfg: Config, checkpoint: str, device: str):
+        use_large_images(cfg)
+        super().__init__(cfg, checkpoint, device)
 
     def describe(self, sample, score_thr: float) -> dict:
         """The detections of one image."""
@@ -21,7 +27,8 @@ class Detector(Task):
         for box, label, score in zip(found.bboxes.tolist(), found.labels.tolist(), found.scores.tolist()):
             detections.append({'class': self.name(label), 'label': label, 'score': score, 'box': box})
         if 'masks' in found:
-            for detection, mask in zip(detections, encode_mask_results(np.asarray(found.masks, dtype=bool))):
+            masks = found.masks if isinstance(found.masks, list) else encode_mask_results(np.asarray(found.masks, bool))
+            for detection, mask in zip(detections, masks):
                 detection['mask'] = {'size': list(mask['size']), 'counts': mask['counts'].decode()}
         return {'detections': detections}
 
@@ -29,7 +36,7 @@ class Detector(Task):
         """The RGB image with boxes, masks and class names."""
         found = sample.pred_instances
         found = found[found.scores >= score_thr].cpu()
-        masks = np.asarray(found.masks, dtype=bool) if 'masks' in found else None
+        masks = found.masks if 'masks' in found else None
         labels, scores = found.labels.tolist(), found.scores.tolist()
         return draw_detections(image, found.bboxes.numpy(), labels, self.classes, self.colours, scores, masks)
 

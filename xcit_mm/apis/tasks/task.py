@@ -62,21 +62,22 @@ class Task:
             try:
                 packed[number] = sample = self.reader.rest(dict(image))
             except FAILURES as error:
-                found[number] = self._reason(error, image)
+                found[number] = self.reason(error, image)
                 continue
             groups.setdefault(tuple(sample['inputs'].shape), []).append(number)
         for numbers in groups.values():
             try:
                 samples = self.model.test_step(self.collate([packed[number] for number in numbers]))
             except FAILURES as error:
-                samples = [self._reason(error, images[number]) for number in numbers]
+                samples = [self.reason(error, images[number]) for number in numbers]
                 if len(numbers) > 1:  # one of them may be to blame, or their number
                     samples = [self.predict([images[number]])[0] for number in numbers]
             for number, sample in zip(numbers, samples):
                 found[number] = sample
         return found
 
-    def _reason(self, error: Exception, image: dict) -> str:
+    def reason(self, error: Exception, image: dict) -> str:
+        """Why there is no prediction, in words."""
         shape = image['img'].shape
         channels = 1 if len(shape) == 2 else shape[2]
         if self.channels not in (None, channels):

@@ -1,0 +1,262 @@
+"""Exported files: run by ONNX Runtime or OpenVINO, made smaller, and tested beside PyTorch on a config's data."""
+
+import copy
+import json
+import os
+import tempfile
+import time
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Callable, Dict, Iterator, List, NamedTuple, Optional, Sequence, Union
+
+import numpy as np
+import torch
+from mmengine.config import Config
+from mmengine.registry import DATASETS, init_default_scope
+from torch import Tensor
+
+from ..datasets.reading import ModelInput, channels_of, model_input
+from ..errors import UsageError
+from .export_check import PixelInputs, answer_of
+from .model import build, choose
+
+RUNTIMES = ('onnxruntime', 'openvino')
+METADATA = (
+    'task',
+    'input',
+    'channels',
+    'channel_order',
+    'mean',
+    'std',
+    'loading',
+    'pipeline',
+    'classes',
+)
+Answer = Dict[str, np.ndarray]
+
+
+class Deployed:
+    """An ONNX file of :func:`xcit_mm.apis.export_model`.
+
+    Args:
+        path (str | Path): The file.
+        runtime (str): 'onnxruntime', on a GPU if it was built for one; or 'openvino', on the CPU.
+        threads (int, optional): Of the CPU; the runtime's default if not given.
+
+    Attributes:
+        metadata (dict): What the file says of its input, classes and task.
+
+    Raises:
+        UsageError: If there is no such file, it is none of these, or the runtime is not installed.
+    """
+
+    def __init__(self, path: Union[str, Path], runtime: str = 'onnxruntime', threads: Optional[int] = None):
+        if runtime not in RUNTIMES:
+            raise UsageError(f'the runtime must be one of {RUNTIMES}, got {runtime!r}')
+        if not os.path.isfile(path):
+            raise UsageError(f'there is no file {path}')
+        try:
+            self._run, self.metadata, self.device = _OPEN[runtime](str(path), threads)
+        except ImportError as error:
+            raise UsageError(f'{error.name} is not installed: pip install {runtime}') from None
+        except UsageError:
+            raise
+        except Exception as error:  # each runtime has its own
+            raise UsageError(f'{runtime} cannot run {path}: {str(error).splitlines()[0]}') from error
+        if 'task' not in self.metadata:
+            raise UsageError(f'{path} was not written by tools/export.py: its metadata do not say what it takes')
+
+    def __call__(self, given: np.ndarray) -> Answer:
+        """The input that the metadata describe -> the outputs by their names."""
+        return self._run(given)
+
+
+def _about(metadata: Dict[str, str]) -> Dict[str, object]:
+    """What :func:`xcit_mm.apis.export_model` wrote; quantisers add notes of their own."""
+    return {key: json.loads(value) for key, value in metadata.items() if key in METADATA}
+
+
+def _open_onnxruntime(path: str, threads: Optional[int]):
+    import onnxruntime
+
+    options = onnxruntime.SessionOptions()
+    options.log_severity_level = 3
+    if threads:
+        options.intra_op_num_threads = threads
+    session = onnxruntime.InferenceSession(path, options, providers=onnxruntime.get_available_providers())
+    names, given = [output.name for output in session.get_outputs()], session.get_inputs()[0].name
+    about = _about(session.get_modelmeta().custom_metadata_map)
+    return lambda x: dict(zip(names, session.run(None, {given: x}))), about, session.get_providers()[0]
+
+
+def _open_openvino(path: str, threads: Optional[int]):
+    import openvino
+
+    options: Dict[str, Union[str, int]] = {'INFERENCE_PRECISION_HINT': 'f32'}
+    if threads:
+        options['INFERENCE_NUM_THREADS'] = threads
+    model = openvino.Core().read_model(path)
+    about = _about(model.get_rt_info('framework').value) if model.has_rt_info('framework') else {}
+    names = [output.get_any_name() for output in model.outputs]
+    compiled = openvino.compile_model(model, 'CPU', options)
+
+    def run(x: np.ndarray) -> Answer:
+        found = compiled(x)
+        return {name: found[name] for name in names}
+
+    return run, about, 'CPU'
+
+
+_OPEN: Dict[str, Callable] = {'onnxruntime': _open_onnxruntime, 'openvino': _open_openvino}
+
+
+def write_int8(source: str, target: str, images: Sequence[np.ndarray]) -> None:
+    """Write an ONNX file again with 8-bit integers, for CPUs: by onnxruntime.quantization.
+
+    Convolutions and linear layers compute in int8, each channel of their weights with a scale of its own. The matrix
+    products of attention, norms, boxes and masks stay as they are.
+
+    Args:
+        source, target (str): The files to read and to write.
+        images (Sequence[np.ndarray]): Inputs of the file, a hundred or so, whose activations give the ranges.
+    """
+    from onnxruntime.quantization import CalibrationDataReader, CalibrationMethod, QuantType, quantize_static
+    from onnxruntime.quantization.shape_inference import quant_pre_process
+
+    name = Deployed(source).metadata['input']
+
+    class Images(CalibrationDataReader):
+        left = iter(images)
+
+        def get_next(self):
+            image = next(self.left, None)
+            return None if image is None else {name: image}
+
+    with tempfile.TemporaryDirectory() as folder:
+        prepared = os.path.join(folder, 'prepared.onnx')
+        quant_pre_process(source, prepared, skip_symbolic_shape=True)
+        quantize_static(
+            prepared,
+            target,
+            Images(),
+            op_types_to_quantize=['Conv', 'MatMul', 'Gemm'],
+            per_channel=True,
+            activation_type=QuantType.QUInt8,
+            weight_type=QuantType.QInt8,
+            calibrate_method=CalibrationMethod.MinMax,
+            extra_options={'MatMulConstBOnly': True},
+        )
+
+
+class Tested(NamedTuple):
+    """A row of the table of :func:`compare_on_data`.
+
+    Attributes:
+        name (str): The file and its runtime, or PyTorch.
+        megabytes (float): Of the file, or of the weights.
+        milliseconds (float): Median for one image, from its pixels to the answer.
+        metrics (dict): As the config's evaluator names them.
+    """
+
+    name: str
+    megabytes: float
+    milliseconds: float
+    metrics: Dict[str, float]
+
+
+def compare_on_data(
+    model: str,
+    checkpoint: Optional[str],
+    files: Sequence[str],
+    runtimes: Sequence[str] = ('onnxruntime',),
+    limit: Optional[int] = None,
+) -> List[Tested]:
+    """Test exported files and PyTorch with the config's own data and metrics, image by image, on the CPU.
+
+    Each takes its turn at every image, so that a busy machine slows down all of them. All use as many threads as
+    PyTorch does.
+
+    Args:
+        model (str): A config file, or a name of :func:`xcit_mm.list_models`.
+        checkpoint (str, optional): File or address; the published weights of a name if not given.
+        files (Sequence[str]): Written with ``from_pixels``.
+        runtimes (Sequence[str]): Each file is run by each of them.
+        limit (int, optional): The first images alone.
+
+    Raises:
+        UsageError: If a file takes something else, or does not fit the config.
+    """
+    from mmengine.evaluator import Evaluator
+
+    cfg, checkpoint = choose(model, checkpoint)
+    read, built = model_input(cfg), build(cfg, checkpoint).requires_grad_(False)
+    inputs = PixelInputs(channels_of(built), read, one_by_one=True, resized=lambda size: size)
+    names = ('labels',) if hasattr(built, 'decode_head') else ('boxes', 'scores', 'labels', 'masks')
+    names = ('scores',) if hasattr(built, 'head') else names
+    contenders: Dict[str, Callable[[np.ndarray], Answer]] = {'PyTorch': _library(built, read, names)}
+    sizes = {'PyTorch': sum(tensor.numel() * tensor.element_size() for tensor in built.state_dict().values())}
+    for file in files:
+        for runtime in runtimes:
+            name = f'{Path(file).name}, {runtime}'
+            contenders[name] = deployed = Deployed(file, runtime, torch.get_num_threads())
+            sizes[name] = os.path.getsize(file)
+            if deployed.metadata['input'] != 'pixels':
+                raise UsageError(f'{file} was exported without --from-pixels, and takes normalised images')
+    init_default_scope(cfg.get('default_scope') or 'mmengine')
+    dataset = DATASETS.build(_data_of(cfg))
+    judges = {name: Evaluator(cfg.test_evaluator) for name in contenders}
+    for judge in judges.values():
+        judge.dataset_meta = dataset.metainfo
+    seconds: Dict[str, List[float]] = {name: [] for name in contenders}
+    count = min(limit or len(dataset), len(dataset))
+    for number in range(count):
+        sample = dataset[number]['data_samples']
+        pixels = inputs.read(sample.img_path).numpy()
+        for name, contender in contenders.items():
+            begin = time.perf_counter()
+            answer = contender(pixels)
+            seconds[name].append(time.perf_counter() - begin)
+            judges[name].process(data_samples=[_filled(copy.deepcopy(sample), answer)])
+    found = []
+    for name, judge in judges.items():
+        with _silence():
+            metrics = judge.evaluate(count)
+        found.append(Tested(name, sizes[name] / 1e6, float(np.median(seconds[name])) * 1e3, metrics))
+    return found
+
+
+def _data_of(cfg: Config) -> dict:
+    loader = cfg.get('test_dataloader') or cfg.val_dataloader
+    return dict(loader.dataset, test_mode=True)
+
+
+def _library(model: torch.nn.Module, read: ModelInput, names: Sequence[str]) -> Callable[[np.ndarray], Answer]:
+    def run(pixels: np.ndarray) -> Answer:
+        return dict(zip(names, (np.asarray(output) for output in answer_of(model, read, torch.from_numpy(pixels)))))
+
+    return run
+
+
+def _filled(sample, answer: Answer):
+    """A data sample with an exported model's answer, as the library's own model would have filled it."""
+    from mmengine.structures import InstanceData, PixelData
+
+    found: Dict[str, Tensor] = {name: torch.from_numpy(np.array(value)) for name, value in answer.items()}
+    if 'boxes' in found:
+        found['bboxes'] = found.pop('boxes')
+        sample.pred_instances = InstanceData(**found)
+    elif 'labels' in found:
+        sample.pred_sem_seg = PixelData(data=found['labels'][None])
+    else:
+        sample.set_pred_score(found['scores']).set_pred_label(found['scores'].argmax())
+    return sample
+
+
+@contextmanager
+def _silence() -> Iterator[None]:
+    """Without the tables that metrics print."""
+    import contextlib
+    import io
+
+    with contextlib.redirect_stdout(io.StringIO()):
+        yield
