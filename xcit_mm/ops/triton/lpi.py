@@ -171,11 +171,11 @@ class AddLpi(torch.autograd.Function):
         grad = grad.contiguous()
         image, grad_image = x.view(hidden.shape), grad.view(hidden.shape)
         size = norm.size_of(gamma)
-        grad_hidden, averages = torch.empty_like(hidden), None
-        by_keep = ('none', (None,) * 4) if keep is None else ('image', (None, None, keep, None))
+        grad_hidden = torch.empty_like(hidden)
         by_tap, (by_bias, by_weight, total) = convolve_backward(
-            grad_image, conv2_weight, hidden, batch_norm, ctx.bn_eps, grad_hidden, True, *by_keep, gamma=gamma / size
-        ).split((9, 3))
+            grad_image, conv2_weight, hidden, batch_norm, ctx.bn_eps, grad_hidden, True,
+            'none' if keep is None else 'image', (None, None, keep, None), gamma=gamma / size,
+        ).split((9, 3))  # fmt: skip
         averages = torch.stack((by_bias, by_weight))
         if ctx.of_batch:
             averages = _sum_over_processes(averages, ctx.group) / ctx.count
