@@ -19,7 +19,6 @@ def plots() -> Iterator:
     from cycler import cycler
 
     matplotlib.use('Agg')
-    from cycler import cycler
     from matplotlib import pyplot
 
     settings: Any = {
