@@ -147,8 +147,7 @@ def _tile(data: Data, picture: Picture, colours: Sequence[Tuple[int, int, int]])
     scales = np.array([size[0] / picture.width, size[1] / picture.height] * 2)
     masks = [_mask(one, picture, size) for one in objects] if data.task == 'instance-segmentation' else None
     numbers = [one['label'] for one in objects]
-    drawn = np.array(masks) if masks else None
-    return draw_detections(image, boxes * scales, numbers, data.classes, colours, masks=drawn)
+    return draw_detections(image, boxes * scales, numbers, data.classes, colours, masks=masks or None)
 
 
 def _mask(one: dict, picture: Picture, size: Tuple[int, int]) -> np.ndarray:
