@@ -190,7 +190,7 @@ def compare_on_data(
 
     cfg, checkpoint = choose(model, checkpoint)
     read, built = model_input(cfg), build(cfg, checkpoint).requires_grad_(False)
-    inputs = PixelInputs(channels_of(built), read, one_by_one=True, resized=lambda size: size)
+    inputs = PixelInputs(channels_of(built), read, one_by_one=True)
     names = ('labels',) if hasattr(built, 'decode_head') else ('boxes', 'scores', 'labels', 'masks')
     names = ('scores',) if hasattr(built, 'head') else names
     contenders: Dict[str, Callable[[np.ndarray], Answer]] = {'PyTorch': _library(built, read, names)}

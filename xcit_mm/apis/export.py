@@ -8,7 +8,7 @@ import tempfile
 import warnings
 from contextlib import contextmanager, nullcontext
 from pathlib import Path
-from typing import Callable, Dict, List, NamedTuple, Optional, Sequence, Tuple
+from typing import Callable, Dict, Iterator, List, NamedTuple, Optional, Sequence, Tuple
 
 import torch
 import torch.nn.functional as F
@@ -69,8 +69,7 @@ def export_model(
         format (str): 'onnx', or 'torch' for a file of :func:`torch.export.save`, which detectors and models from pixels
             have none of.
         part (str): 'model' or 'backbone'.
-        size (tuple[int, int]): Height and width that the graph is recorded at. They decide nothing but which of two
-            equal forms of the attention is written into it: choose what the model will be used at.
+        size (tuple[int, int]): Height and width that the graph is recorded at, and about which it is compared.
         from_pixels (bool): Whether the file takes uint8 pixels and gives the answer in them.
         images (Sequence[str]): Image files to compare with PyTorch on, instead of generated ones; for int8 also to find
             the ranges of the activations on, a hundred or so.
@@ -107,7 +106,7 @@ def export_model(
     samples = [exported.inputs.read(path) for path in images]
     with tempfile.TemporaryDirectory(dir=folder, prefix='unchecked_') as scratch:
         draft = str(Path(scratch, f'draft{suffix}'))
-        with exportable(exported.module, exported.inputs.seen(size), format) as twin:
+        with exportable(exported.module, format) as twin:
             run = (_write_onnx if format == 'onnx' else _write_torch)(twin, exported, draft, size)
             deviations = compare(exported, run, samples[:MOST_COMPARED] or exported.inputs.generate(size))
             _accept(deviations, exported.tolerance, MOST_UNMATCHED, target)
@@ -268,7 +267,7 @@ def load_exported(model: str, checkpoint: Optional[str], part: str = 'model', fr
     inputs = Inputs(channels, read, one_by_one=task == 'detection' or from_pixels)
     if from_pixels:
         module = _from_pixels(module, read, channels)
-        inputs = PixelInputs(channels, read, one_by_one=True, resized=module.resized)
+        inputs = PixelInputs(channels, read, one_by_one=True)
         metadata.update(mean=[0.0] * channels, std=[1.0] * channels)
         if channels == 3:
             metadata['channel_order'] = 'RGB'
@@ -305,8 +304,8 @@ def _from_pixels(module: nn.Module, read: ModelInput, channels: int) -> nn.Modul
 
 
 @contextmanager
-def exportable(module: nn.Module, size: Tuple[int, int], format: str):
-    """A copy of the model with what graphs of any size need: one form of XCA, and pooling as matrix products."""
+def exportable(module: nn.Module, format: str) -> Iterator[nn.Module]:
+    """A copy of the model with what graphs of any size need: pooling as matmuls, sizes that stay variables."""
     twin = copy.deepcopy(module)
     for name, child in list(twin.named_modules()):
         if isinstance(child, nn.AdaptiveAvgPool2d):

@@ -54,10 +54,6 @@ class Inputs:
         """Those of any length."""
         return {**({} if self.one_by_one else {0: 'batch'}), 2: 'height', 3: 'width'}
 
-    def seen(self, size: Tuple[int, int]) -> Tuple[int, int]:
-        """Height and width of what the network gets."""
-        return size
-
     def example(self, size: Tuple[int, int]) -> Tensor:
         """An input to record the graph with."""
         return self._normal(self._pixels(size, seed=9)) if self.one_by_one else torch.randn(2, self.channels, *size)
@@ -99,18 +95,10 @@ class Inputs:
 
 
 class PixelInputs(Inputs):
-    """Pixels (H, W, channels) uint8 of one image, in the order RGB if there are three.
-
-    Args:
-        resized (Callable): From the size of an image to that of what the network gets.
-    """
+    """Pixels (H, W, channels) uint8 of one image, in the order RGB if there are three."""
 
     name = 'pixels'
     axes = {0: 'height', 1: 'width'}
-
-    def __init__(self, channels: int, read: ModelInput, one_by_one: bool, resized: Callable):
-        super().__init__(channels, read, one_by_one)
-        self.seen = resized
 
     def read(self, path: str) -> Tensor:
         """The pixels of an image file."""

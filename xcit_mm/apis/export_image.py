@@ -53,13 +53,6 @@ class FromPixels(nn.Module):
         image = image.flip(1) if self.turn else image
         return self.module.answer((image - self.mean) / self.std, shape_as_tensor(pixels)[:2])
 
-    def resized(self, size: Tuple[int, int]) -> Tuple[int, int]:
-        """The size of the model's input for an image of that size."""
-        image = torch.zeros(1, 1, *size)
-        for step in self.steps:
-            image = step(image)
-        return tuple(image.shape[2:])
-
     def _step(self, transform) -> Step:
         name = type(transform).__name__
         if name.startswith('Pack'):

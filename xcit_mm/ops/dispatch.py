@@ -12,7 +12,8 @@ way            taken when                                                    how
 ``INFERENCE``  else                                                          in place, in chunks that fit a cache
 ``COMPILED``   torch.compile, inference on a CPU, no autocast                the same as opaque custom ops
 ``FUSED``      an NVIDIA GPU from Ampere on with Triton, by the rule of      fused kernels, with a backward pass or
-               :func:`triton.suits`; under torch.compile in inference        without; opaque custom ops when compiled
+               :func:`triton.suits`, after they passed a trial there; under  without; opaque custom ops when compiled
+               torch.compile in inference
 =============  ============================================================  ======================================
 
 What is written for CPUs alone (LPI, the patch embedding, the deconvolution in bands of rows) is the reference

@@ -264,7 +264,7 @@ def _weights(
         state = load_checkpoint_file(path)
         state = state.get('state_dict', state)
         return given if is_address(given) else os.path.abspath(path), any(key.startswith('backbone.') for key in state)
-    known = {'faster_rcnn': 'mask_rcnn'}.get(head, head)
+    known = 'mask_rcnn' if head == 'faster_rcnn' else head
     names = [f'{known}_xcit_{arch}_{patch_size}_{SUFFIXES[known]}'] if known else []
     names += [f'xcit_{arch}_{patch_size}_{kind}' for kind in ('dist_384_in1k', 'dist_in1k', 'in1k')]
     if head is None:
