@@ -53,6 +53,20 @@ def test_detectors_find_what_mmdetection_finds(kind, tmp_path):
     assert [output.name for output in graph.graph.output][3:] == (['masks'] if kind in ('mask', 'by_class') else [])
 
 
+def test_budgets_follow_the_area_of_the_image(tmp_path):
+    """As the model's own, which gives large images more proposals and detections."""
+    cfg = detector_config('faster')
+    cfg.model.test_cfg.rpn.update(nms_pre=60, max_per_img=40)
+    cfg.model.test_cfg.rcnn.max_per_img = 20
+    cfg.model.type, cfg.model.test_cfg.trained_size = 'xcit_mm.FasterRCNN', (64, 64)
+    deviations = export.export_model(*write_detector(cfg, tmp_path), str(tmp_path / 'model.onnx'), size=(64, 96))
+    counts = [deviation.detections for deviation in deviations]
+    assert all(deviation.relative < 1e-4 and deviation.unmatched < 0.02 for deviation in deviations)
+    assert counts[0] == 20
+    larger = export.export_model(*write_detector(cfg, tmp_path), str(tmp_path / 'model.onnx'), size=(128, 160))
+    assert all(d.relative < 1e-4 and d.unmatched < 0.02 and d.detections > 40 for d in larger)
+
+
 def test_an_image_without_detections(tmp_path):
     cfg = detector_config('mask')
     cfg.model.test_cfg.rcnn.score_thr = 0.9999

@@ -16,6 +16,7 @@ from mmengine.registry import DATASETS, init_default_scope
 from torch import Tensor
 
 from ..datasets.reading import ModelInput, channels_of, model_input
+from ..engine.large_images import use_large_images
 from ..errors import UsageError
 from .export_check import PixelInputs, answer_of
 from .model import build, choose
@@ -189,6 +190,7 @@ def compare_on_data(
     from mmengine.evaluator import Evaluator
 
     cfg, checkpoint = choose(model, checkpoint)
+    use_large_images(cfg)  # as inference and testing do
     read, built = model_input(cfg), build(cfg, checkpoint).requires_grad_(False)
     inputs = PixelInputs(channels_of(built), read, one_by_one=True)
     names = ('labels',) if hasattr(built, 'decode_head') else ('boxes', 'scores', 'labels', 'masks')

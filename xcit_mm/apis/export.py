@@ -16,6 +16,7 @@ from mmengine.utils import digit_version
 from torch import Tensor, nn
 
 from ..datasets.reading import ModelInput, channels_of, model_input
+from ..engine.large_images import use_large_images
 from ..errors import UsageError
 from .deployed import write_int8
 from .export_check import SMALLEST, Deviation, Inputs, PixelInputs, Run, answer_of, compare, detections_of
@@ -243,6 +244,8 @@ def load_exported(model: str, checkpoint: Optional[str], part: str = 'model', fr
     task = 'features' if part == 'backbone' else TASKS.get(scope)
     if task is None:
         raise UsageError(f'of models of {scope} the backbone alone can be exported (--part backbone)')
+    if task == 'detection':
+        use_large_images(cfg)  # as inference and testing do
     built = build(cfg, checkpoint).requires_grad_(False)
     read = model_input(cfg)
     if task == 'detection':

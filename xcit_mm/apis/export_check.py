@@ -145,9 +145,18 @@ def _outputs(sample) -> Tuple[Tensor, ...]:
     """Of a data sample, as an exported model gives them."""
     if 'pred_instances' in sample:
         found = sample.pred_instances
-        masks = (found.masks,) if 'masks' in found else ()
+        masks = (_dense(found.masks),) if 'masks' in found else ()
         return (found.bboxes, found.scores, found.labels, *masks)
     return (sample.pred_sem_seg.data[0],) if 'pred_sem_seg' in sample else (sample.pred_score,)
+
+
+def _dense(masks) -> Tensor:
+    """Masks (N, H, W), also of the run lengths that very large images have."""
+    if isinstance(masks, Tensor) or not len(masks):
+        return torch.as_tensor(np.asarray(masks))
+    from pycocotools.mask import decode
+
+    return torch.from_numpy(np.stack([decode(mask) for mask in masks])).bool()
 
 
 def compare(exported, run: Run, samples: Sequence[Tensor]) -> List[Deviation]:

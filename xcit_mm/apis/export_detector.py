@@ -7,7 +7,7 @@ write to ONNX are standard operators: NonMaxSuppression, RoiAlign, TopK, NonZero
 """
 
 import math
-from typing import Dict, List, NamedTuple, Optional, Sequence, Tuple
+from typing import Dict, List, NamedTuple, Optional, Sequence, Tuple, Union
 
 import torch
 import torch.nn.functional as F
@@ -21,6 +21,7 @@ from torch.onnx.operators import shape_as_tensor
 from torchvision.ops import nms, roi_align
 
 from ..errors import UsageError
+from ..models.detector import LargeImages
 
 WH_RATIO_CLIP = 16 / 1000  # of DeltaXYWHBBoxCoder.decode, whose default no head changes
 
@@ -78,9 +79,25 @@ class Detector(nn.Module):
         size = shape_as_tensor(images)[2:]
         features = self.model.extract_feat(_pad(images, self.divisor))
         if hasattr(self.model, 'roi_head'):
-            proposals = _propose(self.model.rpn_head, features, size)
-            return _classify(self.model.roi_head, features, proposals, size)
+            times = self._times(size)
+            proposals = _propose(self.model.rpn_head, features, size, times)
+            return _classify(self.model.roi_head, features, proposals, size, times)
         return _predict_densely(self.model.bbox_head, features, size)
+
+    def _times(self, size: Tensor) -> Optional[Tensor]:
+        """How many times the usual budget an image of that size gets; None if all get the same."""
+        trained = (getattr(self.model, 'test_cfg', None) or {}).get('trained_size')
+        if not trained or not isinstance(self.model, LargeImages):
+            return None
+        times = size[0].float() * size[1].float() / (trained[0] * trained[1])
+        return torch.where(times >= self.model.LARGE, times, torch.ones_like(times))
+
+
+def _budget(number: int, times: Optional[Tensor]) -> Union[int, Tensor]:
+    """A number of proposals or detections as :class:`LargeImages` has it; below 1 there is no limit."""
+    if times is None or number < 1:
+        return number
+    return (number * times).round().clamp(max=max(number, LargeImages.most)).clamp(min=number).long()
 
 
 def _check(model: nn.Module) -> None:
@@ -145,14 +162,16 @@ def _pad(images: Tensor, divisor: int) -> Tensor:
     return F.pad(images, (0, -width % divisor, 0, -height % divisor))
 
 
-def _best(scores: Tensor, limit: int) -> Tuple[Tensor, Tensor]:
+def _best(scores: Tensor, limit: Union[int, Tensor]) -> Tuple[Tensor, Tensor]:
     """The best ``limit`` of (N,) scores, or all N if there are fewer, and their places, best first."""
     count = shape_as_tensor(scores)[0]
+    if not isinstance(limit, Tensor):
+        limit = count.new_tensor(limit) if limit > 0 else count
     # An int for PyTorch, and for the trace a number that it goes on computing with.
-    return scores.topk(torch.minimum(count, count.new_tensor(limit)))
+    return scores.topk(torch.minimum(count, limit))
 
 
-def _suppress(boxes: Tensor, scores: Tensor, groups: Tensor, threshold: float, limit: int) -> Tensor:
+def _suppress(boxes: Tensor, scores: Tensor, groups: Tensor, threshold: float, limit: Union[int, Tensor]) -> Tensor:
     """Places of the boxes that are kept, best first, at most ``limit``; boxes of one group suppress each other.
 
     Moves each group to a place of its own, as mmcv's ``batched_nms`` does, so that both round overlaps equally. Not all
@@ -203,9 +222,10 @@ def _rows(level: Tensor, columns: int) -> Tensor:
     return level[0].permute(1, 2, 0).reshape(-1, columns)
 
 
-def _propose(head: nn.Module, features: Sequence[Tensor], size: Tensor) -> Tensor:
+def _propose(head: nn.Module, features: Sequence[Tensor], size: Tensor, times: Optional[Tensor]) -> Tensor:
     """``RPNHead.predict`` of one image: proposals (N, 4), best first."""
     settings = head.test_cfg
+    before, limit = (_budget(settings.get(key, -1), times) for key in ('nms_pre', 'max_per_img'))
     scores, deltas = head(features)
     boxes_of, scores_of, levels = [], [], []
     for number, (score, delta, priors) in enumerate(zip(scores, deltas, _priors(head, scores))):
@@ -213,7 +233,7 @@ def _propose(head: nn.Module, features: Sequence[Tensor], size: Tensor) -> Tenso
         score = score.sigmoid() if head.use_sigmoid_cls else score.softmax(-1)[:, :-1]
         score, delta = score[:, 0], _rows(delta, 4)
         if settings.get('nms_pre', -1) > 0:
-            score, places = _best(score, settings.nms_pre)
+            score, places = _best(score, before)
             priors, delta = priors[places], delta[places]
         boxes_of.append(_decode(head.bbox_coder, priors, delta, size))
         scores_of.append(score)
@@ -222,7 +242,7 @@ def _propose(head: nn.Module, features: Sequence[Tensor], size: Tensor) -> Tenso
     places = _wide_enough(boxes, settings)
     if places is not None:
         boxes, score, level = boxes[places], score[places], level[places]
-    return boxes[_suppress(boxes, score, level, settings.nms.iou_threshold, settings.max_per_img)]
+    return boxes[_suppress(boxes, score, level, settings.nms.iou_threshold, limit)]
 
 
 def _pool(extractor: nn.Module, features: Sequence[Tensor], boxes: Tensor) -> Tensor:
@@ -249,7 +269,9 @@ def _numbers(rows: Tensor) -> Tensor:
     return torch.arange(shape_as_tensor(rows)[0], device=rows.device)
 
 
-def _classify(head: nn.Module, features: Sequence[Tensor], proposals: Tensor, size: Tensor) -> Detections:
+def _classify(
+    head: nn.Module, features: Sequence[Tensor], proposals: Tensor, size: Tensor, times: Optional[Tensor]
+) -> Detections:
     """``StandardRoIHead.predict`` of one image, its masks not yet pasted."""
     settings, bbox_head = head.test_cfg, head.bbox_head
     pooled = _pool(head.bbox_roi_extractor, features, proposals)
@@ -260,7 +282,7 @@ def _classify(head: nn.Module, features: Sequence[Tensor], proposals: Tensor, si
     place, classes = (torch.zeros_like(label), 1) if bbox_head.reg_class_agnostic else (label, bbox_head.num_classes)
     delta = deltas.reshape(-1, classes, 4)[proposal, place]
     boxes = _decode(bbox_head.bbox_coder, proposals[proposal], delta, size)
-    kept = _suppress(boxes, score, label, settings.nms.iou_threshold, settings.max_per_img)
+    kept = _suppress(boxes, score, label, settings.nms.iou_threshold, _budget(settings.max_per_img, times))
     boxes, label = boxes[kept], label[kept]
     masks = None
     if head.with_mask:

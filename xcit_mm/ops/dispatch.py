@@ -12,7 +12,8 @@ way            taken when                                                    how
 ``INFERENCE``  else                                                          in place, in chunks that fit a cache
 ``COMPILED``   torch.compile, inference on a CPU, no autocast                the same as opaque custom ops
 ``FUSED``      an NVIDIA GPU from Ampere on with Triton, by the rule of      fused kernels, with a backward pass or
-               :func:`triton.suits`; under torch.compile in inference        without; opaque custom ops when compiled
+               :func:`triton.suits`, after they passed a trial there; under  without; opaque custom ops when compiled
+               torch.compile in inference
 =============  ============================================================  ======================================
 
 What is written for CPUs alone (LPI, the patch embedding, the deconvolution in bands of rows) is the reference
@@ -27,7 +28,7 @@ import torch
 from torch import Tensor, nn
 
 from ..errors import UsageError
-from . import class_attention, deconv, fused, reference, stem, xca
+from . import class_attention, deconv, fused, reference, stem, trial, xca
 from . import lpi as lpi_ops
 from . import mlp as mlp_ops
 from .matmul import LEAST_TOKENS
@@ -118,7 +119,7 @@ def choose(part: str, x: Tensor, norm: nn.Module, branch: nn.Module, gamma: Tens
         return Way.REFERENCE
     if not has_bias(norm):
         return Way.REFERENCE
-    if fused.is_faster(part, x, compute_dtype(gamma)):
+    if trial.is_faster(part, x, compute_dtype(gamma)):
         return Way.FUSED
     backward = torch.is_grad_enabled() or keep is not None
     if is_compiling():

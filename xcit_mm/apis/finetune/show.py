@@ -3,7 +3,7 @@
 from collections import Counter
 from pathlib import Path
 from statistics import median
-from typing import Any, Dict, List, Optional, Sequence, Tuple
+from typing import Dict, List, Optional, Sequence, Tuple
 
 import numpy as np
 from PIL import Image, ImageOps
@@ -147,8 +147,7 @@ def _tile(data: Data, picture: Picture, colours: Sequence[Tuple[int, int, int]])
     scales = np.array([size[0] / picture.width, size[1] / picture.height] * 2)
     masks = [_mask(one, picture, size) for one in objects] if data.task == 'instance-segmentation' else None
     numbers = [one['label'] for one in objects]
-    drawn: Any = np.array(masks) if masks else None
-    return draw_detections(image, boxes * scales, numbers, data.classes, colours, masks=drawn)
+    return draw_detections(image, boxes * scales, numbers, data.classes, colours, masks=masks or None)
 
 
 def _mask(one: dict, picture: Picture, size: Tuple[int, int]) -> np.ndarray:

@@ -140,7 +140,7 @@ def forward_kernel(
     below = x0 * t0 + x1 * t1 + x2 * t2
     average = tl.zeros((BLOCK_W, BLOCK_C), tl.float32)
     deviation = tl.zeros((BLOCK_W, BLOCK_C), tl.float32)
-    for i in tl.range(rows, num_stages=4):
+    for i in tl.range(rows, num_stages=3):
         x0 = _load(image, mean, rstd, v, f, o, b, top + i + 1, w - 1, c, H, W, C, PROLOGUE)
         x1 = _load(image, mean, rstd, v, f, o, b, top + i + 1, w, c, H, W, C, PROLOGUE)
         x2 = _load(image, mean, rstd, v, f, o, b, top + i + 1, w + 1, c, H, W, C, PROLOGUE)
