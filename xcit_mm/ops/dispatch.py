@@ -28,7 +28,7 @@ import torch
 from torch import Tensor, nn
 
 from ..errors import UsageError
-from . import class_attention, deconv, fused, reference, stem, xca
+from . import class_attention, deconv, fused, reference, stem, trial, xca
 from . import lpi as lpi_ops
 from . import mlp as mlp_ops
 from .matmul import LEAST_TOKENS
@@ -119,7 +119,7 @@ def choose(part: str, x: Tensor, norm: nn.Module, branch: nn.Module, gamma: Tens
         return Way.REFERENCE
     if not has_bias(norm):
         return Way.REFERENCE
-    if fused.is_faster(part, x, compute_dtype(gamma)):
+    if trial.is_faster(part, x, compute_dtype(gamma)):
         return Way.FUSED
     backward = torch.is_grad_enabled() or keep is not None
     if is_compiling():

@@ -11,20 +11,10 @@ import torch.distributed as dist
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
-from .private import HAS_CUSTOM_OPS, is_compiling
-from .trial import passes
-from .triton import suits
 from .untouched import has_bias, is_conv
 from .xca import affine_map
 
 Norm = Tuple[Tensor, Tensor, float]
-
-
-def is_faster(part: str, x: Tensor, dtype: torch.dtype) -> bool:
-    """True if the kernels of a part of a block, 'xca', 'lpi' or 'mlp', are to be taken."""
-    if is_compiling() and (torch.is_grad_enabled() or not HAS_CUSTOM_OPS):
-        return False  # the compiler differentiates the reference
-    return suits(part, x, dtype) and passes(part, x.device, dtype, x.shape[-1], torch.is_grad_enabled())
 
 
 def fits_lpi(x: Tensor, lpi: nn.Module) -> bool:

@@ -12,13 +12,22 @@ from typing import Callable, Dict, Tuple
 import torch
 from torch import Tensor, nn
 
-from . import reference
+from . import fused, reference
+from .private import HAS_CUSTOM_OPS, is_compiling
+from .triton import suits
 
 BATCH, GRID = 3, (7, 9)
 HEADS = 4
 # Largest difference over largest value; of a half type, that of its rounding.
 TOLERANCE = {torch.float32: 1e-4, torch.float16: 1e-2, torch.bfloat16: 6e-2}
 _KNOWN: Dict[tuple, bool] = {}
+
+
+def is_faster(part: str, x: Tensor, dtype: torch.dtype) -> bool:
+    """True if the kernels of a part of a block, 'xca', 'lpi' or 'mlp', are to be taken."""
+    if is_compiling() and (torch.is_grad_enabled() or not HAS_CUSTOM_OPS):
+        return False  # the compiler differentiates the reference
+    return suits(part, x, dtype) and passes(part, x.device, dtype, x.shape[-1], torch.is_grad_enabled())
 
 
 @torch.compiler.assume_constant_result
@@ -88,8 +97,6 @@ def _difference(
 
 def _cases(part: str, C: int, dtype: torch.dtype, randn: Callable[..., Tensor]) -> Tuple[Callable, Callable]:
     """The part by the kernels, and by the reference in fp32: functions of x, gamma and keep."""
-    from . import fused
-
     norm = randn(C, around=1.0), randn(C), 1e-6
     plain_norm = norm[0].float(), norm[1].float(), norm[2]
     if part == 'lpi':
