@@ -3,6 +3,9 @@
 These tests fail, and are not skipped, where a version of MMEngine or PyTorch has changed one.
 """
 
+import ast
+from pathlib import Path
+
 import pytest
 import torch
 from mmengine.config import Config
@@ -150,3 +153,25 @@ def test_norms_are_those_of_each_tensor(foreach, monkeypatch):
         monkeypatch.delattr(torch, '_foreach_norm')
     tensors = [torch.tensor([3.0, 4.0]), torch.tensor([[float('inf')]])]
     assert [float(norm) for norm in compat.norms(tensors)] == [5.0, float('inf')]
+
+
+def test_every_kind_of_batch_norm_is_known():
+    assert issubclass(nn.BatchNorm2d, compat.BatchNorm) and issubclass(nn.SyncBatchNorm, compat.BatchNorm)
+
+
+def test_no_other_module_imports_private_names_or_reads_private_attributes_of_runners():
+    package = Path(compat.__file__).parent
+    found = []
+    for path in sorted(package.rglob('*.py')):
+        if path.name == 'compat.py' or path.relative_to(package).parts[0] in ('configs', '.mim'):
+            continue
+        for node in ast.walk(ast.parse(path.read_text())):
+            if isinstance(node, ast.ImportFrom) and (node.module or '').startswith('mmengine'):
+                private = [alias.name for alias in node.names if alias.name.startswith('_')]
+                private += [part for part in node.module.split('.') if part.startswith('_')]
+            elif isinstance(node, ast.Attribute) and isinstance(node.value, ast.Name) and node.value.id == 'runner':
+                private = [node.attr] if node.attr.startswith('_') else []
+            else:
+                continue
+            found += [f'{path.relative_to(package)}:{node.lineno} {name}' for name in private]
+    assert not found, f'put these into compat.py: {", ".join(found)}'

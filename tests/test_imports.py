@@ -17,7 +17,7 @@ ORDER = (
     ('errors', 'registry', 'compat', 'published'),
     ('package',),
     ('ops', 'mmcv_ops', 'checkpoint'),
-    ('models',),
+    ('models', 'large_images'),
     ('datasets', 'selfsup'),
     ('evaluation', 'conversion'),
     ('checks',),

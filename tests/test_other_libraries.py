@@ -60,7 +60,6 @@ MMROTATE = (
     'rotated_reppoints/rotated-reppoints-qbox_r50_fpn_1x_dota',  # overlaps of point sets, smallest rectangles
     'oriented_reppoints/oriented-reppoints-qbox_r50_fpn_1x_dota',
     'cfa/cfa-qbox_r50_fpn_1x_dota',
-    'sasm_reppoints/sasm-reppoints-qbox_r50_fpn_1x_dota',
     'rotated_fcos/rotated-fcos-le90_r50_fpn_1x_dota',  # differentiable IoU
 )
 
@@ -76,7 +75,7 @@ def test_mmrotate(config, tiny):
     model.backbone = dict(type='xcit_mm.XCiT', arch=tiny, patch_size=16, out_type='pyramid', out_indices=(0, 1, 2, 3))
     model.neck.in_channels = [32] * 4
     quadrilaterals = 'qbox' in config
-    size = (384, 384) if 'sasm' in config else (128, 160)  # nine points at least of stride 128
+    size = (128, 160)
 
     def batch():
         samples = []

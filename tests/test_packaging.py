@@ -89,3 +89,4 @@ def test_a_bare_environment_imports_the_wheel(distributions, tmp_path):
     )
     answer = run(python, '-I', '-c', code, cwd=tmp_path)
     assert answer.split() == [xcit_mm.__version__, 'True', 'True', xcit_mm.model_info('xcit_s12_8_in1k').licence]
+    assert 'finetune' in run(tmp_path / 'bare/bin/xcit-mm', '--help', cwd=tmp_path)

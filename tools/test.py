@@ -37,7 +37,7 @@ from xcit_mm.engine.setup import (
 from xcit_mm.engine.tiling import use_tiles
 from xcit_mm.engine.tta import use_tta
 from xcit_mm.errors import clear_errors
-from xcit_mm.models.tiling import Tiles
+from xcit_mm.large_images.tiling import Tiles
 from xcit_mm.resilience.bad_images import check_images
 from xcit_mm.resilience.interruption import end_processes
 from xcit_mm.visualization.results import draw_results

@@ -22,7 +22,7 @@ import numpy as np
 from PIL import Image
 
 from xcit_mm.errors import UsageError, clear_errors
-from xcit_mm.models.masks import crop_of, encode_crop
+from xcit_mm.large_images.masks import crop_of, encode_crop
 
 ROOT = Path(__file__).resolve().parents[1]
 SCENES = 40  # of a sheet
@@ -47,7 +47,7 @@ def parse_args() -> argparse.Namespace:
     parser.add_argument('--out-dir', default='work_dirs/tiles', help='of sheets and results (default: %(default)s)')
     parser.add_argument('--sheets', type=int, default=1, help='how many (default: 1)')
     parser.add_argument('--size', type=int, nargs=2, default=(6000, 4000), metavar=('W', 'H'), help='of a sheet')
-    parser.add_argument('--tiles', type=int, nargs='*', default=(160, 320, 640, 1280), help='sizes to test')
+    parser.add_argument('--tiles', type=int, nargs='*', default=(640,), help='sizes to test (default: 640)')
     parser.add_argument('--overlap', type=int, default=72, help='pixels; the largest digits have 72 (default)')
     return parser.parse_args()
 

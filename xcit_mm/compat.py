@@ -14,9 +14,10 @@ from mmengine.optim import _ParamScheduler as ParamScheduler
 from mmengine.registry import STRATEGIES
 from mmengine.runner import BaseLoop
 from mmengine.runner.checkpoint import _load_checkpoint_to_model as load_to_model
+from mmengine.utils.dl_utils.parrots_wrapper import _BatchNorm as BatchNorm
 from torch import Tensor
 
-__all__ = ['FSDPStrategy', 'Mixin', 'ParamScheduler', 'load_to_model']
+__all__ = ['BatchNorm', 'FSDPStrategy', 'Mixin', 'ParamScheduler', 'load_to_model']
 
 FSDPStrategy: Any = STRATEGIES.get('mmengine.FSDPStrategy')  # the module, mmengine._strategy, is private
 

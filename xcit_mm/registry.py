@@ -49,9 +49,9 @@ MODELS = _OnDemand(
         'DistilledClassifier': 'xcit_mm.models.distillation',
         'LinearProbe': 'xcit_mm.selfsup.linear',
         'EncoderDecoder': 'xcit_mm.models.segmentor',
-        'FasterRCNN': 'xcit_mm.models.detector',
-        'MaskRCNN': 'xcit_mm.models.detector',
-        'TiledModel': 'xcit_mm.models.tiling',
+        'FasterRCNN': 'xcit_mm.large_images.detector',
+        'MaskRCNN': 'xcit_mm.large_images.detector',
+        'TiledModel': 'xcit_mm.large_images.tiling',
     },
 )
 DATASETS = _OnDemand(

@@ -8,7 +8,7 @@ document$.subscribe(() => {
   const box = document.createElement('input')
   box.className = 'filter'
   box.type = 'search'
-  box.placeholder = 'Filter: s12 /8 384 dist, coco, dino, robust …'
+  box.placeholder = 'Filter: s12/8 384, mask_rcnn, dino, robust …'
   box.setAttribute('aria-label', 'Filter the tables of this page')
   const count = document.createElement('span')
   count.className = 'filter-count'
@@ -17,18 +17,27 @@ document$.subscribe(() => {
   bar.append(box, count)
   article.querySelector('h1').after(bar)
 
+  // "s12/8" also finds rows that have the arch and the patch size in columns of their own.
+  const words = new Map()
+  for (const table of tables) {
+    const heads = [...table.tHead.rows[0].cells].map((cell) => cell.textContent.trim())
+    const [arch, patch] = [heads.indexOf('arch'), heads.indexOf('patch')]
+    for (const row of table.tBodies[0].rows) {
+      const both = arch < 0 || patch < 0 ? '' : `${row.cells[arch].textContent}/${row.cells[patch].textContent}`
+      words.set(row, `${row.textContent} ${both}`.toLowerCase())
+    }
+  }
   const apply = () => {
-    const words = box.value.toLowerCase().split(/\s+/).filter(Boolean)
+    const wanted = box.value.toLowerCase().split(/\s+/).filter(Boolean)
     let shown = 0, all = 0
     for (const table of tables) {
       for (const row of table.tBodies[0].rows) {
-        const text = row.textContent.toLowerCase()
-        row.hidden = !words.every((word) => text.includes(word))
+        row.hidden = !wanted.every((word) => words.get(row).includes(word))
         shown += !row.hidden
         all += 1
       }
     }
-    count.textContent = words.length ? `${shown} of ${all} rows` : `${all} rows`
+    count.textContent = wanted.length ? `${shown} of ${all} rows` : `${all} rows`
   }
   box.addEventListener('input', apply)
   apply()

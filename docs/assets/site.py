@@ -16,7 +16,8 @@ def on_config(config):
     sections = {title: pages for entry in config.nav for title, pages in entry.items()}
     named = set(re.findall(r'[\w/]+\.md', str(config.nav)))
     docs = Path(config.docs_dir)
-    sections['How to'] += sorted(p.name for p in docs.glob('*.md') if p.name not in named)
+    for name in sorted(path.name for path in docs.glob('*.md') if path.name not in named):
+        sections['How to'].append(name)
     families = sorted(p.relative_to(docs).as_posix() for p in docs.glob('configs/*.md') if p.name != 'README.md')
     sections['Models'] += [{'Configs by family': ['configs/README.md', *families]}]
     sections['Project'] += sorted(PAGES.values())

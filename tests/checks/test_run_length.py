@@ -175,7 +175,9 @@ def test_learning_rates_are_scaled_by_the_images_of_an_update(cfg, logged, batch
     cfg.auto_scale_lr = dict(base_batch_size=base, enable=True)
     runner = train(cfg)
     assert {group['lr'] for group in runner.optim_wrapper.optimizer.param_groups} == {1e-3 * scale}
-    assert any(line.startswith(f'{batch * counts} images') and f'LR by {scale:g}' in line for line in logged())
+    assert any(
+        line.startswith(f'One update uses {batch * counts} images') and f'LR by {scale:g}' in line for line in logged()
+    )
     # What is dumped for another run is the config's own.
     assert runner.cfg.auto_scale_lr.base_batch_size == base
 

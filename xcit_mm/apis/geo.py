@@ -12,8 +12,8 @@ import numpy as np
 
 from ..datasets.loading import BadImage
 from ..datasets.reading import Reader
-from ..models.masks import crop_of
-from ..models.tiling import Window
+from ..large_images.masks import crop_of
+from ..large_images.tiling import Window
 
 SUFFIXES = ('.tif', '.tiff')
 PREVIEW = 4096  # px, long side of what overlays are drawn on
@@ -113,8 +113,8 @@ def _outline(mask: dict, transform) -> Optional[dict]:
     inside, x, y = crop_of(dict(mask, counts=mask['counts'].encode()))
     if not inside.size:
         return None
-    x, y = _place(transform, x, y)
-    moved = type(transform)(transform.a, transform.b, x, transform.d, transform.e, y)
+    left, top = _place(transform, x, y)
+    moved = type(transform)(transform.a, transform.b, left, transform.d, transform.e, top)
     found = [shape['coordinates'] for shape, _ in shapes(inside.astype(np.uint8), inside, transform=moved)]
     return dict(type='MultiPolygon', coordinates=found)
 

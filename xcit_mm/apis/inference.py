@@ -236,7 +236,7 @@ class Inferencer:
             raise BadImage(shot.reason)
         if self.tiles and is_raster(shot.source) and self.task.reader.is_plain:
             try:
-                return Raster(shot.source, self.task.reader).preview()
+                return Raster(Path(str(shot.source)), self.task.reader).preview()
             except BadImage as error:
                 raise BadImage(f'cannot be read: {error}') from None
         try:
@@ -374,7 +374,7 @@ class Writer:
                 path = self.folder / 'maps' / f'{name}.png'
                 labels = labels.astype(np.uint8 if labels.max() < 256 else np.uint16)
                 geo = path.with_suffix('.tif')
-                if is_raster(shot.source) and write_map(labels, shot.source, geo):
+                if is_raster(shot.source) and write_map(labels, Path(str(shot.source)), geo):
                     path = geo
                 else:
                     path.parent.mkdir(parents=True, exist_ok=True)

@@ -213,7 +213,11 @@ def _size_of(content: bytes) -> Tuple[int, int]:
 
 def parse_args(argv: Optional[Sequence[str]] = None) -> argparse.Namespace:
     """Of the command."""
-    parser = argparse.ArgumentParser(prog='xcit-mm serve', description='Serve a model over HTTP.')
+    parser = argparse.ArgumentParser(
+        prog='xcit-mm serve',
+        description='Serve a model over HTTP.',
+        epilog='example: xcit-mm serve xcit_s12_16_in1k published --port 8000',
+    )
     parser.add_argument('model', help='config file, or name of a published model')
     parser.add_argument('checkpoint', help="file or address of the weights, or 'published' for those of the name")
     parser.add_argument('--device', help='such as cuda:0 or cpu; default: a GPU if there is one')

@@ -4,7 +4,7 @@ from typing import Iterator, Tuple, Union
 
 from mmengine.structures import BaseDataElement
 
-from ..models.tiling import Tiles, Window, cut, predict_tiles
+from ..large_images.tiling import Tiles, Window, cut, predict_tiles
 from .tasks.task import FAILURES, Task
 
 

@@ -2,7 +2,7 @@
 
 from contextlib import nullcontext
 from importlib import import_module
-from typing import Callable, Dict, List, Sequence, Tuple
+from typing import Any, Callable, Dict, List, Sequence, Tuple
 
 import torch
 from torch import Tensor, nn
@@ -171,7 +171,7 @@ def make(name: str, setting: Setting, drop_path_rate: float = 0.0) -> Contender:
 
 def _make_peer(name: str, setting: Setting, drop_path_rate: float) -> Contender:
     arch = ARCHS[setting.arch]
-    options = {key: arch[key] for key in ('depth', 'num_heads')}
+    options: Dict[str, Any] = {key: arch[key] for key in ('depth', 'num_heads')}
     options.update(patch_size=setting.patch_size, tokens_norm=arch.get('tokens_norm', True))
     options.update(drop_path_rate=drop_path_rate)
     if name == 'timm':

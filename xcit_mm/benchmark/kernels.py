@@ -112,8 +112,8 @@ def fused(case: Case, tensors: Sequence[Tensor]) -> Tuple[Tensor, ...]:
         return (mlp.AddMlp.apply(x, weight, bias, EPS, *rest, case.factors(), case.dtype),)
     first, second = rest[:4], rest[4:]
     bn = *case.statistics(), BN_EPS
-    settings = case.height, case.factors(), case.dtype, None
-    return (lpi.AddLpi.apply(x, weight, bias, EPS, *first, *bn, *second, *settings)[0],)
+    settings = case.height, case.factors(), case.dtype
+    return lpi.add_lpi_training(x, weight, bias, EPS, *first, *bn, *second, *settings)[:1]
 
 
 def fused_inference(case: Case, tensors: Sequence[Tensor]) -> Tuple[Tensor, ...]:

@@ -5,9 +5,9 @@ Nothing heavy is imported before a verb is known, so that ``xcit-mm --help`` ans
 
 import ast
 import importlib
-import importlib.util
 import re
 import sys
+from importlib.machinery import SourceFileLoader
 from pathlib import Path
 from types import ModuleType
 from typing import Dict, List, NamedTuple, Optional
@@ -72,9 +72,10 @@ def usage() -> str:
 def load_tool(name: str) -> ModuleType:
     """A script of ``tools/`` as a module, from the checkout or the installation."""
     path = _tool_path(name)
-    spec = importlib.util.spec_from_file_location(f'xcit_mm_tool_{name}', path)
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
+    loader = SourceFileLoader(f'xcit_mm_tool_{name}', str(path))
+    module = ModuleType(loader.name)
+    module.__file__ = str(path)
+    loader.exec_module(module)
     return module
 
 
@@ -97,9 +98,11 @@ def run(name: str, arguments: List[str]) -> None:
     if verb.module:
         importlib.import_module(f'xcit_mm.{verb.module}').main()
         return
+    tool = verb.tool or name
     if set(arguments) & set(HELP):
-        print(renamed(ast.get_docstring(ast.parse(_tool_path(verb.tool).read_text(encoding='utf-8')))), end='\n\n')
-    load_tool(verb.tool).main()
+        text = ast.get_docstring(ast.parse(_tool_path(tool).read_text(encoding='utf-8')))
+        print(renamed(text or ''), end='\n\n')
+    load_tool(tool).main()
 
 
 def main(arguments: Optional[List[str]] = None) -> None:

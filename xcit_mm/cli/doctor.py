@@ -91,7 +91,7 @@ def _library(name: str, mend: str) -> Finding:
         line = (str(error).splitlines() or [''])[0][:200]
         hint = 'python -m xcit_mm.mmcv_ops install' if 'mmcv' in str(error) else f'see docs/install.md, or {mend}'
         return Finding(name, f'{version or name} does not import: {type(error).__name__}: {line}', hint)
-    return Finding(name, version or getattr(module, '__version__', 'installed'))
+    return Finding(name, version or str(getattr(module, '__version__', 'installed')))
 
 
 def _families() -> List[Finding]:

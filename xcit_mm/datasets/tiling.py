@@ -5,7 +5,7 @@ from typing import Sequence
 from mmcv.transforms import BaseTransform
 from mmengine.dataset import Compose
 
-from ..models.tiling import TiledImage, Tiles
+from ..large_images.tiling import TiledImage, Tiles
 from ..registry import TRANSFORMS
 
 

@@ -12,16 +12,17 @@ DETECTORS = ('FasterRCNN', 'MaskRCNN')
 def use_large_images(cfg: Config) -> None:
     """Let a Faster or Mask R-CNN of MMDetection be one whose budgets follow the image's area, in place.
 
-    See :class:`xcit_mm.models.detector.LargeImages`. ``model.test_cfg.trained_size`` is that of the largest images
-    that the training pipeline makes, unless the config says it; None turns it off. Other models stay as they are.
+    See :class:`xcit_mm.large_images.detector.LargeImages`. ``model.test_cfg.trained_size`` is that of the largest
+    images that the training pipeline makes, unless the config says it; None turns it off. Other models stay as they
+    are.
     """
     model = cfg.get('model') or {}
     scope, _, name = str(model.get('type')).rpartition('.')
     if name not in DETECTORS or scope not in ('', 'mmdet') or (not scope and cfg.get('default_scope') != 'mmdet'):
         return
     model['type'] = f'xcit_mm.{name}'
-    if model.get('test_cfg') and 'trained_size' not in model.test_cfg:
-        model.test_cfg.trained_size = trained_size(cfg)
+    if model.get('test_cfg') and 'trained_size' not in model['test_cfg']:
+        model['test_cfg']['trained_size'] = trained_size(cfg)
 
 
 def trained_size(cfg: Config) -> Optional[Tuple[int, int]]:

@@ -7,7 +7,7 @@ from mmengine.config import Config, ConfigDict
 from ..datasets.config import innermost_datasets
 from ..datasets.reading import loading_step, loads_annotations
 from ..errors import UsageError
-from ..models.tiling import Tiles
+from ..large_images.tiling import Tiles
 
 SCOPES = ('mmdet', 'mmseg')
 

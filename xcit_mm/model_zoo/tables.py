@@ -4,8 +4,9 @@ import csv
 import io
 import textwrap
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
-from typing import Callable, Dict, List, Optional, Sequence
+from typing import Any, Callable, Dict, List, Optional, Sequence
 
 from rich import box
 from rich.console import Console
@@ -14,7 +15,7 @@ from rich.table import Table
 from ..errors import UsageError
 from ..published import TASKS, TOP1, TOP1_MMPRETRAIN, TOP1_V2, TOP5_MMPRETRAIN, Model
 from . import complexity
-from .complexity import CONVENTION, Parameters
+from .complexity import CONVENTION
 
 TITLES = {
     'classification': 'Classification on ImageNet-1k',
@@ -42,7 +43,7 @@ class Row:
     """
 
     model: Model
-    parameters: Optional[Parameters]
+    parameters: Any
     multiply_adds: int
     multiply_adds_mmpretrain: Optional[int]
     measured: Dict[str, float] = field(default_factory=dict)
@@ -123,13 +124,13 @@ def _measured(row: Row, metric: str) -> str:
 
 
 def _metric_columns(rows: Sequence[Row]) -> List[_Column]:
-    columns = []
+    columns: List[_Column] = []
     measured = {metric for row in rows for metric in row.measured}
     metrics = [*METRICS[rows[0].model.task], *([TOP1_V2] if TOP1_V2 in measured else [])]
     for metric in metrics:
-        columns.append(_Column(metric, lambda row, metric=metric: _published(row, metric)))
+        columns.append(_Column(metric, partial(_published, metric=metric)))
         if metric in measured:
-            columns.append(_Column(f'{metric} measured', lambda row, metric=metric: _measured(row, metric)))
+            columns.append(_Column(f'{metric} measured', partial(_measured, metric=metric)))
     return columns
 
 
@@ -234,7 +235,7 @@ def _multiply_adds_note(rows: Sequence[Row]) -> str:
     if not known:
         return 'MMPretrain is not installed, so its backbone was not counted.'
     exact = sum(row.multiply_adds_mmpretrain == row.model.flops for row in known)
-    more = [row.multiply_adds / row.multiply_adds_mmpretrain - 1 for row in known]
+    more = [row.multiply_adds / (row.multiply_adds_mmpretrain or 1) - 1 for row in known]
     return (
         f'So counted on the backbone of MMPretrain, the published number is exact in {exact} of {len(rows)} rows. The '
         f'layers here, as those of the original code, have {min(more):.1%} to {max(more):.1%} more: the queries of '
@@ -260,9 +261,9 @@ def as_text(rows: Sequence[Row]) -> str:
             table.add_column(title, justify='left' if column.left else 'right', no_wrap=True)
         for row in group:
             table.add_row(*(column.cell(row) for column in columns))
-        console = Console(file=io.StringIO(), width=1000)
-        console.print(table)
-        lines = (line.rstrip() for line in console.file.getvalue().splitlines())
+        drawn = io.StringIO()
+        Console(file=drawn, width=1000).print(table)
+        lines = (line.rstrip() for line in drawn.getvalue().splitlines())
         folder = group[0].model.weights.rsplit('/', 1)[0]
         remarks = [*notes(group), f'Weights: {folder}/FILE; all addresses are in --format csv.']
         out += [TITLES[group[0].model.task], *lines, *(textwrap.fill(note, 118) for note in remarks), '']
@@ -341,8 +342,8 @@ def summary(rows: Sequence[Row]) -> str:
         detection='cut to one decimal',
         segmentation='without the adapter and cut to one decimal',
     )
-    ways = ', '.join(f'{kinds[task]} {way}' for task, way in ways.items() if kinds[task])
-    parts = [f'Summary: parameters as published in {len(agreeing)} of {len(rows)} rows ({ways or NONE})']
+    listed = ', '.join(f'{kinds[task]} {way}' for task, way in ways.items() if kinds[task])
+    parts = [f'Summary: parameters as published in {len(agreeing)} of {len(rows)} rows ({listed or NONE})']
     differing = [row.model.name for row in known if not row.parameters_agree]
     if differing:
         parts.append(f'different without an explanation: {", ".join(differing)}')

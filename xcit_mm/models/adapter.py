@@ -64,7 +64,7 @@ class MultiScaleAdapter(BaseModule):
             if out_stride not in self.out_strides:
                 continue
             if out_stride == stride:
-                op = nn.Identity()
+                op: nn.Module = nn.Identity()
             elif out_stride > stride:
                 op = nn.MaxPool2d(out_stride // stride)
             elif out_stride == stride // 2:

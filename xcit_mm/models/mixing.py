@@ -17,7 +17,8 @@ class Mixup(batch_augments.Mixup):
     def mix(self, batch_inputs: Tensor, batch_scores: Tensor) -> Tuple[Tensor, Tensor]:
         """Images (B, 3, H, W) and targets (B, classes) -> the same, mixed."""
         share = np.random.beta(self.alpha, self.alpha)
-        return tuple(share * x + (1 - share) * x.flip(0) for x in (batch_inputs, batch_scores))
+        inputs, scores = (share * x + (1 - share) * x.flip(0) for x in (batch_inputs, batch_scores))
+        return inputs, scores
 
 
 class CutMix(batch_augments.CutMix):

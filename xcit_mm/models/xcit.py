@@ -10,7 +10,6 @@ import torch.fx
 import torch.nn.functional as F
 from mmcv.cnn import build_activation_layer, build_norm_layer
 from mmengine.model import BaseModule
-from mmengine.utils.dl_utils.parrots_wrapper import _BatchNorm
 from torch import Tensor, nn
 from torch.nn.init import trunc_normal_
 from torch.utils.checkpoint import checkpoint as activation_checkpoint
@@ -18,6 +17,7 @@ from torch.utils.checkpoint import checkpoint as activation_checkpoint
 from .. import ops
 from ..checkpoint import CheckpointError, match_state_dict
 from ..checkpoint.stem import fit_stem
+from ..compat import BatchNorm
 from ..registry import MODELS
 from .adapter import MultiScaleAdapter, check_strides
 from .attention import XCA, ClassAttention
@@ -109,7 +109,7 @@ def fourier_features(length: int, wavelength: Tensor) -> Tensor:
     return torch.stack((angle[:, 0::2].sin(), angle[:, 1::2].cos()), dim=2).flatten(1)
 
 
-@ops.published(conv1=nn.Conv2d, act=nn.GELU, bn=_BatchNorm, conv2=nn.Conv2d)
+@ops.published(conv1=nn.Conv2d, act=nn.GELU, bn=BatchNorm, conv2=nn.Conv2d)
 class LPI(nn.Module):
     """Local patch interaction (section 3.3): depthwise 3x3, GELU, batch norm, depthwise 3x3.
 
@@ -507,7 +507,7 @@ class XCiT(BaseModule):
         self._freeze_stages()
         if self.norm_eval:
             for module in self.modules():
-                if isinstance(module, _BatchNorm):
+                if isinstance(module, BatchNorm):
                     module.eval()
         return self
 
@@ -618,7 +618,7 @@ def _recomputing(block: nn.Module):
 
     @contextmanager
     def repeated():
-        norms = [m for m in block.modules() if isinstance(m, _BatchNorm) and m.training and m.track_running_stats]
+        norms = [m for m in block.modules() if isinstance(m, BatchNorm) and m.training and m.track_running_stats]
         state = [(norm, norm.momentum, norm.num_batches_tracked.clone()) for norm in norms]
         for norm in norms:
             norm.momentum = 0.0

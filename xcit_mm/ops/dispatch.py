@@ -6,11 +6,14 @@ way            taken when                                                    how
 ``REFERENCE``  :func:`use` says so; torch.export, TorchScript, torch.fx;     the layers are called, one by one
                torch.func, forward-mode AD, FLOP counters, meta and other
                special tensors; a layer is hooked, replaced or changed;
-               torch.compile, but for the last row; few tokens
+               torch.compile, but for the last rows; few tokens
 ``TRAINING``   gradients are recorded, or images are dropped                 autograd functions that recompute what
                                                                              is cheap instead of keeping it
 ``INFERENCE``  else                                                          in place, in chunks that fit a cache
 ``COMPILED``   torch.compile, inference on a CPU, no autocast                the same as opaque custom ops
+``FUSED``      an NVIDIA GPU from Ampere on with Triton, by the rule of      fused kernels, with a backward pass or
+               :func:`triton.suits`, after they passed a trial there; under  without; opaque custom ops when compiled
+               torch.compile in inference
 =============  ============================================================  ======================================
 
 What is written for CPUs alone (LPI, the patch embedding, the deconvolution in bands of rows) is the reference
@@ -25,7 +28,7 @@ import torch
 from torch import Tensor, nn
 
 from ..errors import UsageError
-from . import class_attention, deconv, reference, stem, xca
+from . import class_attention, deconv, fused, reference, stem, xca
 from . import lpi as lpi_ops
 from . import mlp as mlp_ops
 from .matmul import LEAST_TOKENS
@@ -52,6 +55,7 @@ class Way(Enum):
     TRAINING = 'training'
     INFERENCE = 'inference'
     COMPILED = 'compiled'
+    FUSED = 'fused'
 
 
 _mode = 'auto'
@@ -109,12 +113,14 @@ def may_overwrite(x: Tensor, *modules: nn.Module) -> bool:
     return not torch.is_grad_enabled() and may_use_weights(x, *modules)
 
 
-def choose(x: Tensor, norm: nn.Module, branch: nn.Module, gamma: Tensor, keep: Optional[Tensor]) -> Way:
-    """The way for the tokens x (B, N, C) and a residual branch with its layer norm; see :func:`add_xca`."""
+def choose(part: str, x: Tensor, norm: nn.Module, branch: nn.Module, gamma: Tensor, keep: Optional[Tensor]) -> Way:
+    """The way for the tokens x (B, N, C) and a residual branch, 'xca', 'lpi' or 'mlp'; see :func:`add_xca`."""
     if not isinstance(norm, nn.LayerNorm) or type(gamma) not in TENSORS or not may_use_weights(x, norm, branch):
         return Way.REFERENCE
     if not has_bias(norm):
         return Way.REFERENCE
+    if fused.is_faster(part, x, compute_dtype(gamma)):
+        return Way.FUSED
     backward = torch.is_grad_enabled() or keep is not None
     if is_compiling():
         # Elsewhere the compiler fuses norms and pointwise steps of whole layers as well as chunks can, or better.
@@ -143,11 +149,12 @@ def _stream(x: Tensor, gamma: Tensor, way: Way, inplace: bool) -> Tensor:
     times a block is what would cost half precision most of its accuracy.
     """
     dtype = torch.promote_types(x.dtype, gamma.dtype)
-    if way is not Way.TRAINING and x.device.type == 'cpu':
+    new = way in (Way.TRAINING, Way.FUSED)
+    if not new and x.device.type == 'cpu':
         dtype = at_least_fp32(dtype)
     inplace = inplace or x.dtype != dtype or not x.is_contiguous()  # and copied for that
     x = x.to(dtype).contiguous()
-    return x if inplace or way is Way.TRAINING else x.clone()
+    return x if inplace or new else x.clone()
 
 
 def _norm(norm: nn.LayerNorm) -> Tuple[Tensor, Tensor, float]:
@@ -204,18 +211,20 @@ def add_xca(
     Returns:
         Tensor: (B, N, C).
     """
-    way = choose(x, norm, attn, gamma, keep)
+    way = choose('xca', x, norm, attn, gamma, keep)
     if way is Way.REFERENCE or not has_bias(attn.qkv, attn.proj):
         return reference.residual(x, attn(norm(x.to(gamma.dtype))), gamma, keep)
     B, N, C = x.shape
     # Models are compiled for any batch size.
-    batch_size = None if way is Way.COMPILED else B
+    batch_size = None if is_compiling() else B
     covariance = prefers_covariance(N, C, compute_dtype(gamma), batch_size, x.device.type)
     weights = attn.qkv.weight, attn.qkv.bias, attn.proj.weight, attn.proj.bias, attn.temperature
     arguments = *_norm(norm), *weights, gamma if keep is None else gamma * keep
     if not covariance:
         return _op(xca.add_token_form, way)(_stream(x, gamma, way, inplace=True), *arguments)
     x = _stream(x, gamma, way, inplace)
+    if way is Way.FUSED:
+        return fused.add_xca(x, _norm(norm), weights, gamma, keep, compute_dtype(gamma))
     if way is Way.TRAINING:
         return xca.add_covariance_form(x, *arguments)
     _op(xca.add_covariance_form_, way)(x, *arguments)
@@ -232,7 +241,10 @@ def add_lpi(
     inplace: bool = False,
 ) -> Tensor:
     """x + keep * gamma * LPI(LN(x)), for the tokens of an image of ``grid`` = (rows, columns); see :func:`add_xca`."""
-    way = choose(x, norm, lpi, gamma, keep)
+    way = choose('lpi', x, norm, lpi, gamma, keep)
+    if way is Way.FUSED and fused.fits_lpi(x, lpi):
+        x = _stream(x, gamma, way, inplace)
+        return fused.add_lpi(x, _norm(norm), lpi, gamma, grid[0], keep, compute_dtype(gamma))
     if way is Way.TRAINING and is_conv(lpi.conv2, 3, depthwise=True) and has_bias(lpi.conv2):
         x = _stream(x, gamma, way, inplace)
         image = lpi.bn(lpi.act(lpi.conv1(norm(x).unflatten(1, grid).permute(0, 3, 1, 2))))
@@ -256,14 +268,16 @@ def add_mlp(
     x: Tensor, norm: nn.Module, mlp: nn.Module, gamma: Tensor, keep: Optional[Tensor] = None, inplace: bool = False
 ) -> Tensor:
     """x + keep * gamma * MLP(LN(x)); see :func:`add_xca`."""
-    way = choose(x, norm, mlp, gamma, keep)
+    way = choose('mlp', x, norm, mlp, gamma, keep)
     if way is Way.REFERENCE or not has_bias(mlp.fc1, mlp.fc2):
         return reference.residual(x, mlp(norm(x.to(gamma.dtype))), gamma, keep)
     x = _stream(x, gamma, way, inplace)
-    weights = mlp.fc1.weight, mlp.fc1.bias, mlp.fc2.weight, mlp.fc2.bias, gamma
+    weights = mlp.fc1.weight, mlp.fc1.bias, mlp.fc2.weight, mlp.fc2.bias
+    if way is Way.FUSED:
+        return fused.add_mlp(x, _norm(norm), weights, gamma, keep, compute_dtype(gamma))
     if way is Way.TRAINING:
-        return mlp_ops.add_mlp(x, *_norm(norm), *weights, keep)
-    _op(mlp_ops.add_mlp_, way)(x, *_norm(norm), *weights)
+        return mlp_ops.add_mlp(x, *_norm(norm), *weights, gamma, keep)
+    _op(mlp_ops.add_mlp_, way)(x, *_norm(norm), *weights, gamma)
     return x
 
 

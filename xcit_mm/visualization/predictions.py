@@ -13,7 +13,7 @@ import matplotlib
 import numpy as np
 from PIL import Image, ImageDraw, ImageFont
 
-from ..models.masks import Mask, crop_of
+from ..large_images.masks import Mask, crop_of
 from .colours import DARK, Colour, text_colour
 
 MAP_FILL = 0.6  # how much of its colour covers a pixel of a label map

@@ -1,7 +1,7 @@
 """One look for all plots: the palette of the pictures, one type size, light grids."""
 
 from contextlib import contextmanager
-from typing import Any, Dict, Iterator
+from typing import Any, Dict, Iterator, cast
 
 from .colours import FIRST
 
@@ -16,11 +16,12 @@ DPI = 150
 def plots() -> Iterator:
     """``matplotlib.pyplot`` for files, in this style; the settings of the caller come back afterwards."""
     import matplotlib
+    from cycler import cycler
 
     matplotlib.use('Agg')
     from matplotlib import pyplot
 
-    settings = {
+    settings: Any = {
         'font.size': FONT,
         'axes.titlesize': FONT,
         'axes.labelsize': FONT,
@@ -28,7 +29,7 @@ def plots() -> Iterator:
         'legend.fontsize': FONT - 2,
         'xtick.labelsize': FONT - 2,
         'ytick.labelsize': FONT - 2,
-        'axes.prop_cycle': matplotlib.cycler(color=COLOURS, marker=list(MARKERS)),
+        'axes.prop_cycle': cycler(color=COLOURS, marker=list(MARKERS)),
         'axes.spines.top': False,
         'axes.spines.right': False,
         'axes.grid': True,
@@ -40,7 +41,7 @@ def plots() -> Iterator:
         'savefig.dpi': DPI,
         'savefig.bbox': 'tight',
     }
-    with pyplot.rc_context(settings):
+    with pyplot.rc_context(cast(Any, settings)):
         yield pyplot
 
 

@@ -262,7 +262,8 @@ def test_a_line_of_four_corners_may_be_a_turned_box(tmp_path):
 def test_faults_are_named_with_file_and_line(tmp_path):
     folder = yolo(tmp_path)
     label = tmp_path / 'labels' / 'train' / '0.txt'
-    label.write_text('0 0.5 0.5 0.2 0.2\n9 0.5 0.5 0.2 0.2\n0 30 30 10 10\n0 0.5 0.5 0.001 0.2\n0 nonsense\n')
+    wrong = ('9 0.5 0.5 0.2 0.2', '0 30 30 10 10', '0 0.5 0.5 0.001 0.2', '0 nan 0.5 0.1 0.1', '0 1.01 0.5 0.03 0.2')
+    label.write_text('\n'.join(('0 0.5 0.5 0.2 0.2', *wrong)))
     (tmp_path / 'labels' / 'train' / 'gone.txt').write_text('0 0.5 0.5 0.2 0.2\n')
     (tmp_path / 'images' / 'train' / '1.jpg').write_bytes(b'no image')
     data = read(folder)
@@ -272,6 +273,7 @@ def test_faults_are_named_with_file_and_line(tmp_path):
         'numbers that are no shares of the image (0 to 1)': 'labels/train/0.txt:3',
         'box of less than a pixel': 'labels/train/0.txt:4',
         'line that is not "class x y width height" or a polygon': 'labels/train/0.txt:5',
+        'box that reaches out of its image': 'labels/train/0.txt:6',
         'annotation without its image': 'labels/train/gone.txt',
         'image that cannot be read': 'images/train/1.jpg',
     }

@@ -47,6 +47,8 @@ def test_inference_of_s12_fits_the_registers(part, capability):
 @pytest.mark.parametrize('capability', [80, 90])
 @pytest.mark.parametrize('part', PARTS)
 def test_training_of_every_arch_fits_the_registers(part, capability, channels, stream, dtype):
+    if dtype == SINGLE and not part.startswith('lpi'):
+        pytest.skip('the rule takes no matmul in fp32, where cuBLAS is faster')
     check(forward_and_backward, Case(part, 2, 100, 152, channels, dtype, stream, True, 'meta'), capability)
 
 

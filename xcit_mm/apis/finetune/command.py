@@ -273,10 +273,10 @@ def report(data, folder: Path, seconds: Optional[float] = None) -> Path:
     split = 'test' if data.of('test') else 'val'
     analysis = analyse(data.task, records.records, data.classes, metrics)
     facts = _facts(runner, best, seconds, trained_with, len(records.records))
-    page = write_report(folder, data, split, records.records, analysis, metrics, facts, _next(folder, data))
+    page = write_report(folder, data, split, records.records, analysis, metrics, facts, _next(folder))
     shown = ', '.join(f'{key} {value:.4g}' for key, value in headline(metrics).items())
     print(f'\n{split}: {shown}\nreport    {page}\nnext')
-    print('\n'.join(f'  {line}' for line in _next(folder, data)), flush=True)
+    print('\n'.join(f'  {line}' for line in _next(folder)), flush=True)
     return page
 
 
@@ -324,13 +324,13 @@ def _facts(runner, best: Path, seconds: Optional[float], trained_with: int, imag
     return facts
 
 
-def _next(folder: Path, data) -> List[str]:
+def _next(folder: Path) -> List[str]:
     """Commands for what comes after."""
     config, best = folder / 'config.py', folder / 'best.pth'
-    part = '' if data.task in ('classification', 'semantic-segmentation') else ' --part backbone'
     return [
         f'xcit-mm test {config} {best} --show-dir {folder / "pictures"}',
         f'xcit-mm infer {config} {best} IMAGES --out-dir {folder / "results"}',
-        f'xcit-mm export {config} {best} {folder / "model.onnx"}{part}',
+        f'xcit-mm export {config} {best} {folder / "model.onnx"}',
+        f'xcit-mm serve {config} {best}',
         _train(folder, resume=True),
     ]

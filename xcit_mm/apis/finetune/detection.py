@@ -12,7 +12,7 @@ import os
 import re
 import xml.etree.ElementTree as ElementTree
 from collections import Counter
-from typing import Dict, List, Optional, Sequence, Tuple
+from typing import Any, Dict, List, Optional, Sequence, Tuple
 
 import yaml
 
@@ -99,11 +99,13 @@ class _Collector:
             self.problems.add(
                 'box that reaches out of its image', where, 'is it of this image? It is cut off at the border'
             )
-            if min(x2, y2) <= 0 or x1 >= width or y1 >= height:
-                return
         x1, x2 = (min(max(x, 0.0), width) for x in (x1, x2))
         y1, y2 = (min(max(y, 0.0), height) for y in (y1, y2))
-        one = dict(label=label, bbox=[x1, y1, x2 - x1, y2 - y1], area=(x2 - x1) * (y2 - y1), iscrowd=int(crowd))
+        if x2 - x1 < 1 or y2 - y1 < 1:  # nothing is left inside
+            return
+        one: Dict[str, Any] = dict(
+            label=label, bbox=[x1, y1, x2 - x1, y2 - y1], area=(x2 - x1) * (y2 - y1), iscrowd=int(crowd)
+        )
         if polygons:
             one['segmentation'] = [[float(number) for number in polygon] for polygon in polygons]
             one['area'] = sum(map(_area, one['segmentation'])) or one['area']
@@ -222,7 +224,6 @@ def _add_coco(found: _Collector, content: dict, path: str, split: Optional[str])
             if label is not None:
                 categories[str(category['id'])] = label
     images = {str(row['id']): row for row in content['images']}
-    pictures: Dict[str, Optional[Picture]] = {}
     by_image: Dict[str, List[dict]] = {}
     for row in content['annotations']:
         by_image.setdefault(str(row.get('image_id')), []).append(row)
@@ -233,8 +234,8 @@ def _add_coco(found: _Collector, content: dict, path: str, split: Optional[str])
             )
     for number, image in images.items():
         said = (int(image['width']), int(image['height']))
-        pictures[number] = found.picture(str(image['file_name']), path, split, said)
-        for row in by_image.get(number, ()) if pictures[number] else ():
+        picture = found.picture(str(image['file_name']), path, split, said)
+        for row in by_image.get(number, ()) if picture else ():
             where = f'{name} (annotation {row["id"]})'
             label = categories.get(str(row.get('category_id')))
             if label is None:
@@ -242,16 +243,16 @@ def _add_coco(found: _Collector, content: dict, path: str, split: Optional[str])
                     found.problems.add('unknown category', where, 'add it to "categories", or remove the annotation')
                 continue
             box, mask = row.get('bbox'), row.get('segmentation')
-            if not _are_numbers(box, 4):
+            if picture is None or not _are_numbers(box, 4):
                 found.problems.add('annotation without a box [x, y, width, height]', where, 'correct it')
                 continue
             polygons = [one for one in mask if _are_numbers(one) and len(one) >= 6] if isinstance(mask, list) else None
-            before = len(pictures[number].objects)
-            x, y, width, height = box
+            before = len(picture.objects)
+            x, y, width, height = row['bbox']
             crowd = row.get('iscrowd') or row.get('ignore') or 0
-            found.add(pictures[number], label, (x, y, x + width, y + height), where, polygons, crowd)
-            if isinstance(mask, dict) and len(pictures[number].objects) > before:  # RLE, as it is
-                one = pictures[number].objects[-1]
+            found.add(picture, label, (x, y, x + width, y + height), where, polygons, crowd)
+            if isinstance(mask, dict) and len(picture.objects) > before:  # RLE, as it is
+                one = picture.objects[-1]
                 one['segmentation'], one['area'] = mask, row.get('area') or one['area']
                 found.kinds.update({'mask': 1, 'box': -1})
 
@@ -260,7 +261,7 @@ def _are_numbers(values, length: Optional[int] = None) -> bool:
     return (
         isinstance(values, (list, tuple))
         and len(values) == (length or len(values))
-        and all(isinstance(one, (int, float)) and not isinstance(one, bool) and one == one for one in values)
+        and all(isinstance(one, (int, float)) and not isinstance(one, bool) and math.isfinite(one) for one in values)
     )
 
 
@@ -283,17 +284,18 @@ def read_voc(files: Files, options: Options, paths: List[str]) -> Data:
         there = root.findtext('filename') or ''
         # Renamed images keep the old name inside of their annotation; the file's own name is the surer one.
         image_name = stem if found.index.by_stem.get(stem) else there
-        said = tuple(_number(root.findtext(f'size/{side}')) for side in ('width', 'height'))
-        picture = found.picture(image_name, path, split, tuple(int(side) for side in said if side) or (0, 0))
+        width, height = (int(_number(root.findtext(f'size/{side}')) or 0) for side in ('width', 'height'))
+        picture = found.picture(image_name, path, split, (width, height))
         if picture is None:
             continue
         for number, one in enumerate(root.iter('object'), 1):
             where = f'{name} (object {number})'
             label = found.label((one.findtext('name') or '').strip())
-            box = [_number(one.findtext(f'bndbox/{side}')) for side in ('xmin', 'ymin', 'xmax', 'ymax')]
+            sides = (_number(one.findtext(f'bndbox/{side}')) for side in ('xmin', 'ymin', 'xmax', 'ymax'))
+            box = [side for side in sides if side is not None]
             if label is None:
                 continue
-            if not found.names[label] or None in box:
+            if not found.names[label] or len(box) < 4:
                 found.problems.add('object without a name or box', where, 'correct it; it is left out')
                 continue
             hard = int(_number(one.findtext('difficult')) or 0)
@@ -317,17 +319,19 @@ def _image_sets(files: Files) -> Dict[str, str]:
 
 def _voc_polygon(one) -> Optional[List[List[float]]]:
     """x1, y1, x2, y2, ... of ``<polygon>``, counted from 1."""
-    values = [_number(child.text) for child in one.iterfind('polygon/*')]
-    if len(values) < 6 or len(values) % 2 or None in values:
+    found = [_number(child.text) for child in one.iterfind('polygon/*')]
+    values = [value for value in found if value is not None]
+    if len(values) < 6 or len(values) % 2 or len(values) < len(found):
         return None
     return [[value - 1 for value in values]]
 
 
 def _number(text: Optional[str]) -> Optional[float]:
     try:
-        return float(text)
-    except (TypeError, ValueError):
+        number = float(text or '')
+    except ValueError:
         return None
+    return number if math.isfinite(number) else None
 
 
 # YOLO
@@ -444,7 +448,7 @@ def _yolo_splits(files: Files, settings: dict, yaml_path: Optional[str]) -> Dict
     for split in ('test', 'val', 'train'):
         entries = settings.get(split) or []
         for entry in [entries] if isinstance(entries, str) else entries:
-            at = _locate(str(entry), str(settings.get('path') or ''), os.path.dirname(yaml_path), files.root)
+            at = _locate(str(entry), str(settings.get('path') or ''), os.path.dirname(yaml_path or ''), files.root)
             if at is None:
                 continue  # folders by name say it, as in exports whose paths are of another machine
             if os.path.isdir(at):

@@ -3,6 +3,7 @@
 import os
 import re
 from collections import Counter
+from functools import partial
 from typing import Dict, List, Optional, Sequence, Tuple
 
 import numpy as np
@@ -53,7 +54,7 @@ def find_pairs(files: Files) -> Dict[str, str]:
     for path in images:
         found = list(dict.fromkeys(maps.get(_stem(path), ())))
         if found:
-            pairs[path] = max(found, key=lambda other, path=path: _closeness(path, other))
+            pairs[path] = max(found, key=partial(_closeness, path))
     return pairs
 
 
@@ -136,7 +137,8 @@ def read_maps(files: Files, options: Options, pairs: Dict[str, str]) -> Data:
             )
             continue
         totals.update(values_of(labels))
-        pictures.append(Picture(path, split_of(path, files.root), None, *labels.shape[1::-1], map=map_path))
+        height, width = labels.shape[:2]
+        pictures.append(Picture(path, split_of(path, files.root), None, width, height, map=map_path))
     used = set(pairs.values())
     for path in files.images:
         if path not in pairs and path not in used:
@@ -228,8 +230,8 @@ def _classes(totals: Counter, legend: Dict[Value, str], options: Options, notes:
         )
     numbers = [value for value in there if value != IGNORED]
     highest = max(numbers, default=-1)
-    names = options.classes
-    if names:
+    if options.classes:
+        names = options.classes
         in_order = {value: label for label, value in enumerate(there)}
         if len(there) == len(names) and (highest >= len(names) or there == [0, IGNORED]):
             notes.append(f'the values {some(map(str, there))} of the maps are the classes {some(names)}, in this order')
@@ -290,7 +292,7 @@ def pixel_counts(data: Data, pictures: Sequence[Picture]) -> Counter:
     """Pixels by class, of the maps of these images."""
     counts: Counter = Counter()
     for picture in pictures:
-        for value, count in values_of(read_map(picture.map, has_colours(data.values))).items():
+        for value, count in values_of(read_map(picture.map or '', has_colours(data.values))).items():
             if data.values.get(value, IGNORED) != IGNORED:
                 counts[data.values[value]] += count
     return counts

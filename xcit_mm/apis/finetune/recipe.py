@@ -56,7 +56,7 @@ LENGTHS = {
 }
 # Learning rate at a batch, and how much it falls from block to block (1: not at all).
 RATES = {
-    ('classification', True): (1.5e-4, 64, 0.75),
+    ('classification', True): (6e-4, 64, 0.75),
     ('classification', False): (4e-4, 32, 1.0),
     ('detection', True): (1e-4, 16, 0.8),
     ('detection', False): (6e-4, 4, 1.0),
@@ -263,8 +263,10 @@ def _weights(
             raise UsageError(f'--weights {given}: there is no such file')
         state = load_checkpoint_file(path)
         state = state.get('state_dict', state)
-        return given if is_address(given) else os.path.abspath(path), any(key.startswith('backbone.') for key in state)
-    known = {'faster_rcnn': 'mask_rcnn'}.get(head, head)
+        # A classifier's head is of its own classes, even where their number is the same.
+        whole = head is not None and any(key.startswith('backbone.') for key in state)
+        return given if is_address(given) else os.path.abspath(path), whole
+    known = 'mask_rcnn' if head == 'faster_rcnn' else head
     names = [f'{known}_xcit_{arch}_{patch_size}_{SUFFIXES[known]}'] if known else []
     names += [f'xcit_{arch}_{patch_size}_{kind}' for kind in ('dist_384_in1k', 'dist_in1k', 'in1k')]
     if head is None:

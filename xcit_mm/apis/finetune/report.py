@@ -173,7 +173,7 @@ def draw_curves(curves: Dict[str, tuple], path: Path) -> None:
     figure, axes = _figure(8, 5.5)
     integrate = getattr(np, 'trapezoid', None) or np.trapz
     area = {name: float(integrate(precision, recall)) for name, (recall, precision) in curves.items()}
-    for name in sorted(area, key=area.get)[:CURVES]:
+    for name in sorted(area, key=lambda name: area[name])[:CURVES]:
         recall, precision = curves[name]
         axes.plot(recall, precision, label=name, linewidth=1.2)
     more = f' (the {CURVES} worst of {len(curves)} classes)' if len(curves) > CURVES else ''
@@ -219,9 +219,9 @@ def _draw(data: Data, picture: Picture, record: dict, image: np.ndarray, colours
         ]
         return draw_classes(image, lines)
     if data.task == 'semantic-segmentation':
-        truth = apply_values(read_map(picture.map, has_colours(data.values)), data.values)
-        found = cv2.imdecode(np.frombuffer(record['map'], np.uint8), cv2.IMREAD_UNCHANGED)
-        return side_by_side([draw_map(image, labels, data.classes, colours) for labels in (truth, found)])
+        theirs = apply_values(read_map(picture.map or '', has_colours(data.values)), data.values)
+        ours = np.asarray(cv2.imdecode(np.frombuffer(record['map'], np.uint8), cv2.IMREAD_UNCHANGED))
+        return side_by_side([draw_map(image, labels, data.classes, colours) for labels in (theirs, ours)])
     boxes, labels, scores = record['predicted']
     sure = scores >= SCORE
     parts = ((record['boxes'], record['labels'], None), (boxes[sure], labels[sure], scores[sure].tolist()))

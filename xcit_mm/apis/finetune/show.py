@@ -132,22 +132,22 @@ def open_picture(picture: Picture) -> np.ndarray:
 def _tile(data: Data, picture: Picture, colours: Sequence[Tuple[int, int, int]]) -> np.ndarray:
     image = open_picture(picture)
     scale = (EDGE - 4) / max(image.shape[:2])
-    size = tuple(max(1, round(side * scale)) for side in image.shape[1::-1])
-    image = np.asarray(Image.fromarray(image).resize(size, Image.BILINEAR))
-    if data.task == 'classification':
+    width, height = (max(1, round(side * scale)) for side in image.shape[1::-1])
+    size = (width, height)
+    image = np.asarray(Image.fromarray(image).resize(size, Image.Resampling.BILINEAR))
+    if picture.label is not None:
         return draw_classes(image, [(data.classes[picture.label], colours[picture.label])])
-    if data.task == 'semantic-segmentation':
+    if picture.map:
         labels = apply_values(read_map(picture.map, has_colours(data.values)), data.values)
-        small = np.asarray(Image.fromarray(labels).resize(size, Image.NEAREST))
+        small = np.asarray(Image.fromarray(labels).resize(size, Image.Resampling.NEAREST))
         return draw_map(image, small, data.classes, colours)
     objects = picture.objects
     boxes = np.array([one['bbox'] for one in objects], dtype=float).reshape(-1, 4)
     boxes[:, 2:] += boxes[:, :2]
     scales = np.array([size[0] / picture.width, size[1] / picture.height] * 2)
     masks = [_mask(one, picture, size) for one in objects] if data.task == 'instance-segmentation' else None
-    labels = [one['label'] for one in objects]
-    drawn = np.array(masks) if masks else None
-    return draw_detections(image, boxes * scales, labels, data.classes, colours, masks=drawn)
+    numbers = [one['label'] for one in objects]
+    return draw_detections(image, boxes * scales, numbers, data.classes, colours, masks=masks or None)
 
 
 def _mask(one: dict, picture: Picture, size: Tuple[int, int]) -> np.ndarray:
@@ -161,4 +161,4 @@ def _mask(one: dict, picture: Picture, size: Tuple[int, int]) -> np.ndarray:
         runs = coco_mask.frPyObjects(outline, height, width)
     else:
         runs = outline
-    return np.asarray(Image.fromarray(coco_mask.decode(runs)).resize(size, Image.NEAREST)).astype(bool)
+    return np.asarray(Image.fromarray(coco_mask.decode(runs)).resize(size, Image.Resampling.NEAREST)).astype(bool)

@@ -54,7 +54,7 @@ def _write_maps(data: Data, split: str, folder: Path) -> str:
         name = data.relative(picture.path)
         path = folder / 'maps' / f'{name}.png'
         path.parent.mkdir(parents=True, exist_ok=True)
-        Image.fromarray(apply_values(read_map(picture.map, as_colours), data.values)).save(path)
+        Image.fromarray(apply_values(read_map(picture.map or '', as_colours), data.values)).save(path)
         names.append(name)
     listed = folder / f'{split}.txt'
     listed.write_text('\n'.join(names) + '\n', encoding='utf-8')

@@ -26,7 +26,7 @@ def models(plan: Plan, dtype: str, features: str, training: bool = False) -> tup
     """Two equal backbones, one of them in ``dtype``, and an image."""
     size = plan.small if features == 'cls' else tuple(max(64, side // 3) for side in plan.large)
     mode = 'training' if training else 'inference'
-    setting = Setting(plan.arch, 8, *size, 2, dtype, mode, features=features, device=plan.device)
+    setting = Setting(plan.arch, 8, size[0], size[1], 2, dtype, mode, features=features, device=plan.device)
     weights = random_weights(setting.arch, setting.patch_size)
     ours = build(OURS, setting, weights).to(plan.device).train(training)
     reference = copy.deepcopy(ours)

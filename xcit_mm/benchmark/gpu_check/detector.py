@@ -6,6 +6,7 @@ import subprocess
 import sys
 import time
 from dataclasses import asdict, replace
+from functools import partial
 from pathlib import Path
 from statistics import median
 from typing import Dict, Iterator, List, Sequence
@@ -33,7 +34,7 @@ def iterations(plan: Plan) -> Iterator[dict]:
         for name, run in runs.items():
             data = run.data(height, width)
             if plan.device == 'cuda' and i == 1:
-                memory[name] = rise(lambda run=run, data=data: run(data), 'cuda')
+                memory[name] = rise(partial(run, data), 'cuda')
                 continue
             synchronise(plan.device)
             start = time.perf_counter()

@@ -55,7 +55,9 @@ def profile(plan: Plan, size: tuple, batch: int, mode: str) -> Iterator[dict]:
     """The kernels that take longest, and the whole beside its floor."""
     from torch.profiler import ProfilerActivity, profile
 
-    setting = Setting(plan.arch, 8, *size, batch, plan.dtypes[0], mode, device=plan.device, autocast=mode == 'training')
+    setting = Setting(
+        plan.arch, 8, size[0], size[1], batch, plan.dtypes[0], mode, device=plan.device, autocast=mode == 'training'
+    )
     step = Step(build(OURS, setting, random_weights(setting.arch, 8)), setting)
     image = as_input(make_image(setting), setting)
     for _ in range(3):

@@ -7,7 +7,7 @@ from contextlib import nullcontext
 from dataclasses import asdict, replace
 from datetime import datetime, timezone
 from pathlib import Path
-from typing import Callable, List, Optional, Sequence
+from typing import Any, Callable, Dict, List, Optional, Sequence
 
 import torch
 
@@ -27,7 +27,7 @@ def checks(plan: Plan) -> List[Check]:
     s16 = dict(patch_size=16)
 
     def speed(name, seconds, size, batch, modes=(), dtype=half, **changes):
-        setting = Setting(plan.arch, 8, *size, batch, dtype, device=plan.device)
+        setting = Setting(plan.arch, 8, size[0], size[1], batch, dtype, device=plan.device)
         return Check('Speed', name, seconds, lambda: speeds.speed(plan, name, replace(setting, **changes), modes))
 
     def correct(name, function, *arguments, seconds=8):
@@ -100,7 +100,8 @@ def run(plan: Plan, budget: float, folder: Path, tell: Callable[[str], None] = p
         raise UsageError(f'{folder} cannot be written to ({error.strerror}); choose another --out-dir') from error
     start = time.monotonic()
     with no_tf32():
-        found = dict(machine=describe(plan.device), plan=asdict(plan), budget=budget, records=[], left_out=[], failed=0)
+        found: Dict[str, Any] = dict(machine=describe(plan.device), plan=asdict(plan), budget=budget)
+        found.update(records=[], left_out=[], failed=0)
         for check in checks(plan):
             left = budget - (time.monotonic() - start)
             title = f'{check.section}: {check.name}'
@@ -108,30 +109,31 @@ def run(plan: Plan, budget: float, folder: Path, tell: Callable[[str], None] = p
                 found['left_out'].append(f'{title} (about {check.seconds:.0f} s)')
                 continue
             begin = time.monotonic()
-            records, error = [], None
+            records, failure = [], None
             try:
                 for record in check.run():
                     records.append(record)
             except Exception as exception:
-                error = machine.reason(exception)
+                failure = machine.reason(exception)
                 tell(traceback.format_exc())
             if plan.device == 'cuda':
                 torch.cuda.empty_cache()
             for record in records:
                 found['records'].append(dict(record, section=check.section, check=check.name))
-            if error:
-                found['records'].append(dict(section=check.section, check=check.name, error=error))
+            if failure:
+                found['records'].append(dict(section=check.section, check=check.name, error=failure))
             found['failed'] = sum(not record.get('passed', True) or 'error' in record for record in found['records'])
             found['seconds'] = time.monotonic() - start
             write(found, folder)
-            tell(f'[{found["seconds"]:5.0f} s] {title}: {_outcome(records, error)} ({time.monotonic() - begin:.0f} s)')
+            seconds = time.monotonic() - begin
+            tell(f'[{found["seconds"]:5.0f} s] {title}: {_outcome(records, failure)} ({seconds:.0f} s)')
     write(found, folder)
     return found
 
 
 def describe(device: str) -> dict:
     """The machine in words and versions."""
-    about = dict(about=machine.describe(device), date=datetime.now(timezone.utc).date().isoformat())
+    about: Dict[str, Any] = dict(about=machine.describe(device), date=datetime.now(timezone.utc).date().isoformat())
     if device == 'cuda':
         properties = torch.cuda.get_device_properties(0)
         about.update(

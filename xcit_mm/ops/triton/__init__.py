@@ -7,6 +7,7 @@ tiles follow from the rules in :mod:`launch`. These modules import Triton; this 
 
 from functools import lru_cache
 from importlib.util import find_spec
+from typing import Tuple
 
 import torch
 from torch import Tensor
@@ -38,8 +39,16 @@ def suits(part: str, x: Tensor, dtype: torch.dtype) -> bool:
     return dtype in HALF or part == 'lpi' and dtype == torch.float32
 
 
-@lru_cache(maxsize=None)
+@torch.compiler.assume_constant_result
 def _runs_on(device: torch.device) -> bool:
-    if torch.version.hip is not None or find_spec('triton') is None:
-        return False
-    return torch.cuda.get_device_capability(device) >= (8, 0)
+    return _has_triton() and _capability(device) >= (8, 0)
+
+
+@lru_cache(maxsize=None)
+def _has_triton() -> bool:
+    return torch.version.hip is None and find_spec('triton') is not None
+
+
+@lru_cache(maxsize=None)
+def _capability(device: torch.device) -> Tuple[int, int]:
+    return torch.cuda.get_device_capability(device)

@@ -6,7 +6,7 @@ rows of halo.
 
 Images are (B, H, W, C), contiguous; places outside are zero *after* the prologue, as with ``padding=1`` of conv2d.
 Prologues, applied in fp32 registers to what is loaded: 'layer_norm' (mean and rstd of each token, weight and bias of
-each channel), 'batch_norm' (mean, rstd, weight and bias of each channel), 'image' (one weight for each image), 'none'.
+each channel), 'batch_norm' (mean, variance, weight and bias of each channel), 'image' (one weight by image), 'none'.
 """
 
 from typing import Optional, Sequence, Tuple
@@ -37,7 +37,7 @@ def gelu_slope(x):
 
 
 @triton.jit
-def _per_channel(mean, rstd, weight, bias, b, c, C: tl.constexpr, PROLOGUE: tl.constexpr):
+def _per_channel(mean, var, weight, bias, eps, b, c, C: tl.constexpr, PROLOGUE: tl.constexpr):
     """What the prologue needs besides statistics of tokens: level, factor and offset of each channel."""
     if PROLOGUE == 'none':
         return 0.0, 1.0, 0.0
@@ -50,8 +50,8 @@ def _per_channel(mean, rstd, weight, bias, b, c, C: tl.constexpr, PROLOGUE: tl.c
         if PROLOGUE == 'layer_norm':
             return 0.0, factor[None, :], offset
         else:
-            factor = factor * tl.load(rstd + c, real, 0.0)
-            return tl.load(mean + c, real, 0.0)[None, :], factor[None, :], offset
+            factor = factor / tl.sqrt(tl.load(var + c, real, 1.0).to(tl.float32) + eps)
+            return tl.load(mean + c, real, 0.0).to(tl.float32)[None, :], factor[None, :], offset
 
 
 @triton.jit
@@ -100,7 +100,7 @@ def _strip(H, W, ROWS: tl.constexpr, BLOCK_W: tl.constexpr):
 
 @triton.jit(do_not_specialize=['H', 'W'])
 def forward_kernel(
-    image, mean, rstd, norm_weight, norm_bias, weight, bias, out, residual, gamma, keep, moments, H, W,
+    image, mean, rstd, norm_weight, norm_bias, weight, bias, out, residual, gamma, keep, moments, eps, H, W,
     C: tl.constexpr, PROLOGUE: tl.constexpr, FLIPPED: tl.constexpr, HAS_BIAS: tl.constexpr, GELU: tl.constexpr,
     HAS_RESIDUAL: tl.constexpr, HAS_KEEP: tl.constexpr, HAS_MOMENTS: tl.constexpr,
     ROWS: tl.constexpr, BLOCK_W: tl.constexpr, BLOCK_C: tl.constexpr,
@@ -118,7 +118,7 @@ def forward_kernel(
     c = tl.program_id(1) * BLOCK_C + tl.arange(0, BLOCK_C)
     real = c < C
     mask = (w < W)[:, None] & real[None, :]
-    v, f, o = _per_channel(mean, rstd, norm_weight, norm_bias, b, c, C, PROLOGUE)
+    v, f, o = _per_channel(mean, rstd, norm_weight, norm_bias, eps, b, c, C, PROLOGUE)
     t0, t1, t2 = _taps(weight, gamma, c, 0, C, FLIPPED, False)
     t3, t4, t5 = _taps(weight, gamma, c, 1, C, FLIPPED, False)
     t6, t7, t8 = _taps(weight, gamma, c, 2, C, FLIPPED, False)
@@ -140,7 +140,8 @@ def forward_kernel(
     below = x0 * t0 + x1 * t1 + x2 * t2
     average = tl.zeros((BLOCK_W, BLOCK_C), tl.float32)
     deviation = tl.zeros((BLOCK_W, BLOCK_C), tl.float32)
-    for i in tl.range(rows, num_stages=4):
+    stages: tl.constexpr = 4 if PROLOGUE == 'layer_norm' else 3  # rows in flight, as registers allow
+    for i in tl.range(rows, num_stages=stages):
         x0 = _load(image, mean, rstd, v, f, o, b, top + i + 1, w - 1, c, H, W, C, PROLOGUE)
         x1 = _load(image, mean, rstd, v, f, o, b, top + i + 1, w, c, H, W, C, PROLOGUE)
         x2 = _load(image, mean, rstd, v, f, o, b, top + i + 1, w + 1, c, H, W, C, PROLOGUE)
@@ -170,8 +171,8 @@ def forward_kernel(
 
 @triton.jit(do_not_specialize=['H', 'W'])
 def backward_kernel(
-    image, mean, rstd, norm_weight, norm_bias, weight, bias, gamma, hidden, bn_mean, bn_rstd, bn_weight, bn_bias,
-    averages, grad, out, sums, H, W,
+    image, mean, rstd, norm_weight, norm_bias, weight, bias, gamma, hidden, bn_mean, bn_var, bn_weight, bn_bias,
+    averages, grad, out, sums, eps, H, W,
     C: tl.constexpr, PROLOGUE: tl.constexpr, SECOND: tl.constexpr,
     ROWS: tl.constexpr, BLOCK_W: tl.constexpr, BLOCK_C: tl.constexpr,
 ):  # fmt: skip
@@ -192,12 +193,12 @@ def backward_kernel(
     c = tl.program_id(1) * BLOCK_C + tl.arange(0, BLOCK_C)
     real = c < C
     mask = (w < W)[:, None] & real[None, :]
-    v, f, o = _per_channel(mean, rstd, norm_weight, norm_bias, b, c, C, PROLOGUE)
+    v, f, o = _per_channel(mean, rstd, norm_weight, norm_bias, eps, b, c, C, PROLOGUE)
     t0, t1, t2 = _taps(weight, gamma, c, 0, C, SECOND, SECOND)
     t3, t4, t5 = _taps(weight, gamma, c, 1, C, SECOND, SECOND)
     t6, t7, t8 = _taps(weight, gamma, c, 2, C, SECOND, SECOND)
-    bn_level = tl.load(bn_mean + c, real, 0.0)[None, :]
-    bn_inverse = tl.load(bn_rstd + c, real, 0.0)[None, :]
+    bn_level = tl.load(bn_mean + c, real, 0.0).to(tl.float32)[None, :]
+    bn_inverse = (1.0 / tl.sqrt(tl.load(bn_var + c, real, 1.0).to(tl.float32) + eps))[None, :]
     bn_factor = tl.load(bn_weight + c, real, 0.0).to(tl.float32)[None, :]
     if SECOND:
         bn_offset = tl.load(bn_bias + c, real, 0.0).to(tl.float32)[None, :]
@@ -269,6 +270,7 @@ def convolve(
     dtype: torch.dtype,
     prologue: str = 'none',
     norm: Sequence[Tensor] = (),
+    eps: float = 0.0,
     gelu: bool = False,
     flipped: bool = False,
     residual: Optional[Tensor] = None,
@@ -281,7 +283,8 @@ def convolve(
     Args:
         weight, bias (Tensor): Of the convolution, (C, 1, 3, 3) and (C).
         dtype (torch.dtype): Of the result; that of the residual where there is one.
-        norm (Sequence[Tensor]): Mean, rstd, weight and bias of the prologue.
+        norm (Sequence[Tensor]): Mean, rstd or variance, weight and bias of the prologue.
+        eps (float): Of 'batch_norm'.
         flipped (bool): The transposed convolution, which leads the gradient back.
         residual, gamma, keep (Tensor, optional): (B, H, W, C), (C) and, one factor for each image, (B).
         moments (bool): Also return mean and sum of squared deviations of each program's part of the result.
@@ -303,7 +306,7 @@ def convolve(
     with on(image):
         forward_kernel[(programs, triton.cdiv(C, BLOCK_C))](
             image, mean, rstd, norm_weight, norm_bias, weight, given(bias), out, given(residual), given(gamma),
-            given(keep), given(parts), H, W, C, prologue, flipped, bias is not None, gelu, residual is not None,
+            given(keep), given(parts), eps, H, W, C, prologue, flipped, bias is not None, gelu, residual is not None,
             keep is not None, moments, ROWS=rows, **FORWARD,
         )  # fmt: skip
     return out, parts
@@ -314,6 +317,7 @@ def convolve_backward(
     weight: Tensor,
     hidden: Tensor,
     bn: Sequence[Tensor],
+    eps: float,
     out: Tensor,
     second: bool,
     prologue: str,
@@ -328,7 +332,8 @@ def convolve_backward(
         image (Tensor): What the window slides over, (B, H, W, C).
         weight (Tensor): Of the convolution, (C, 1, 3, 3).
         hidden (Tensor): Input of the batch norm, (B, H, W, C).
-        bn (Sequence[Tensor]): Its mean, rstd, weight and bias, (C).
+        bn (Sequence[Tensor]): Its mean, variance, weight and bias, (C).
+        eps (float): Added to the variance.
         out (Tensor): Written; dz first and then, in the same memory, da, (B, H, W, C).
     """
     B, H, W, C = image.shape
@@ -343,6 +348,6 @@ def convolve_backward(
     with on(image):
         backward_kernel[(programs, triton.cdiv(C, BLOCK_C))](
             image, *map(given, norm), weight, given(bias), given(gamma), hidden, *bn, given(averages), out, out, sums,
-            H, W, C, prologue, second, ROWS=rows, **BACKWARD,
+            eps, H, W, C, prologue, second, ROWS=rows, **BACKWARD,
         )  # fmt: skip
     return sums.sum(0)

@@ -47,7 +47,7 @@ def matmul_tile(
         halved (bool): For an epilogue that needs registers of its own.
     """
     if operand == torch.float32:
-        return dict(BLOCK_M=64, BLOCK_N=64, BLOCK_K=32, num_warps=8, num_stages=2)
+        return dict(BLOCK_M=64, BLOCK_N=32, BLOCK_K=16, num_warps=4, num_stages=2)
     n = 128 if columns % 128 == 0 or columns > 512 else 64
     tiles = images * -(-rows // 128) * -(-columns // n)
     m = 64 if halved or tiles < PROGRAMS // 8 else 128

@@ -10,9 +10,11 @@ from typing import Any, Optional, Tuple
 
 import torch
 import torch.distributed as dist
+import torch.nn.functional as F
 from torch import Tensor
-from torch.autograd.function import once_differentiable
 
+from ..reference import residual
+from ..second_order import twice_differentiable
 from . import norm
 from .depthwise import FORWARD, convolve, convolve_backward
 from .launch import strip
@@ -52,88 +54,135 @@ def add_lpi(
     image = x.unflatten(1, (height, -1))
     layer_norm = *norm.statistics(x, eps), norm_weight, norm_bias
     hidden, _ = convolve(image, conv1_weight, conv1_bias, dtype or x.dtype, 'layer_norm', layer_norm, gelu=True)
-    batch_norm = bn_mean.float(), (bn_var.float() + bn_eps).rsqrt(), bn_weight, bn_bias
-    keep = None if keep is None else keep.flatten()
-    return convolve(
-        hidden, conv2_weight, conv2_bias, x.dtype, 'batch_norm', batch_norm, residual=image, gamma=gamma, keep=keep
-    )[0].flatten(1, 2)
+    out, _ = convolve(
+        hidden, conv2_weight, conv2_bias, x.dtype, 'batch_norm', (bn_mean, bn_var, bn_weight, bn_bias), bn_eps,
+        residual=image, gamma=gamma, keep=None if keep is None else keep.flatten(),
+    )  # fmt: skip
+    return out.flatten(1, 2)
+
+
+def add_lpi_training(
+    x: Tensor,
+    norm_weight: Tensor,
+    norm_bias: Tensor,
+    eps: float,
+    conv1_weight: Tensor,
+    conv1_bias: Tensor,
+    bn_weight: Tensor,
+    bn_bias: Tensor,
+    bn_mean: Optional[Tensor],
+    bn_var: Optional[Tensor],
+    bn_eps: float,
+    conv2_weight: Tensor,
+    conv2_bias: Tensor,
+    gamma: Tensor,
+    height: int,
+    keep: Optional[Tensor] = None,
+    dtype: Optional[torch.dtype] = None,
+    group: Any = None,
+) -> Tuple[Tensor, Optional[Tensor], Optional[Tensor]]:
+    """:func:`add_lpi` with a backward pass; without ``bn_mean`` and ``bn_var``, BN has the statistics of the batch.
+
+    Args:
+        group (ProcessGroup, optional): Processes whose images are one batch for BN.
+
+    Returns:
+        tuple: Tokens (B, N, C), and of the batch mean and unbiased variance, (C) in fp32, if they were needed.
+    """
+    found = x.new_empty(2, x.shape[2], dtype=torch.float32) if bn_mean is None else None
+    out = AddLpi.apply(
+        x, norm_weight, norm_bias, eps, conv1_weight, conv1_bias, bn_weight, bn_bias, bn_mean, bn_var, bn_eps,
+        conv2_weight, conv2_bias, gamma, height, keep, dtype or x.dtype, group, found,
+    )  # fmt: skip
+    mean, var = (None, None) if found is None else found
+    return out, mean, var
 
 
 class AddLpi(torch.autograd.Function):
-    """:func:`add_lpi` with a backward pass, and BN's statistics of the batch, of all processes of ``group``.
+    """:func:`add_lpi_training`; the statistics of the batch are written into ``found``.
 
     Kept are x, 8 bytes for each of its tokens, and GELU's output; everything else is computed again.
     """
 
     @staticmethod
+    def reference(
+        x, norm_weight, norm_bias, eps, conv1_weight, conv1_bias, bn_weight, bn_bias, bn_mean, bn_var, bn_eps,
+        conv2_weight, conv2_bias, gamma, height, keep, *_,
+    ) -> Tensor:  # fmt: skip
+        C = len(gamma)
+        image = F.layer_norm(x, (C,), norm_weight, norm_bias, eps).unflatten(1, (height, -1)).permute(0, 3, 1, 2)
+        image = F.gelu(F.conv2d(image, conv1_weight, conv1_bias, padding=1, groups=C))
+        image = F.batch_norm(image, bn_mean, bn_var, bn_weight, bn_bias, bn_mean is None, eps=bn_eps)
+        image = F.conv2d(image, conv2_weight, conv2_bias, padding=1, groups=C)
+        return residual(x, image.flatten(2).transpose(1, 2), gamma, keep)
+
+    @staticmethod
+    def arguments(ctx: Any) -> tuple:
+        if ctx.of_batch and _several(ctx.group):
+            raise NotImplementedError('SyncBN of several processes has no second derivatives')
+        x, _, _, *norm_weights, w1, b1, mean, var, bn_weight, bn_bias, _, w2, b2, gamma, keep = ctx.saved_tensors
+        statistics = (None, None) if ctx.of_batch else (mean, var)
+        return (
+            x, *norm_weights, ctx.eps, w1, b1, bn_weight, bn_bias, *statistics, ctx.bn_eps,
+            w2, b2, gamma, ctx.height, None if keep is None else keep.view(-1, 1, 1),
+            ctx.dtype, None, None,
+        )  # fmt: skip
+
+    @staticmethod
     def forward(
-        ctx: Any,
-        x: Tensor,
-        norm_weight: Tensor,
-        norm_bias: Tensor,
-        eps: float,
-        conv1_weight: Tensor,
-        conv1_bias: Tensor,
-        bn_weight: Tensor,
-        bn_bias: Tensor,
-        bn_mean: Optional[Tensor],
-        bn_var: Optional[Tensor],
-        bn_eps: float,
-        conv2_weight: Tensor,
-        conv2_bias: Tensor,
-        gamma: Tensor,
-        height: int,
-        keep: Optional[Tensor],
-        dtype: Optional[torch.dtype],
-        group: Any,
-    ) -> Tuple[Tensor, Tensor, Tensor]:
+        ctx, x, norm_weight, norm_bias, eps, conv1_weight, conv1_bias, bn_weight, bn_bias, bn_mean, bn_var, bn_eps,
+        conv2_weight, conv2_bias, gamma, height, keep, dtype, group, found,
+    ) -> Tensor:  # fmt: skip
         x = x.contiguous()
         image = x.unflatten(1, (height, -1))
         layer_norm = *norm.statistics(x, eps), norm_weight, norm_bias
         of_batch = bn_mean is None
         hidden, parts = convolve(
-            image, conv1_weight, conv1_bias, dtype or x.dtype, 'layer_norm', layer_norm, gelu=True, moments=of_batch
+            image, conv1_weight, conv1_bias, dtype, 'layer_norm', layer_norm, gelu=True, moments=of_batch
         )
-        unbiased = None
         if of_batch:
             counts = _counts(*image.shape, x.device)
             bn_mean, squares, count = _over_processes(_merged(parts[:, 0], parts[:, 1], counts), group)
-            bn_var, unbiased = squares / count, squares / (count - 1)
-            ctx.count = count
-        rstd = (bn_var.float() + bn_eps).rsqrt()
-        batch_norm = bn_mean.float(), rstd, bn_weight, bn_bias
+            bn_var, ctx.count = squares / count, count
+            found[0], found[1] = bn_mean, squares / (count - 1)
+        batch_norm = bn_mean, bn_var, bn_weight, bn_bias
         keep = None if keep is None else keep.flatten()
         out, _ = convolve(
-            hidden, conv2_weight, conv2_bias, x.dtype, 'batch_norm', batch_norm, residual=image, gamma=gamma, keep=keep
+            hidden, conv2_weight, conv2_bias, x.dtype, 'batch_norm', batch_norm, bn_eps,
+            residual=image, gamma=gamma, keep=keep,
+        )  # fmt: skip
+        ctx.of_batch, ctx.group, ctx.height, ctx.dtype, ctx.eps, ctx.bn_eps = (
+            of_batch,
+            group,
+            height,
+            dtype,
+            eps,
+            bn_eps,
         )
-        ctx.of_batch, ctx.group = of_batch, group
         ctx.save_for_backward(
             x, *layer_norm, conv1_weight, conv1_bias, *batch_norm, hidden, conv2_weight, conv2_bias, gamma, keep
         )
-        mean = bn_mean if of_batch else None
-        ctx.mark_non_differentiable(*(t for t in (mean, unbiased) if t is not None))
-        return out.flatten(1, 2), mean, unbiased
+        return out.flatten(1, 2)
 
-    @staticmethod
-    @once_differentiable
-    def backward(ctx: Any, grad: Tensor, *_: Any) -> Tuple[Optional[Tensor], ...]:
+    @twice_differentiable
+    def backward(ctx: Any, grad: Tensor) -> Tuple[Optional[Tensor], ...]:
         x, *layer_norm, conv1_weight, conv1_bias = ctx.saved_tensors[:7]
         *batch_norm, hidden, conv2_weight, conv2_bias, gamma, keep = ctx.saved_tensors[7:]
         grad = grad.contiguous()
         image, grad_image = x.view(hidden.shape), grad.view(hidden.shape)
         size = norm.size_of(gamma)
-        grad_hidden, averages = torch.empty_like(hidden), None
-        by_keep = ('none', (None,) * 4) if keep is None else ('image', (None, None, keep, None))
+        grad_hidden = torch.empty_like(hidden)
         by_tap, (by_bias, by_weight, total) = convolve_backward(
-            grad_image, conv2_weight, hidden, batch_norm, grad_hidden, True, *by_keep, gamma=gamma / size
-        ).split((9, 3))
+            grad_image, conv2_weight, hidden, batch_norm, ctx.bn_eps, grad_hidden, True,
+            'none' if keep is None else 'image', (None, None, keep, None), gamma=gamma / size,
+        ).split((9, 3))  # fmt: skip
         averages = torch.stack((by_bias, by_weight))
         if ctx.of_batch:
             averages = _sum_over_processes(averages, ctx.group) / ctx.count
         else:
             averages = torch.zeros_like(averages)
         by_tap1, (by_bias1, *_) = convolve_backward(
-            image, conv1_weight, hidden, batch_norm, grad_hidden, False, 'layer_norm', layer_norm,
+            image, conv1_weight, hidden, batch_norm, ctx.bn_eps, grad_hidden, False, 'layer_norm', layer_norm,
             bias=conv1_bias, averages=averages,
         ).split((9, 3))  # fmt: skip
         normed, _ = convolve(grad_hidden, conv1_weight, None, hidden.dtype, flipped=True)
@@ -142,7 +191,7 @@ class AddLpi(torch.autograd.Function):
         return (
             grad_x, by_norm_weight, by_norm_bias, None,
             _as_taps(by_tap1 * size, conv1_weight), by_bias1 * size, by_weight * size, by_bias * size, None, None, None,
-            _as_taps(by_tap * gamma, conv2_weight), total * gamma, by_gamma, None, None, None, None,
+            _as_taps(by_tap * gamma, conv2_weight), total * gamma, by_gamma, None, None, None, None, None,
         )  # fmt: skip
 
 

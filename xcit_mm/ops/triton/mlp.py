@@ -8,8 +8,9 @@ from typing import Any, Optional, Tuple
 import torch
 import torch.nn.functional as F
 from torch import Tensor
-from torch.autograd.function import once_differentiable
 
+from .. import reference
+from ..second_order import twice_differentiable
 from . import norm
 from .matmul import matmul
 
@@ -58,6 +59,15 @@ class AddMlp(torch.autograd.Function):
     """:func:`add_mlp` with a backward pass, for which x and the output of the first layer are kept."""
 
     @staticmethod
+    def reference(x, norm_weight, norm_bias, eps, w1, b1, w2, b2, gamma, keep, _) -> Tensor:
+        return reference.add_mlp(x, norm_weight, norm_bias, eps, w1, b1, w2, b2, gamma, keep)
+
+    @staticmethod
+    def arguments(ctx: Any) -> tuple:
+        x, _, _, norm_weight, norm_bias, w1, b1, w2, b2, gamma, keep, _ = ctx.saved_tensors
+        return x, norm_weight, norm_bias, ctx.eps, w1, b1, w2, b2, gamma, keep, ctx.dtype
+
+    @staticmethod
     def forward(
         ctx: Any,
         x: Tensor,
@@ -76,13 +86,12 @@ class AddMlp(torch.autograd.Function):
         normed = *norm.statistics(x, eps), norm_weight, norm_bias
         ctx.eps, ctx.dtype = eps, dtype or x.dtype
         out, hidden = _forward(x, normed, w1, b1, w2, b2, gamma, keep, ctx.dtype, stores=True)
-        ctx.save_for_backward(x, *normed, w1, w2, b2, gamma, keep, hidden)
+        ctx.save_for_backward(x, *normed, w1, b1, w2, b2, gamma, keep, hidden)
         return out
 
-    @staticmethod
-    @once_differentiable
+    @twice_differentiable
     def backward(ctx: Any, grad: Tensor) -> Tuple[Optional[Tensor], ...]:
-        x, mean, rstd, norm_weight, norm_bias, w1, w2, b2, gamma, keep, hidden = ctx.saved_tensors
+        x, mean, rstd, norm_weight, norm_bias, w1, _, w2, b2, gamma, keep, hidden = ctx.saved_tensors
         C, grad = x.shape[2], grad.contiguous()
         kept = (grad if keep is None else grad * keep).to(ctx.dtype).view(1, -1, C)
         size = norm.size_of(gamma)

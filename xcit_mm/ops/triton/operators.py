@@ -19,7 +19,7 @@ def _like_tokens(x: Tensor, *_, **__) -> Tensor:
 
 
 def _like_moments(x: Tensor, *_, **__):
-    B, _, C = x.shape
+    B, C = x.shape[0], x.shape[2]
     return x.new_empty(B, C, C, dtype=torch.float32), x.new_empty(B, 1, C, dtype=torch.float32)
 
 

@@ -6,9 +6,12 @@ The norm is in the prologues, so that normed tokens are never stored.
 from typing import Any, Optional, Tuple
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
-from torch.autograd.function import once_differentiable
 
+from .. import reference
+from .. import xca as plain
+from ..second_order import twice_differentiable
 from . import norm
 from .matmul import gram, matmul
 
@@ -63,17 +66,25 @@ class NormedMoments(torch.autograd.Function):
     """:func:`normed_moments` with a backward pass."""
 
     @staticmethod
+    def reference(x: Tensor, weight: Tensor, bias: Tensor, eps: float, _: torch.dtype) -> Tuple[Tensor, Tensor]:
+        return plain.NormedMoments.reference(x, weight, bias, eps)
+
+    @staticmethod
+    def arguments(ctx: Any) -> tuple:
+        x, _, _, weight, bias = ctx.saved_tensors
+        return x, weight, bias, ctx.eps, ctx.dtype
+
+    @staticmethod
     def forward(
         ctx: Any, x: Tensor, weight: Tensor, bias: Tensor, eps: float, dtype: torch.dtype
     ) -> Tuple[Tensor, Tensor]:
         x = x.contiguous()
         normed = *norm.statistics(x, eps), weight, bias
         ctx.save_for_backward(x, *normed)
-        ctx.dtype = dtype
+        ctx.eps, ctx.dtype = eps, dtype
         return gram(x, normed, dtype, 1 / x.shape[1])
 
-    @staticmethod
-    @once_differentiable
+    @twice_differentiable
     def backward(ctx: Any, grad_moments: Tensor, grad_mean: Tensor) -> Tuple[Optional[Tensor], ...]:
         x, *normed = ctx.saved_tensors
         N = x.shape[1]
@@ -84,6 +95,16 @@ class NormedMoments(torch.autograd.Function):
 
 class AddNormedAffine(torch.autograd.Function):
     """:func:`add_normed_affine` with a backward pass, for which x and the map are kept."""
+
+    @staticmethod
+    def reference(x, weight, bias, eps, matrix, offset, gamma, keep, _) -> Tensor:
+        normed = F.layer_norm(x, x.shape[-1:], weight, bias, eps)
+        return reference.residual(x, normed @ matrix.to(x.dtype) + offset.to(x.dtype), gamma, keep)
+
+    @staticmethod
+    def arguments(ctx: Any) -> tuple:
+        x, _, _, weight, bias, *rest = ctx.saved_tensors
+        return (x, weight, bias, ctx.eps, *rest, ctx.dtype)
 
     @staticmethod
     def forward(
@@ -100,12 +121,11 @@ class AddNormedAffine(torch.autograd.Function):
     ) -> Tensor:
         x = x.contiguous()
         normed = *norm.statistics(x, eps), weight, bias
-        ctx.dtype = dtype or x.dtype
+        ctx.eps, ctx.dtype = eps, dtype or x.dtype
         ctx.save_for_backward(x, *normed, matrix, offset, gamma, keep)
         return _affine(x, normed, matrix, offset, gamma, keep, ctx.dtype)
 
-    @staticmethod
-    @once_differentiable
+    @twice_differentiable
     def backward(ctx: Any, grad: Tensor) -> Tuple[Optional[Tensor], ...]:
         x, *normed, matrix, offset, gamma, keep = ctx.saved_tensors
         grad = grad.contiguous()

@@ -13,7 +13,7 @@ from mmengine.registry import MODELS, DefaultScope
 from processes import ROOT
 
 from xcit_mm.engine.large_images import trained_size, use_large_images
-from xcit_mm.models.detector import LargeImages
+from xcit_mm.large_images.detector import LargeImages
 
 HEIGHT, WIDTH = 128, 160
 

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 from pycocotools import mask as coco_mask
 
-from xcit_mm.models.masks import crop_of, encode_crop
+from xcit_mm.large_images.masks import crop_of, encode_crop
 
 CASES = {
     'blob': (slice(3, 9), slice(2, 7)),

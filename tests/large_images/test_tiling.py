@@ -8,7 +8,7 @@ from mmengine.structures import InstanceData, PixelData
 from pycocotools import mask as coco_mask
 
 from xcit_mm.errors import UsageError
-from xcit_mm.models.tiling import Detections, Maps, Tiles
+from xcit_mm.large_images.tiling import Detections, Maps, Tiles
 
 
 @pytest.mark.parametrize('height, width, size, overlap', [(100, 100, 40, 0.25), (37, 250, 64, 0.5), (30, 20, 50, 0.0)])

@@ -1,0 +1,1 @@
+"""Detectors on very large images: budgets by area, masks as RLE, tiles."""

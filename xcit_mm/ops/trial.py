@@ -1,0 +1,120 @@
+"""Whether the fused kernels give the reference's numbers on a device: tried once before they are used.
+
+They are tested in Triton's interpreter and compiled ahead of time, which says nothing of a device, or a release of
+Triton, that nobody tried. A wrong result would be silent; this makes it a warning, and the kernels stay out.
+"""
+
+import logging
+import warnings
+from types import SimpleNamespace
+from typing import Callable, Dict, Tuple
+
+import torch
+from torch import Tensor, nn
+
+from . import reference
+
+BATCH, GRID = 3, (7, 9)
+HEADS = 4
+# Largest difference over largest value; of a half type, that of its rounding.
+TOLERANCE = {torch.float32: 1e-4, torch.float16: 1e-2, torch.bfloat16: 6e-2}
+_KNOWN: Dict[tuple, bool] = {}
+
+
+@torch.compiler.assume_constant_result
+def passes(part: str, device: torch.device, dtype: torch.dtype, channels: int, backward: bool) -> bool:
+    """True if a part's kernels agree with the reference, for tokens of this many channels.
+
+    Nothing is tried while a CUDA graph is captured: what is not known to pass is not used there.
+
+    Args:
+        part (str): 'xca', 'lpi' or 'mlp'.
+        dtype (torch.dtype): Of matmuls; the tokens are tried in it and in fp32, as autocast leaves them.
+        channels (int): C, a multiple of 8.
+        backward (bool): With the gradients of the tokens and of LayerScale.
+    """
+    case = part, device, dtype, channels, backward
+    if case not in _KNOWN:
+        if device.type == 'cuda' and torch.cuda.is_current_stream_capturing():
+            return False
+        problem = _problem(*case)
+        _KNOWN[case] = not problem
+        if problem:
+            warnings.warn(
+                f'the fused kernels of {part} are not used on {device} in {dtype} with {channels} channels: {problem}. '
+                'PyTorch computes instead. tools/gpu_check.py says more; please report what it writes',
+                stacklevel=2,
+            )
+    return _KNOWN[case]
+
+
+def _problem(part: str, device: torch.device, dtype: torch.dtype, channels: int, backward: bool) -> str:
+    """What is wrong, or nothing."""
+    try:
+        # Whatever holds outside: inference mode, autocast, random numbers.
+        with torch.inference_mode(False), torch.set_grad_enabled(backward), torch.autocast(device.type, enabled=False):
+            for stream in {torch.float32, dtype}:
+                difference = _difference(part, device, dtype, stream, channels, backward)
+                if not difference < TOLERANCE[dtype]:
+                    return f'their output is off by {difference:.1e} of its largest value'
+    except Exception as error:  # of the compiler, the driver or the device
+        logging.getLogger(__name__).debug('fused kernels', exc_info=True)
+        return f'{type(error).__name__}: {str(error).strip().splitlines()[0] if str(error).strip() else "no message"}'
+    return ''
+
+
+def _difference(
+    part: str, device: torch.device, dtype: torch.dtype, stream: torch.dtype, channels: int, backward: bool
+) -> float:
+    """Of output and gradients from the reference in fp32, the largest over the largest value."""
+    generator = torch.Generator().manual_seed(0)
+
+    def randn(*shape: int, around: float = 0.0) -> Tensor:
+        values = around + 0.5 * torch.randn(*shape, generator=generator)
+        return values.to(stream).to(device)
+
+    run, exact = _cases(part, channels, dtype, randn)
+    x = randn(BATCH, GRID[0] * GRID[1], channels)
+    gamma, keep = randn(channels, around=1.0), torch.tensor([0.0, 1.25, 1.25], device=device).view(BATCH, 1, 1)
+    weight = torch.linspace(-1, 1, x.numel(), device=device).view_as(x)
+    results = []
+    for function, kind in ((run, stream), (exact, torch.float32)):
+        leaves = [t.detach().to(kind).requires_grad_(backward) for t in (x, gamma)]
+        out = function(leaves[0], leaves[1], keep.to(kind) if backward else None)
+        grads = torch.autograd.grad((out.float() * weight).sum(), leaves) if backward else ()
+        results.append([t.detach().float() for t in (out, *grads)])
+    return max(((a - b).abs().max() / b.abs().max()).item() for a, b in zip(*results))
+
+
+def _cases(part: str, C: int, dtype: torch.dtype, randn: Callable[..., Tensor]) -> Tuple[Callable, Callable]:
+    """The part by the kernels, and by the reference in fp32: functions of x, gamma and keep."""
+    from . import fused
+
+    norm = randn(C, around=1.0), randn(C), 1e-6
+    plain_norm = norm[0].float(), norm[1].float(), norm[2]
+    if part == 'lpi':
+        conv1, conv2 = ((randn(C, 1, 3, 3), randn(C)) for _ in range(2))
+        affine, statistics = (randn(C, around=1.0), randn(C)), (randn(C), randn(C).abs() + 0.5)
+        bn = nn.BatchNorm2d(C).eval().to(norm[0])
+        with torch.no_grad():
+            for target, value in zip((bn.weight, bn.bias, bn.running_mean, bn.running_var), (*affine, *statistics)):
+                target.copy_(value)
+        layers = SimpleNamespace(bn=bn)
+        layers.conv1, layers.conv2 = (SimpleNamespace(weight=weight, bias=bias) for weight, bias in (conv1, conv2))
+        tensors = [t.float() for t in (*conv1, *affine, *statistics)]
+
+        def exact(x: Tensor, gamma: Tensor, keep: Tensor) -> Tensor:
+            last = conv2[0].float(), conv2[1].float()
+            return reference.add_lpi(x, *plain_norm, *tensors, bn.eps, *last, gamma, GRID[0], keep)
+
+        return lambda x, gamma, keep: fused.add_lpi(x, norm, layers, gamma, GRID[0], keep, dtype), exact
+    wide = 3 * C if part == 'xca' else 4 * C
+    weights = [randn(wide, C) * C**-0.5, randn(wide), randn(C, wide if part == 'mlp' else C) * C**-0.5, randn(C)]
+    if part == 'xca':
+        weights.append(randn(HEADS, 1, 1, around=1.0))
+    plain = [t.float() for t in weights]
+    run, correct = (fused.add_xca, reference.add_xca) if part == 'xca' else (fused.add_mlp, reference.add_mlp)
+    return (
+        lambda x, gamma, keep: run(x, norm, weights, gamma, keep, dtype),
+        lambda x, gamma, keep: correct(x, *plain_norm, *plain, gamma, keep),
+    )
