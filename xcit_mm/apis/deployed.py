@@ -211,8 +211,10 @@ def compare_on_data(
         judge.dataset_meta = dataset.metainfo
     seconds: Dict[str, List[float]] = {name: [] for name in contenders}
     count = min(limit or len(dataset), len(dataset))
+    ids = []
     for number in range(count):
         sample = dataset[number]['data_samples']
+        ids.append(sample.get('img_id'))
         pixels = inputs.read(sample.img_path).numpy()
         for name, contender in contenders.items():
             begin = time.perf_counter()
@@ -221,6 +223,9 @@ def compare_on_data(
             judges[name].process(data_samples=[_filled(copy.deepcopy(sample), answer)])
     found = []
     for name, judge in judges.items():
+        for metric in judge.metrics:
+            if hasattr(metric, 'img_ids'):  # COCO's would count what is in the other images as missed
+                metric.img_ids = ids
         with _silence():
             metrics = judge.evaluate(count)
         found.append(Tested(name, sizes[name] / 1e6, float(np.median(seconds[name])) * 1e3, metrics))
