@@ -11,6 +11,7 @@ import torch.distributed as dist
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
+from .private import is_compiling
 from .untouched import has_bias, is_conv
 from .xca import affine_map
 
