@@ -43,11 +43,10 @@ def pytest_configure():
 
 @pytest.fixture(autouse=True)
 def no_default_scope():
-    """Tests that choose a library leave the choice behind, as MMEngine's programs do; the next must not see it."""
-    before = dict(DefaultScope._instance_dict)
+    """Tests and fixtures that choose a library leave the choice behind, as MMEngine's programs do; none must see it."""
+    DefaultScope._instance_dict.clear()
     yield
     DefaultScope._instance_dict.clear()
-    DefaultScope._instance_dict.update(before)
 
 
 @pytest.fixture(scope='module')

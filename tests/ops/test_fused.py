@@ -10,7 +10,7 @@ from backbones import build, deviation, randomise
 from interpreting import interpreted
 
 from xcit_mm import ops
-from xcit_mm.ops import dispatch, fused
+from xcit_mm.ops import dispatch, fused, trial
 
 SMALL = dict(embed_dims=16, depth=2, num_heads=2)
 
@@ -22,7 +22,7 @@ def model(**changes):
 @contextmanager
 def kernels():
     """Every part by the kernels, also on this machine and in fp32, and XCA by its covariance form."""
-    always = mock.patch.object(fused, 'suits', lambda *_: True)
+    always = mock.patch.object(trial, 'suits', lambda *_: True)
     with always, mock.patch.object(dispatch, 'prefers_covariance', lambda *_, **__: True):
         yield
 

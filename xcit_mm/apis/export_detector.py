@@ -21,7 +21,7 @@ from torch.onnx.operators import shape_as_tensor
 from torchvision.ops import nms, roi_align
 
 from ..errors import UsageError
-from ..models.detector import LargeImages
+from ..large_images.detector import LargeImages
 
 WH_RATIO_CLIP = 16 / 1000  # of DeltaXYWHBBoxCoder.decode, whose default no head changes
 
