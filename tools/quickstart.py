@@ -292,7 +292,7 @@ def demo(setup, again, lock):
         print(f'\n=== {number}/3 {title}\n    {python} {" ".join(command)}')
         begin, code = time.monotonic(), run([setup.python, '-u', *command], lock, setup.root)
         if code:
-            raise SetupError(f'step {number} ended with exit code {code}. Run again, the demo goes on from here.')
+            raise SetupError(f'step {number} ended with exit code {code}. Run again, the demo continues from here.')
         print(f'=== {number}/3 done in {clock(begin)}')
 
     step(1, 'Making the data set (seconds)', 'tools/make_digits.py', 'data/digits')
@@ -370,7 +370,7 @@ def main():
         print(f'\nquickstart: {error}', file=sys.stderr)
         return 1
     except KeyboardInterrupt:
-        print('\nInterrupted. What is finished is kept: the same command goes on from there.')
+        print('\nInterrupted. What is finished is kept: the same command continues from there.')
         return 130
     return 0
 

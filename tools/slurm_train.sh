@@ -2,7 +2,7 @@
 # Train under SLURM: tools/slurm_train.sh PARTITION JOB_NAME CONFIG WORK_DIR [options of tools/train.py]
 # By environment: GPUS (8), GPUS_PER_NODE (8), CPUS_PER_TASK (5), SRUN_ARGS, GRACE (120).
 # GRACE seconds before its time is over, or when it is preempted, the job saves a checkpoint and ends; it is started
-# again and goes on from there.
+# again and continues from there.
 set -euo pipefail
 [ $# -ge 4 ] || { sed -n '2,5s/^# //p' "$0" >&2; exit 2; }
 partition=$1 job=$2 config=$3 work_dir=$4

@@ -73,7 +73,7 @@ def parse_args() -> argparse.Namespace:
     )
     args = parser.parse_args()
     if args.tiles is not None and args.tta:
-        parser.error('--tiles and --tta cannot be had together')
+        parser.error('--tiles and --tta exclude each other')
     if args.out and not args.out.endswith(('.pkl', '.pickle')):
         parser.error(f'--out must be a .pkl file, got {args.out}')
     return args

@@ -27,8 +27,8 @@ def parse_args() -> argparse.Namespace:
         nargs='?',
         const='auto',
         metavar='CHECKPOINT',
-        help="go on from a checkpoint; 'auto', or nothing, takes the newest intact one of the work folder, and begins "
-        'anew if there is none',
+        help="continue from a checkpoint; 'auto', or nothing, takes the newest intact one of the work folder; "
+        'if there is none, the run starts from the beginning',
     )
     parser.add_argument('--amp', action='store_true', help='mixed precision')
     parser.add_argument('--auto-scale-lr', action='store_true', help='scale the learning rate to the actual batch size')
@@ -56,7 +56,10 @@ def apply_options(cfg: Config, args: argparse.Namespace) -> None:
         if cfg.resume:
             cfg.load_from = None
         else:
-            print(f'There is no checkpoint in {cfg.work_dir} to go on from: the run begins.', flush=True)
+            print(
+                f'There is no checkpoint in {cfg.work_dir} to continue from: the run starts from the beginning.',
+                flush=True,
+            )
     elif args.resume:
         cfg.resume, cfg.load_from = True, args.resume
     if args.tensorboard:

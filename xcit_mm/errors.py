@@ -52,7 +52,7 @@ def clear_errors():
             raise
         _end(
             f'another process of the run has ended, and this one ends too ({str(error).splitlines()[0][:300]}). '
-            f'The output of the other says why; --resume goes on from the last checkpoint'
+            f'The output of the other says why; --resume continues from the last checkpoint'
         )
 
 

@@ -182,7 +182,7 @@ def test_the_teacher_sees_the_same_view_in_its_own_normalisation():
 def test_only_training_needs_the_teacher():
     model = distilled(teacher='no_such_model')
     model.eval()(batch()[0])
-    with pytest.raises(CheckpointError, match=r'no_such_model could not be had.*model\.teacher_checkpoint=FILE'):
+    with pytest.raises(CheckpointError, match=r'no_such_model could not be loaded.*model\.teacher_checkpoint=FILE'):
         model.init_weights()
 
 
@@ -195,7 +195,7 @@ def test_the_teachers_weights_can_come_from_a_file(tmp_path):
     model.init_weights()
     assert all(torch.equal(v, teacher.state_dict()[k]) for k, v in model.teacher().state_dict().items())
     torch.save({'conv1.weight': torch.zeros(1)}, tmp_path / 'half.pth')
-    with pytest.raises(CheckpointError, match='could not be had'):
+    with pytest.raises(CheckpointError, match='could not be loaded'):
         distilled(teacher_checkpoint=str(tmp_path / 'half.pth')).init_weights()
 
 

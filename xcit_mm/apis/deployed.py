@@ -115,7 +115,7 @@ def write_int8(source: str, target: str, images: Sequence[np.ndarray]) -> None:
     """Write an ONNX file again with 8-bit integers, for CPUs: by onnxruntime.quantization.
 
     Convolutions and linear layers compute in int8, each channel of their weights with a scale of its own. The matrix
-    products of attention, norms, boxes and masks stay as they are.
+    matmuls of attention, norms, boxes and masks stay as they are.
 
     Args:
         source, target (str): The files to read and to write.

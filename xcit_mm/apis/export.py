@@ -328,7 +328,7 @@ def exportable(module: nn.Module, format: str) -> Iterator[nn.Module]:
 
 
 class _AdaptivePool(nn.Module):
-    """:class:`torch.nn.AdaptiveAvgPool2d` as two matrix products, since exporters know it for fixed sizes alone.
+    """:class:`torch.nn.AdaptiveAvgPool2d` as two matmuls, since exporters know it for fixed sizes alone.
 
     Output i of n averages the inputs floor(i L / n) ... ceil((i + 1) L / n) - 1, along each axis by itself.
     """

@@ -322,7 +322,7 @@ def _predict_densely(head: nn.Module, features: Sequence[Tensor], size: Tensor) 
 def paste(masks: Tensor, boxes: Tensor, size: Tensor) -> Tensor:
     """Masks (N, M, M) over boxes (N, 4) -> (N, height, width), by bilinear interpolation; 0 outside.
 
-    As ``grid_sample`` of MMDetection's ``_do_paste_mask``; each axis by itself, as two matrix products, which need a
+    As ``grid_sample`` of MMDetection's ``_do_paste_mask``; each axis by itself, as two matmuls, which need a
     tenth of the memory. ``size`` is (2,) int64.
     """
     rows = _taps(boxes[:, 1], boxes[:, 3], size[0], masks)

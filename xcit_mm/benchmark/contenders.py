@@ -92,7 +92,7 @@ def random_weights(arch: str, patch_size: int, seed: int = 0) -> Dict[str, Tenso
 
 
 def multiply_adds(name: str, setting: Setting) -> int:
-    """Multiply-adds of an XCiT for the whole batch, by the convention of the model zoo."""
+    """MACs of an XCiT for the whole batch, by the convention of the model zoo."""
     with without_memory():
         contender = make(name, setting)
     return setting.batch * count_multiply_adds(contender, setting.height, setting.width)

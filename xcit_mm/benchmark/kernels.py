@@ -19,7 +19,7 @@ class Case:
     Attributes:
         part (str): One of :data:`PARTS`.
         batch, height, width, channels (int): B, rows and columns of tokens, C.
-        dtype (torch.dtype): Of products and of hidden values.
+        dtype (torch.dtype): Of matmuls and of hidden values.
         stream (torch.dtype): Of the tokens; fp32 under autocast.
         keep (bool): With stochastic depth.
         device (str): Of the tensors.
@@ -182,7 +182,7 @@ class Kernel(NamedTuple):
     Attributes:
         name (str): What it computes.
         stream (float): Values read and written in the type of the tokens.
-        hidden (float): The same in the type of the products.
+        hidden (float): The same in the type of the matmuls.
         flops (float): Of matmuls, over the number of channels.
         instructions (float): Of others, as counted in the loop of the kernel.
     """

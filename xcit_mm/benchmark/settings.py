@@ -92,7 +92,7 @@ class Row:
             difference over the largest value, and the root of the summed squares of one over the other.
         gradient (float): As ``deviation``, of the gradient of the image; in training.
         multiply_adds (int): Of the contender's layers; None for other models than XCiT, and in training.
-        of_peak (float): Multiply-adds per second, over those of a large matrix product in the same round, median of
+        of_peak (float): MACs per second, over those of a large matmul in the same round, median of
             the rounds.
         compile_seconds (float): First call of a compiled model.
         peak_memory (int): Bytes, see :mod:`xcit_mm.benchmark.memory`.

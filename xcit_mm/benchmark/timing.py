@@ -22,7 +22,7 @@ GRADIENT_TOLERANCE = 1e-4
 HALF_MARGIN = 1.25
 # A shorter piece of work is repeated within its turn until it takes this long.
 SHORTEST_TURN = 0.2
-PEAK = 'matrix product'
+PEAK = 'matmul'
 
 
 def measure(
@@ -35,7 +35,7 @@ def measure(
     """Compare the outputs of contenders and time them.
 
     Every contender is built with the same weights, runs once, is compared, and from then on does the work once per
-    round, in an order that rotates. A large matrix product takes part, as the machine's peak in these very rounds.
+    round, in an order that rotates. A large matmul takes part, as the machine's peak in these very rounds.
 
     Args:
         setting (Setting): The work.
@@ -137,7 +137,7 @@ def _deviation(out: Tensor, reference: Tensor) -> Tuple[float, float]:
 
 
 def _matrix_product(setting: Setting) -> Tuple[int, Callable[[], Any]]:
-    """Multiply-adds of a large square matrix product, and the product, by the faster library."""
+    """MACs of a large square matmul, and the matmul, by the faster library."""
     n = 2048 if setting.device == 'cpu' else 8192
     a, b = (torch.randn(n, n, device=setting.device).to(DTYPES[setting.dtype]) for _ in range(2))
     return n**3, lambda: linear(a, b)

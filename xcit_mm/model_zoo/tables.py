@@ -63,7 +63,7 @@ class Row:
 
 
 def compute(models: Sequence[Model], root: Path) -> List[Row]:
-    """Count parameters and multiply-adds.
+    """Count parameters and MACs.
 
     Args:
         models (Sequence[Model]): Some of the published models.

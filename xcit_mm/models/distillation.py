@@ -54,7 +54,7 @@ class DistilledClassifier(ImageClassifier):
 
     Raises:
         ValueError: If ``distillation``, ``alpha`` or ``tau`` is out of its range.
-        CheckpointError: When training begins, if the teacher cannot be had or has another number of classes.
+        CheckpointError: When training begins, if the teacher cannot be loaded or has another number of classes.
     """
 
     def __init__(
@@ -106,8 +106,8 @@ class DistilledClassifier(ImageClassifier):
         except Exception as error:  # the network, a hub's client and a model's code can each fail in their own way
             name = cfg.get('model_name', cfg.get('type'))
             raise CheckpointError(
-                f'the teacher {name} could not be had ({type(error).__name__}: {str(error)[:400]}). Without network, '
-                f'fetch its weights elsewhere and name the file: --cfg-options model.teacher_checkpoint=FILE; without '
+                f'the teacher {name} could not be loaded ({type(error).__name__}: {str(error)[:400]}). Without '
+                f'network, fetch its weights elsewhere and name the file: --cfg-options model.teacher_checkpoint=FILE; without '
                 f'a teacher, train the config whose name has no _dist'
             ) from None
         return teacher

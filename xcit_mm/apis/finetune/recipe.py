@@ -253,7 +253,7 @@ def _base(head: Optional[str], arch: str, patch_size: int) -> str:
 def _weights(
     data: Data, given: Optional[str], head: Optional[str], arch: str, patch_size: int
 ) -> Tuple[Optional[str], bool]:
-    """What to start from, and whether that is a whole detector or segmentor. Says so where it cannot be had."""
+    """What to start from, and whether that is a whole detector or segmentor. Says so where it cannot be loaded."""
     if given == 'none':
         data.notes.append('training starts from random weights, as --weights none says')
         return None, False
@@ -280,7 +280,7 @@ def _weights(
         _fetch(address)
     except CheckpointError as error:
         data.notes.append(
-            f'the published weights cannot be had ({str(error).split(". ")[0]}): training starts from random '
+            f'the published weights cannot be loaded ({str(error).split(". ")[0]}): training starts from random '
             f'weights, and needs many more images and epochs. Give them with --weights FILE if you can'
         )
         return None, False

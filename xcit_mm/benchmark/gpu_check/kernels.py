@@ -19,7 +19,7 @@ LIMIT = 2.0
 
 
 def _types(plan: Plan) -> List[Tuple[torch.dtype, torch.dtype]]:
-    """Of the tokens and of the products: fp32, half precision, and autocast."""
+    """Of the tokens and of the matmuls: fp32, half precision, and autocast."""
     half = [DTYPES[dtype] for dtype in plan.dtypes]
     return [(torch.float32,) * 2, *((dtype, dtype) for dtype in half), (torch.float32, half[0])]
 
@@ -42,7 +42,7 @@ def differences(plan: Plan) -> Iterator[dict]:
                 for error in compare(case).values():
                     # A NaN is the worst.
                     worst = max(worst, error.fused / max(error.plain, least / LIMIT), key=lambda v: (v != v, v))
-            yield record(f'{part}, tokens {_name(stream)}, products {_name(dtype)}', worst, LIMIT)
+            yield record(f'{part}, tokens {_name(stream)}, matmuls {_name(dtype)}', worst, LIMIT)
 
 
 def times(plan: Plan) -> Iterator[dict]:

@@ -30,7 +30,7 @@ def suits(part: str, x: Tensor, dtype: torch.dtype) -> bool:
 
     Args:
         part (str): 'lpi', 'xca' or 'mlp'.
-        dtype (torch.dtype): Of the products: that of autocast where it is on.
+        dtype (torch.dtype): Of the matmuls: that of autocast where it is on.
     """
     if not available(x) or x.numel() == 0 or x.shape[-1] % 8:
         return False

@@ -176,7 +176,7 @@ def backward_kernel(
     C: tl.constexpr, PROLOGUE: tl.constexpr, SECOND: tl.constexpr,
     ROWS: tl.constexpr, BLOCK_W: tl.constexpr, BLOCK_C: tl.constexpr,
 ):  # fmt: skip
-    """A window of 3x3 places of ``image`` around each place, its weighted sum, and its products with one value there.
+    """A window of 3x3 places of ``image`` around each place, its weighted sum, and its values times one value there.
 
     SECOND, from the gradient g of LPI's output (times keep) to that of BN's output, dz: the window is of g, its
     weighted sum by the flipped weights of conv2 is dz, and z times the window are the gradients of these weights.

@@ -87,13 +87,13 @@ def tokens_kernel(
 
 @triton.jit(do_not_specialize=['N', 'chunk', 'images'])
 def gram_kernel(
-    x, other, mean, rstd, norm_weight, norm_bias, products, sums, N, chunk, images,
+    x, other, mean, rstd, norm_weight, norm_bias, partial, sums, N, chunk, images,
     C: tl.constexpr, SYMMETRIC: tl.constexpr, DTYPE: tl.constexpr, BLOCK: tl.constexpr, BLOCK_K: tl.constexpr,
 ):  # fmt: skip
     """LN(x)^T other of a chunk of each image's tokens, (N, C) each; SYMMETRIC: of LN(x), upper triangle of blocks.
 
     Args:
-        products (chunks, images, C, C): fp32.
+        partial (chunks, images, C, C): fp32.
         sums (chunks, images, C): Sum of the other's tokens, fp32.
     """
     blocks: tl.constexpr = (C + BLOCK - 1) // BLOCK
@@ -133,12 +133,12 @@ def gram_kernel(
     if i == 0:
         tl.store(sums + place * C + column, summed, column < C)
     mask = (row < C)[:, None] & (column < C)[None, :]
-    tl.store(products + place * (C * C) + (row[:, None] * C + column[None, :]), total, mask)
+    tl.store(partial + place * (C * C) + (row[:, None] * C + column[None, :]), total, mask)
 
 
 @triton.jit(do_not_specialize=['chunks', 'images'])
 def gram_sum_kernel(
-    products, sums, gram, mean, scale, chunks, images,
+    partial, sums, gram, mean, scale, chunks, images,
     C: tl.constexpr, SYMMETRIC: tl.constexpr, BLOCK: tl.constexpr,
 ):  # fmt: skip
     """Sums over the chunks in a fixed order, times ``scale``; SYMMETRIC: the lower triangle mirrors the upper one."""
@@ -154,7 +154,7 @@ def gram_sum_kernel(
     summed = tl.zeros((BLOCK,), tl.float32)
     for part in range(chunks):
         first = part * images + image
-        total += tl.load(products + first * (C * C) + source, mask, 0.0)
+        total += tl.load(partial + first * (C * C) + source, mask, 0.0)
         summed += tl.load(sums + first * C + column, column < C, 0.0)
     tl.store(gram + image * (C * C) + place, total * scale, mask)
     if tl.program_id(1) == 0:
@@ -178,7 +178,7 @@ def matmul(
     """:func:`tokens_kernel` on contiguous tokens (B, N, K) -> (B, N, D).
 
     Args:
-        matrix (Tensor): In the type of the products, (K, D), or (B, K, D) for one of each image; contiguous but for the
+        matrix (Tensor): In the type of the matmuls, (K, D), or (B, K, D) for one of each image; contiguous but for the
             order of its last two dimensions.
         bias (Tensor, optional): (D) or (B, 1, D).
         dtype (torch.dtype): Of the result.
@@ -213,7 +213,7 @@ def gram(
 
     Args:
         norm (Sequence[Tensor]): Mean and rstd of each token, weight and bias (C).
-        dtype (torch.dtype): Of the products; their sums are fp32.
+        dtype (torch.dtype): Of the matmuls; their sums are fp32.
 
     Returns:
         tuple[Tensor, Tensor]: And the sum of LN(x), or of the other, over the tokens, times ``scale``, (B, 1, C).
@@ -226,14 +226,14 @@ def gram(
     chunks = gram_chunks(B, N, pairs)
     chunk = triton.cdiv(triton.cdiv(N, chunks), tile['BLOCK_K']) * tile['BLOCK_K']
     chunks = max(1, triton.cdiv(N, chunk))
-    products = x.new_empty(chunks, B, C, C, dtype=torch.float32)
+    partial = x.new_empty(chunks, B, C, C, dtype=torch.float32)
     sums = x.new_empty(chunks, B, C, dtype=torch.float32)
-    total, mean = torch.empty_like(products[0]), x.new_empty(B, 1, C, dtype=torch.float32)
+    total, mean = torch.empty_like(partial[0]), x.new_empty(B, 1, C, dtype=torch.float32)
     with on(x):
         gram_kernel[(blocks**2 * chunks * B,)](
-            x, x if symmetric else other, *norm, products, sums, N, chunk, B, C, symmetric, TYPES[dtype], **tile
+            x, x if symmetric else other, *norm, partial, sums, N, chunk, B, C, symmetric, TYPES[dtype], **tile
         )
         gram_sum_kernel[(B, triton.cdiv(C, 32), triton.cdiv(C, 32))](
-            products, sums, total, mean, scale, chunks, B, C, symmetric, 32
+            partial, sums, total, mean, scale, chunks, B, C, symmetric, 32
         )
     return total, mean

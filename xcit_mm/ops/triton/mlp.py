@@ -34,7 +34,7 @@ def add_mlp(
         x (Tensor): Tokens (B, N, C).
         w1, b1, w2, b2 (Tensor): (D, C), (D), (C, D) and (C).
         keep (Tensor, optional): Stochastic depth, (B, 1, 1).
-        dtype (torch.dtype, optional): Of the products and of the hidden values; defaults to that of x.
+        dtype (torch.dtype, optional): Of the matmuls and of the hidden values; defaults to that of x.
 
     Returns:
         Tensor: (B, N, C), in the type of x.

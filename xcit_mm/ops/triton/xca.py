@@ -21,7 +21,7 @@ def normed_moments(x: Tensor, weight: Tensor, bias: Tensor, eps: float, dtype: t
 
     Args:
         weight, bias (Tensor): Of the layer norm, (C).
-        dtype (torch.dtype): Of the products; their sums are fp32.
+        dtype (torch.dtype): Of the matmuls; their sums are fp32.
     """
     x = x.contiguous()
     return gram(x, (*norm.statistics(x, eps), weight, bias), dtype, 1 / x.shape[1])
@@ -45,7 +45,7 @@ def add_normed_affine(
         matrix, offset (Tensor): P (B, C, C) and p (B, 1, C), fp32.
         gamma (Tensor): (C).
         keep (Tensor, optional): Stochastic depth, (B, 1, 1).
-        dtype (torch.dtype, optional): Of the products; defaults to that of x.
+        dtype (torch.dtype, optional): Of the matmuls; defaults to that of x.
 
     Returns:
         Tensor: (B, N, C), in the type of x.
@@ -129,12 +129,12 @@ class AddNormedAffine(torch.autograd.Function):
     def backward(ctx: Any, grad: Tensor) -> Tuple[Optional[Tensor], ...]:
         x, *normed, matrix, offset, gamma, keep = ctx.saved_tensors
         grad = grad.contiguous()
-        product, total = gram(x, normed, ctx.dtype, 1.0, other=grad)  # of the normed tokens with the gradient
+        map_grad, total = gram(x, normed, ctx.dtype, 1.0, other=grad)  # of the normed tokens with the gradient
         scaled = gamma if keep is None else gamma * keep.float()
         size = norm.size_of(gamma)  # for all of what follows is linear in gamma
         by_branch = (matrix * (scaled / size)).to(ctx.dtype).contiguous().transpose(1, 2)
         by_norm = matmul(grad, by_branch, None, ctx.dtype)
         grads = norm.backward(by_norm, x, *normed[:3], size, grad)
-        by_gamma = (product * matrix).sum(1, keepdim=True) + total * offset
+        by_gamma = (map_grad * matrix).sum(1, keepdim=True) + total * offset
         by_gamma = (by_gamma if keep is None else by_gamma * keep.float()).sum((0, 1))
-        return (*grads, None, product * scaled, total * scaled, by_gamma, None, None)
+        return (*grads, None, map_grad * scaled, total * scaled, by_gamma, None, None)
