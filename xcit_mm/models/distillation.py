@@ -107,8 +107,8 @@ class DistilledClassifier(ImageClassifier):
             name = cfg.get('model_name', cfg.get('type'))
             raise CheckpointError(
                 f'the teacher {name} could not be loaded ({type(error).__name__}: {str(error)[:400]}). Without '
-                f'network, fetch its weights elsewhere and name the file: --cfg-options model.teacher_checkpoint=FILE; without '
-                f'a teacher, train the config whose name has no _dist'
+                f'network, fetch its weights elsewhere and name the file: --cfg-options model.teacher_checkpoint=FILE; '
+                f'without a teacher, train the config whose name has no _dist'
             ) from None
         return teacher
 
