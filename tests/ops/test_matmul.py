@@ -58,6 +58,28 @@ def test_linear_and_its_gradients(library, shape, layout):
 
 
 @pytest.mark.parametrize('layout', ['rows', 'columns', 'slice'])
+@pytest.mark.parametrize('shape', [(100, 192), (2, 100, 192), (3, 2, 50, 192)])
+@pytest.mark.parametrize('bias', [True, False])
+def test_inner_product(monkeypatch, shape, layout, bias):
+    if not private.has_inner_product():
+        pytest.skip('this PyTorch has no inner product of oneDNN')
+    monkeypatch.setattr(matmul, 'MKL_IS_FASTER', False)
+    x, weight = tokens(*shape, layout=layout), tokens(256, 192, layout=layout)
+    bias = torch.randn(256) if bias else None
+    expected = nn.functional.linear(x.double(), weight.double(), None if bias is None else bias.double())
+    with torch.no_grad():
+        assert matmul.prefers_inner_product(x, weight)
+        assert not matmul.prefers_inner_product(x.bfloat16(), weight.bfloat16())
+        found = [matmul.linear(x, weight, bias)]
+        if x.dim() == 2 and bias is not None:
+            found.append(matmul.linear_gelu(x, weight, bias))
+    assert not matmul.prefers_inner_product(x, weight)  # with gradients
+    for out, wanted in zip(found, (expected, nn.functional.gelu(expected))):
+        assert out.shape == wanted.shape and out.is_contiguous()
+        torch.testing.assert_close(out.double(), wanted, rtol=1e-5, atol=1e-4)
+
+
+@pytest.mark.parametrize('layout', ['rows', 'columns', 'slice'])
 def test_gradients_without_autograd(library, layout):
     x, grad, weight = tokens(N, C, layout=layout), tokens(N, D, layout=layout), torch.randn(D, C)
     found = matmul.linear_backward(grad, x, weight)

@@ -40,7 +40,7 @@ MODES = ('auto', 'reference')
 VARIABLE = 'XCIT_MM_OPS'
 
 # Fewer values of tokens are faster as whole layers in inference.
-LEAST_VALUES = 2**16
+LEAST_VALUES = 2**14
 # Fewer values of the patch embedding's output do not pay for folding its norms.
 LEAST_VALUES_OF_STEM = 2**18
 # With fewer values of tokens, the covariance form's many small steps take longer than what they save. On a GPU each is

@@ -15,7 +15,16 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from .precision import compute_dtype
-from .private import AMX, ONEDNN, conv_pointwise, has_conv_pointwise, has_wide_bmm, packed_weight
+from .private import (
+    AMX,
+    ONEDNN,
+    conv_pointwise,
+    has_conv_pointwise,
+    has_inner_product,
+    has_wide_bmm,
+    inner_product,
+    packed_weight,
+)
 
 LEAST_TOKENS = 128  # fewer do not pay for packing the matrix
 TOKENS_IN_ROW = 64  # at most, where tokens become an image of several rows
@@ -33,6 +42,19 @@ def prefers_onednn(x: Tensor) -> bool:
     """True if matmuls of tokens (..., C) are faster as oneDNN's convolutions: fp32 on a CPU, enough tokens."""
     is_fp32 = x.device.type == 'cpu' and compute_dtype(x) == torch.float32
     return is_fp32 and ONEDNN and not MKL_IS_FASTER and x.numel() >= LEAST_TOKENS * x.shape[-1]
+
+
+def prefers_inner_product(x: Tensor, weight: Tensor) -> bool:
+    """True if matmuls of tokens (..., C) with (D, C), without a backward pass, are fastest as oneDNN's inner product.
+
+    A convolution packs the matrix for every call, which counts up to about a thousand tokens. Below 48 tokens or 4
+    million MACs MKL is as fast, and rows of 2048 values and more are read slowly.
+    """
+    tokens, C = x.numel() // x.shape[-1], x.shape[-1]
+    if torch.is_grad_enabled() or MKL_IS_FASTER or not (48 <= tokens < 1024 and C < 2048):
+        return False
+    is_fp32 = x.device.type == 'cpu' and compute_dtype(x) == torch.float32 == weight.dtype
+    return is_fp32 and tokens * weight.numel() >= 2**22 and has_inner_product()
 
 
 def fuses_gelu(x: Tensor) -> bool:
@@ -55,6 +77,8 @@ def _grid(tokens: int, dtype: torch.dtype) -> Tuple[int, int]:
 
 def linear(x: Tensor, weight: Tensor, bias: Optional[Tensor] = None) -> Tensor:
     """x W^T + b: (..., C), (D, C) and (D) -> (..., D). Differentiable."""
+    if prefers_inner_product(x, weight):
+        return inner_product(x, weight, bias)
     if not prefers_onednn(x):
         return F.linear(x, weight, bias)
     tokens = x.contiguous().reshape(-1, x.shape[-1])  # or the image would not be channels last
@@ -65,7 +89,7 @@ def linear(x: Tensor, weight: Tensor, bias: Optional[Tensor] = None) -> Tensor:
 def linear_gelu(x: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
     """GELU(x W^T + b) without a backward pass: (n, C), (D, C) and (D) -> (n, D)."""
     by_mkl = MKL_IS_FASTER and x.dtype == torch.float32
-    if len(x) < LEAST_TOKENS or not fuses_gelu(x) or by_mkl:
+    if len(x) < LEAST_TOKENS or not fuses_gelu(x) or by_mkl or prefers_inner_product(x, weight):
         return torch.ops.aten.gelu_(linear(x, weight, bias))
     return conv_gelu(as_image(x), weight[:, :, None, None], bias).permute(0, 2, 3, 1).reshape(len(x), len(weight))
 

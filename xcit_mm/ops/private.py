@@ -5,7 +5,7 @@ moves one is noticed; users of that release get the slower, public way.
 """
 
 from functools import lru_cache
-from typing import Callable, List
+from typing import Callable, List, Optional
 
 import torch
 import torch.nn.functional as F
@@ -115,6 +115,25 @@ def has_conv_pointwise(dtype: torch.dtype) -> bool:
         return False
     close = dict(rtol=1e-2, atol=1e-6)
     return torch.allclose(plain.float(), expected, **close) and torch.allclose(gelu.float(), F.gelu(expected), **close)
+
+
+_linear_pointwise = _find('ops.mkldnn._linear_pointwise', None)
+
+
+def inner_product(x: Tensor, weight: Tensor, bias: Optional[Tensor]) -> Tensor:
+    """oneDNN's inner product x W^T + b, which takes the matrix as it lies; see :func:`has_inner_product`."""
+    return _linear_pointwise(x, weight, bias, 'none', [], '')
+
+
+@lru_cache(maxsize=None)
+def has_inner_product() -> bool:
+    """True if the function above gives the right numbers on this CPU: tried once."""
+    try:
+        return (
+            ONEDNN and inner_product(torch.tensor([[1.0, -2.0]]), torch.tensor([[3.0, 1.0]]), torch.ones(1)).item() == 2
+        )
+    except (AttributeError, RuntimeError, TypeError):
+        return False
 
 
 @lru_cache(maxsize=None)
