@@ -90,7 +90,7 @@ def test_the_tool_looks_by_tiles(small_models, picture, run_tool, tmp_path):
     assert (result['height'], result['width']) == picture.shape[:2] and result['detections']
 
 
-@pytest.mark.parametrize('kind', ['semantic_fpn', 'detector'])
+@pytest.mark.parametrize('kind', ['semantic_fpn', pytest.param('detector', marks=pytest.mark.slow)])
 def test_the_tool_tests_by_tiles(small_models, small_digits, run_tool, tmp_path, kind):
     """One tile is the whole image: the numbers are those of the usual test. Small tiles give others."""
     config, checkpoint = small_models[kind]
