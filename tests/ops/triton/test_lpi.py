@@ -88,3 +88,61 @@ def test_two_processes_share_the_statistics_of_the_batch(tmp_path):
         torch.testing.assert_close(b[mean_or_var], whole[mean_or_var])
     for one, other, both in zip(a[3], b[3], whole[3]):
         torch.testing.assert_close(one + other, both, rtol=1e-4, atol=1e-4 * both.abs().max().item())
+
+
+class PyTorchSyncBN(torch.autograd.Function):
+    """The messages of torch.nn.SyncBatchNorm, whose own operators need a GPU."""
+
+    @staticmethod
+    def forward(ctx, x, weight, bias):
+        C, count = x.shape[1], x.new_full((1,), x.numel() // x.shape[1])
+        mean, var = x.mean((0, 2, 3)), x.var((0, 2, 3), unbiased=False)
+        own = torch.cat((mean, (var + BN_EPS).rsqrt(), count))
+        everybody = [torch.empty_like(own) for _ in range(dist.get_world_size())]
+        dist.all_gather(everybody, own)
+        means, inv_stds, counts = torch.stack(everybody).split((C, C, 1), 1)
+        ctx.count = counts.sum()
+        mean = (means * counts).sum(0) / ctx.count
+        squares = (inv_stds**-2 - BN_EPS + (means - mean) ** 2) * counts
+        centred, inv_std = x - mean.view(-1, 1, 1), (squares.sum(0) / ctx.count + BN_EPS).rsqrt().view(-1, 1, 1)
+        ctx.save_for_backward(centred, inv_std, weight)
+        return centred * inv_std * weight.view(-1, 1, 1) + bias.view(-1, 1, 1)
+
+    @staticmethod
+    def backward(ctx, grad):
+        centred, inv_std, weight = ctx.saved_tensors
+        own = grad.sum((0, 2, 3)), (grad * centred).sum((0, 2, 3))
+        sums = torch.cat(own)
+        dist.all_reduce(sums)
+        of_grad, of_both = (sums / ctx.count).view(2, -1, 1, 1)
+        by_x = (grad - of_grad - centred * inv_std**2 * of_both) * inv_std * weight.view(-1, 1, 1)
+        return by_x, own[1] * inv_std.flatten(), own[0]
+
+
+def of_half_a_batch_by_two_ways(rank, address):
+    """As :func:`of_half_a_batch`, where the second process runs PyTorch's layers."""
+    dist.init_process_group('gloo', init_method=address, rank=rank, world_size=2)
+    try:
+        if rank == 0:
+            out, _, _, grads = of_images(slice(0, 1), dist.group.WORLD)
+            return out, grads
+        tensors = [t.requires_grad_() for t in Case('lpi', 2, 3, 5, 8, device='cpu').tensors()]
+        x, weight, bias, w1, b1, bn_weight, bn_bias, w2, b2, gamma = tensors
+        image = F.layer_norm(x[1:], (len(gamma),), weight, bias, EPS).unflatten(1, (3, -1)).permute(0, 3, 1, 2)
+        image = F.gelu(F.conv2d(image, w1, b1, padding=1, groups=len(gamma)))
+        image = PyTorchSyncBN.apply(image, bn_weight, bn_bias)
+        branch = F.conv2d(image, w2, b2, padding=1, groups=len(gamma)).flatten(2).transpose(1, 2)
+        out = x[1:] + gamma * branch
+        out.square().sum().backward()
+        return out.detach(), [t.grad for t in tensors]
+    finally:
+        dist.destroy_process_group()
+
+
+def test_a_process_without_the_kernels_shares_the_statistics(tmp_path):
+    """One rank has a hook on LPI, or an older GPU: it talks as PyTorch's SyncBatchNorm."""
+    a, b = interpreted_by_all(of_half_a_batch_by_two_ways, 2, f'file://{tmp_path / "rendezvous"}')
+    whole = interpreted(of_images, slice(0, 2))
+    torch.testing.assert_close(torch.cat((a[0], b[0])), whole[0], rtol=1e-4, atol=1e-5)
+    for one, other, both in zip(a[1], b[1], whole[3]):
+        torch.testing.assert_close(one + other, both, rtol=1e-4, atol=1e-4 * both.abs().max().item())

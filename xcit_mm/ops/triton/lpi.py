@@ -142,7 +142,7 @@ class AddLpi(torch.autograd.Function):
         )
         if of_batch:
             counts = _counts(*image.shape, x.device)
-            bn_mean, squares, count = _over_processes(_merged(parts[:, 0], parts[:, 1], counts), group)
+            bn_mean, squares, count = _over_processes(_merged(parts[:, 0], parts[:, 1], counts), group, bn_eps)
             bn_var, ctx.count = squares / count, count
             found[0], found[1] = bn_mean, squares / (count - 1)
         batch_norm = bn_mean, bn_var, bn_weight, bn_bias
@@ -178,7 +178,7 @@ class AddLpi(torch.autograd.Function):
         ).split((9, 3))  # fmt: skip
         averages = torch.stack((by_bias, by_weight))
         if ctx.of_batch:
-            averages = _sum_over_processes(averages, ctx.group) / ctx.count
+            averages = _sum_over_processes(averages, ctx.group, size, batch_norm[1] + ctx.bn_eps) / ctx.count
         else:
             averages = torch.zeros_like(averages)
         by_tap1, (by_bias1, *_) = convolve_backward(
@@ -230,19 +230,31 @@ def _several(group: Any) -> bool:
     return group is not None and dist.get_world_size(group) > 1
 
 
-def _over_processes(moments: Tuple[Tensor, Tensor, Tensor], group: Any) -> Tuple[Tensor, Tensor, Tensor]:
-    """:func:`_merged` over the processes of a group."""
+# Between processes the messages are those of torch.nn.SyncBatchNorm, so that a process which does not run the kernels
+# (a hook, another GPU) can take part.
+
+
+def _over_processes(moments: Tuple[Tensor, Tensor, Tensor], group: Any, eps: float) -> Tuple[Tensor, Tensor, Tensor]:
+    """:func:`_merged` over the processes of a group; each tells its mean, 1 / sqrt(variance + eps) and count."""
     if not _several(group):
         return moments
-    own = torch.cat(moments)
+    mean, squares, count = moments
+    own = torch.cat((mean, (squares / count + eps).rsqrt(), count))
     everybody = [torch.empty_like(own) for _ in range(dist.get_world_size(group))]
     dist.all_gather(everybody, own, group)
-    C = len(moments[0])
-    means, squares, counts = torch.stack(everybody).split((C, C, 1), 1)
-    return _merged(means, squares, counts)
+    C = len(mean)
+    means, inv_stds, counts = torch.stack(everybody).split((C, C, 1), 1)
+    return _merged(means, (inv_stds.pow(-2) - eps).clamp_min(0) * counts, counts)
 
 
-def _sum_over_processes(sums: Tensor, group: Any) -> Tensor:
-    if _several(group):
-        dist.all_reduce(sums, group=group)
-    return sums
+def _sum_over_processes(sums: Tensor, group: Any, size: Tensor, var: Tensor) -> Tensor:
+    """Sums (2, C) of BN's gradients, and of these times its normalised input, over the processes of a group.
+
+    Told are the sums without LayerScale's factor ``size``, the second of them before division by the deviation.
+    """
+    if not _several(group):
+        return sums
+    factors = torch.stack((torch.ones_like(var), var.sqrt())) * size
+    told = sums * factors
+    dist.all_reduce(told, group=group)
+    return told / factors
