@@ -53,8 +53,6 @@ def inference():
         with kernels(), called_in_every_block():
             (eager,) = net(image())
         with kernels(tried=True):
-            from xcit_mm.ops.triton import operators  # noqa: F401
-
             (compiled,) = torch.compile(net, backend='aot_eager', fullgraph=True)(image())
             assert len(trial._KNOWN) == 3 and all(trial._KNOWN.values())
     return deviation(eager, expected), deviation(compiled, expected)

@@ -60,6 +60,8 @@ def passes(part: str, device: torch.device, dtype: torch.dtype, channels: int, b
 def _problem(part: str, device: torch.device, dtype: torch.dtype, channels: int, backward: bool) -> str:
     """What is wrong, or nothing."""
     try:
+        from .triton import operators  # noqa: F401  which torch.compile will call
+
         # Whatever holds outside: inference mode, autocast, random numbers.
         with torch.inference_mode(False), torch.set_grad_enabled(backward), torch.autocast(device.type, enabled=False):
             for stream in {torch.float32, dtype}:
