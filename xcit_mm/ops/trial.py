@@ -77,7 +77,7 @@ def _problem(part: str, device: torch.device, dtype: torch.dtype, channels: int,
 def _difference(
     part: str, device: torch.device, dtype: torch.dtype, stream: torch.dtype, channels: int, backward: bool
 ) -> float:
-    """Of output and gradients from the reference in fp32, the largest over the largest value."""
+    """Of output and gradients from the reference in fp64 (which knows no tf32), the largest over the largest value."""
     generator = torch.Generator().manual_seed(0)
 
     def randn(*shape: int, around: float = 0.0) -> Tensor:
@@ -89,18 +89,18 @@ def _difference(
     gamma, keep = randn(channels, around=1.0), torch.tensor([0.0, 1.25, 1.25], device=device).view(BATCH, 1, 1)
     weight = torch.linspace(-1, 1, x.numel(), device=device).view_as(x)
     results = []
-    for function, kind in ((run, stream), (exact, torch.float32)):
+    for function, kind in ((run, stream), (exact, torch.float64)):
         leaves = [t.detach().to(kind).requires_grad_(backward) for t in (x, gamma)]
         out = function(leaves[0], leaves[1], keep.to(kind) if backward else None)
-        grads = torch.autograd.grad((out.float() * weight).sum(), leaves) if backward else ()
-        results.append([t.detach().float() for t in (out, *grads)])
+        grads = torch.autograd.grad((out.double() * weight).sum(), leaves) if backward else ()
+        results.append([t.detach().double() for t in (out, *grads)])
     return max(((a - b).abs().max() / b.abs().max()).item() for a, b in zip(*results))
 
 
 def _cases(part: str, C: int, dtype: torch.dtype, randn: Callable[..., Tensor]) -> Tuple[Callable, Callable]:
-    """The part by the kernels, and by the reference in fp32: functions of x, gamma and keep."""
+    """The part by the kernels, and by the reference in fp64: functions of x, gamma and keep."""
     norm = randn(C, around=1.0), randn(C), 1e-6
-    plain_norm = norm[0].float(), norm[1].float(), norm[2]
+    plain_norm = norm[0].double(), norm[1].double(), norm[2]
     if part == 'lpi':
         conv1, conv2 = ((randn(C, 1, 3, 3), randn(C)) for _ in range(2))
         affine, statistics = (randn(C, around=1.0), randn(C)), (randn(C), randn(C).abs() + 0.5)
@@ -110,10 +110,10 @@ def _cases(part: str, C: int, dtype: torch.dtype, randn: Callable[..., Tensor]) 
                 target.copy_(value)
         layers = SimpleNamespace(bn=bn)
         layers.conv1, layers.conv2 = (SimpleNamespace(weight=weight, bias=bias) for weight, bias in (conv1, conv2))
-        tensors = [t.float() for t in (*conv1, *affine, *statistics)]
+        tensors = [t.double() for t in (*conv1, *affine, *statistics)]
 
         def exact(x: Tensor, gamma: Tensor, keep: Tensor) -> Tensor:
-            last = conv2[0].float(), conv2[1].float()
+            last = conv2[0].double(), conv2[1].double()
             return reference.add_lpi(x, *plain_norm, *tensors, bn.eps, *last, gamma, GRID[0], keep)
 
         return lambda x, gamma, keep: fused.add_lpi(x, norm, layers, gamma, GRID[0], keep, dtype), exact
@@ -121,7 +121,7 @@ def _cases(part: str, C: int, dtype: torch.dtype, randn: Callable[..., Tensor]) 
     weights = [randn(wide, C) * C**-0.5, randn(wide), randn(C, wide if part == 'mlp' else C) * C**-0.5, randn(C)]
     if part == 'xca':
         weights.append(randn(HEADS, 1, 1, around=1.0))
-    plain = [t.float() for t in weights]
+    plain = [t.double() for t in weights]
     run, correct = (fused.add_xca, reference.add_xca) if part == 'xca' else (fused.add_mlp, reference.add_mlp)
     return (
         lambda x, gamma, keep: run(x, norm, weights, gamma, keep, dtype),
