@@ -7,7 +7,7 @@ import torch
 from backbones import build, deviation, randomise
 
 from xcit_mm import ops
-from xcit_mm.ops import chunks, dispatch, mlp, private, xca
+from xcit_mm.ops import chunks, dispatch, lpi, mlp, private, reference, xca
 
 pytestmark = pytest.mark.usefixtures('covariance_of_few_tokens')
 
@@ -42,8 +42,8 @@ def test_inference(tiny, monkeypatch, size, mkl):
     with torch.no_grad():
         chunked = net(image)
         with ops.use('reference'):
-            for ours, reference in zip(chunked, net(image)):
-                assert deviation(ours, reference) < 2e-6
+            for ours, plain in zip(chunked, net(image)):
+                assert deviation(ours, plain) < 2e-6
 
 
 @pytest.mark.parametrize('training', [False, True])
@@ -54,8 +54,8 @@ def test_gradients(tiny, training, size):
     chunked = gradients(net, image)
     with ops.use('reference'):
         expected = gradients(twin, image)
-    for name, reference in expected.items():
-        assert torch.allclose(chunked[name], reference, rtol=0, atol=2e-4 * reference.abs().max() + 1e-9), name
+    for name, grad in expected.items():
+        assert torch.allclose(chunked[name], grad, rtol=0, atol=2e-4 * grad.abs().max() + 1e-9), name
 
 
 def test_gradients_in_double_precision_are_those_of_finite_differences():
@@ -89,9 +89,9 @@ def test_gradients_of_gradients(tiny, size):
 
     found = penalty()
     with ops.use('reference'):
-        for ours, reference in zip(found, penalty()):
+        for ours, plain in zip(found, penalty()):
             # The covariance form keeps its sums in fp32.
-            assert torch.allclose(ours, reference, rtol=0, atol=1e-4 * reference.abs().max() + 1e-9)
+            assert torch.allclose(ours, plain, rtol=0, atol=1e-4 * plain.abs().max() + 1e-9)
 
 
 @pytest.mark.parametrize('kind', ['autocast', 'bfloat16'])
@@ -290,3 +290,35 @@ def test_stochastic_depth_without_a_backward_pass(tiny):
     with torch.no_grad():
         found = block(tokens, (12, 16))
     assert (found == tokens).flatten(1).all(dim=1).any() and deviation(found, expected) < 1e-5
+
+
+def test_every_part_is_its_reference():
+    """On tensors, without a model: odd sizes, one row, several chunks and bands."""
+    generator = torch.Generator().manual_seed(0)
+
+    def randn(*shape):
+        return 0.5 * torch.randn(shape, generator=generator)
+
+    C, gamma = 24, randn(24)
+    norm, conv = (1 + randn(C), randn(C), 1e-6), (randn(C, 1, 3, 3), randn(C))
+    bn = 1 + randn(C), randn(C), randn(C), randn(C).abs() + 0.5, 1e-5
+    linears = randn(40, C), randn(40), randn(C, 40), randn(C)
+    for height, width in ((11, 15), (1, 7)):
+        x = randn(3, height * width, C)
+        for function, plain, weights in (
+            (mlp.add_mlp_, reference.add_mlp, (*linears, gamma)),
+            (lpi.add_lpi_, reference.add_lpi, (*conv, *bn, *conv, gamma, height)),
+        ):
+            found = x.clone()
+            with torch.no_grad():
+                function(found, *norm, *weights)
+            assert deviation(found, plain(x, *norm, *weights)) < 2e-6
+        image, deconv_weights = randn(2, C, height, width), (randn(C, 10, 2, 2), randn(10))
+        found = ops.deconv.deconvolve(image, *deconv_weights)
+        assert deviation(found, reference.deconvolve(image, *deconv_weights)) < 2e-6
+    stem_weights = [randn(8, 3, 3, 3), randn(16, 8, 3, 3), randn(C, 16, 3, 3)], [randn(8), randn(16), randn(C)]
+    for size in ((203, 91), (9, 300)):
+        image = randn(2, 3, *size)
+        with torch.no_grad():
+            found = ops.stem.embed_patches(image, *stem_weights)
+        assert deviation(found, reference.embed_patches(image, *stem_weights)) < 2e-6
