@@ -9,7 +9,15 @@ from mmengine.config import Config
 from mmengine.registry import MODELS
 
 from ..datasets.annotations import find_file
-from ..datasets.config import MMPRETRAIN_SUFFIXES, Data, find_loaders, find_type, innermost_datasets, some
+from ..datasets.config import (
+    MMPRETRAIN_SUFFIXES,
+    Data,
+    find_loaders,
+    find_type,
+    innermost_datasets,
+    some,
+    transforms_of,
+)
 from ..errors import UsageError
 
 LOOKED_AT = 20
@@ -163,7 +171,7 @@ def leave_out_masks(cfg: Config) -> None:
     changed = []
     for split, loader in find_loaders(cfg).items():
         for dataset in innermost_datasets(loader['dataset']):
-            pipeline = list(_transforms(dataset.get('pipeline') or ()))
+            pipeline = list(transforms_of(dataset.get('pipeline') or ()))
             if any(str(transform.get('type')).split('.')[-1] in USE_MASKS for transform in pipeline):
                 continue
             for transform in pipeline:
@@ -195,12 +203,3 @@ def gives_boxes_alone(cfg: Config) -> bool:
     kind = find_type(MODELS, head.get('type'), 'mmdet')
     known = getattr(kind, '__module__', '').startswith(('mmdet.models.roi_heads', 'mmdet.models.dense_heads'))
     return known and not re.search('Ins|Mask|Seg|SOLO', getattr(kind, '__name__', ''))
-
-
-def _transforms(pipeline):
-    for item in pipeline:
-        if isinstance(item, dict):
-            yield item
-            yield from _transforms(item.get('transforms') or ())
-        elif isinstance(item, (list, tuple)):
-            yield from _transforms(item)

@@ -4,6 +4,7 @@ Everything here works on the content of the JSON file, a dict of lists, without 
 """
 
 import difflib
+import json
 import math
 import os
 import re
@@ -40,6 +41,21 @@ class Sorted(NamedTuple):
     wrong: Reasons
     aside: Reasons
     outside: list
+
+
+def read_tables(path: str, name: str) -> dict:
+    """Read a COCO file, called ``name`` in messages, and check its tables; see :func:`check_tables`.
+
+    Raises:
+        UsageError: If it is no JSON, or its tables are not COCO's.
+    """
+    try:
+        with open(path, 'rb') as file:
+            content = json.load(file)
+    except (ValueError, RecursionError) as error:
+        raise UsageError(f'{name} cannot be read as JSON: {error or "it nests too deep"}') from None
+    check_tables(content, name)
+    return content
 
 
 def check_tables(content, name: str) -> None:

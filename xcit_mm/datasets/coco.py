@@ -5,7 +5,6 @@ epoch, and assigns wrong labels if the file lists its categories in another orde
 """
 
 import io
-import json
 import logging
 from collections import Counter
 from contextlib import redirect_stdout
@@ -25,9 +24,9 @@ from .annotations import (
     advice,
     check_boxes,
     check_categories,
-    check_tables,
     counted,
     mend_backslashes,
+    read_tables,
     some,
     sort_out,
     unify_ids,
@@ -206,12 +205,7 @@ class CheckedAnnotations(COCO):
         by_type: str = '',
     ):
         super().__init__()
-        try:
-            with open(path, 'rb') as file:
-                content = json.load(file)
-        except (ValueError, RecursionError) as error:
-            raise UsageError(f'{name} cannot be read as JSON: {error or "it nests too deep"}') from None
-        check_tables(content, name)
+        content = read_tables(path, name)
         notes = unify_ids(content, name)
         missing = check_categories(content, classes, name, by_type)
         listed = [category['name'] for category in content['categories'] if category['name'] in classes]

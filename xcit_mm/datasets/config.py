@@ -130,6 +130,16 @@ def innermost_datasets(dataset: dict) -> Iterator[dict]:
         yield from innermost_datasets(child)
 
 
+def transforms_of(pipeline: Sequence) -> Iterator[dict]:
+    """The transforms of a pipeline, also nested ones as in TestTimeAug."""
+    for item in pipeline:
+        if isinstance(item, dict):
+            yield item
+            yield from transforms_of(item.get('transforms') or ())
+        elif isinstance(item, (list, tuple)):
+            yield from transforms_of(item)
+
+
 def find_loaders(cfg: Config) -> dict:
     """Data loaders of the config by their name, 'train', 'val' and 'test'."""
     loaders = {split: cfg.get(f'{split}_dataloader') for split in ('train', 'val', 'test')}

@@ -16,7 +16,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 
 from ..checks.classification import BY_NAME
 from ..compat import part_of, set_part
-from ..datasets.config import find_loaders, find_type, innermost_datasets
+from ..datasets.config import find_loaders, find_type, innermost_datasets, transforms_of
 from ..datasets.loading import BLANK, IGNORED, PIXELS_IGNORED, BadImage, BadImageReport, LoadImageFromFile, read_image
 from ..errors import UsageError
 from ..registry import HOOKS
@@ -65,7 +65,7 @@ def guard_loading(runner, report: Optional[str] = None) -> List[str]:
             kind = dataset['type']
             use_checked_dataset(dataset, scope)
             note(kind, dataset['type'], split)
-            for transform in _transforms(dataset.get('pipeline') or ()):
+            for transform in transforms_of(dataset.get('pipeline') or ()):
                 kind = _full_name(transform, scope)
                 if kind in GUARDED and 'file_client_args' not in transform:
                     transform.pop('ignore_empty', None)
@@ -153,16 +153,6 @@ def guard_built(dataset, report: str) -> None:
             transforms[i] = LoadImageFromFile('resample', report, **{name: getattr(old, name) for name in names})
 
 
-def _transforms(pipeline: Sequence) -> Iterator[dict]:
-    """The transforms of a pipeline, also nested ones as in TestTimeAug."""
-    for item in pipeline:
-        if isinstance(item, dict):
-            yield item
-            yield from _transforms(item.get('transforms') or ())
-        elif isinstance(item, (list, tuple)):
-            yield from _transforms(item)
-
-
 def _classes(dataset: dict, scope: str) -> Sequence:
     """The classes in a data set's config, else those of its type; () if neither lists them."""
     classes = (dataset.get('metainfo') or {}).get('classes')
@@ -219,7 +209,7 @@ def _files(cfg: Config, splits: Sequence[str]) -> List[Tuple[str, str, str, Opti
         if split not in splits:
             continue
         for dataset in innermost_datasets(loader['dataset']):
-            pipeline = list(_transforms(dataset.get('pipeline') or ()))
+            pipeline = list(transforms_of(dataset.get('pipeline') or ()))
             load = next((t for t in pipeline if str(_full_name(t, scope)).endswith('.LoadImageFromFile')), {})
             decode = load.get('color_type', 'color'), load.get('imdecode_backend', 'cv2'), load.get('backend_args')
             dataset = dict(dataset, pipeline=[])

@@ -16,7 +16,7 @@ from typing import Any, Dict, List, Optional, Sequence, Tuple
 
 import yaml
 
-from ...datasets.annotations import check_tables
+from ...datasets.annotations import read_tables
 from ...errors import UsageError
 from .data import Data, Files, Index, Options, Picture, Problems, sizes, some, split_of, split_word
 
@@ -202,14 +202,7 @@ def read_coco(files: Files, options: Options, paths: List[str]) -> Data:
             )
     found = _Collector(files, options)
     for path, split in zip(paths, splits):
-        name = files.relative(path)
-        try:
-            with open(path, 'rb') as file:
-                content = json.load(file)
-        except (ValueError, RecursionError) as error:
-            raise UsageError(f'{name} cannot be read as JSON: {error or "it nests too deep"}') from None
-        check_tables(content, name)
-        _add_coco(found, content, path, split)
+        _add_coco(found, read_tables(path, files.relative(path)), path, split)
     return found.data('coco', sort=False)
 
 
