@@ -71,7 +71,7 @@ def export_model(
             pixels.
         part (str): 'model' or 'backbone'.
         size (tuple[int, int]): Height and width at which the graph is traced; it is compared at sizes around it.
-        from_pixels (bool): Whether the file takes uint8 pixels and gives the answer in them.
+        from_pixels (bool): Make the file take uint8 pixels and answer in the image's pixels.
         images (Sequence[str]): Image files to compare with PyTorch on, instead of generated ones; for int8 also for
             calibration, a hundred or so.
         precision (str): 'fp32'; 'fp16' for GPUs: what PyTorch's autocast computes in fp16; or 'int8' for CPUs:

@@ -20,7 +20,7 @@ class Deviation(NamedTuple):
     """Deviation of an exported model from PyTorch for one input.
 
     Attributes:
-        shape (tuple[int, ...]): Of the input: (B, channels, H, W), or (H, W, channels).
+        shape (tuple[int, ...]): Shape of the input: (B, channels, H, W), or (H, W, channels).
         relative (float): Largest difference over the largest value of that output, the largest of all outputs. Label
             maps: the share of pixels that differ. Detections, matched by class and overlap: the largest difference of
             scores, or of coordinates over the image's longer side, or the largest share of pixels by which a mask
@@ -39,9 +39,9 @@ class Inputs:
     """Normalised images (B, channels, H, W) in fp32.
 
     Args:
-        channels (int): Of an image.
+        channels (int): Channels of an image.
         read (ModelInput): How the config's images are read and normalised.
-        one_by_one (bool): Whether the model takes one image at a time.
+        one_by_one (bool): True if the model takes one image at a time.
     """
 
     name = 'images'

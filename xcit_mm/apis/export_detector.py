@@ -150,7 +150,7 @@ def _check(model: nn.Module) -> None:
 
 
 def _inherits(head: nn.Module, base: type, *methods: str) -> bool:
-    """Whether these methods of a head are the base class's own."""
+    """True if the head inherits these methods from the base class unchanged."""
     return isinstance(head, base) and all(getattr(type(head), name) is getattr(base, name) for name in methods)
 
 

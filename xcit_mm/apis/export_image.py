@@ -1,7 +1,7 @@
 """The test pipeline inside the graph: uint8 pixels of any image in, answers in its own pixels out.
 
-Resizing is the pipeline's: OpenCV's bilinear interpolation in its fixed-point arithmetic, equal to the bit; Pillow's
-filters with its rounding between the two axes, where one value in a thousand differs by one.
+Resizing is the pipeline's: OpenCV's bilinear interpolation in its fixed-point arithmetic, bit for bit; Pillow's filters
+with its rounding between the two axes, where one value in a thousand differs by one.
 """
 
 from typing import Callable, Tuple
@@ -26,7 +26,7 @@ class FromPixels(nn.Module):
         module (nn.Module): With ``answer(images, size)``: normalised images (1, channels, h, w) and the size (2,) int64
             of the original -> the outputs ``answer_names``.
         read (ModelInput): How the config's images are read and normalised.
-        channels (int): Of an image.
+        channels (int): Channels of an image.
 
     Raises:
         UsageError: If the pipeline has a step that is not implemented here.
@@ -117,7 +117,7 @@ def _crop(image: Tensor, height: int, width: int) -> Tensor:
 
 
 def resize_like_opencv(image: Tensor, size: Tensor) -> Tensor:
-    """``cv2.resize(..., interpolation=cv2.INTER_LINEAR)`` of uint8, equal to the bit.
+    """``cv2.resize(..., interpolation=cv2.INTER_LINEAR)`` of uint8, bit for bit.
 
     Weights have 11 bits, columns are interpolated before rows, and shifts drop bits between (VResizeLinear in OpenCV's
     resize.cpp). All is integers below 2 ** 24, which floats hold exactly.

@@ -43,7 +43,7 @@ class Raster:
 
     Args:
         path (Path): Its first page is read.
-        reader (Reader): Of the config.
+        reader (Reader): Reader of the config.
 
     Attributes:
         shape (tuple[int, int]): Height and width.

@@ -107,7 +107,7 @@ class Inferencer:
                 pictures in ``overlays``; nothing is written if it is not given.
             score_thr (float): Detections of lower scores are left out.
             batch_size (int): Images, or tiles, that are computed together, if they are of one size.
-            overlays (bool): Whether to draw what was found.
+            overlays (bool): Draw the predictions.
             channel_order (str): 'BGR' or 'RGB', of arrays.
 
         Returns:
@@ -120,8 +120,8 @@ class Inferencer:
             - of a classifier 'predictions': 'class', 'label' and 'score' of the five best.
 
             What is written of a georeferenced TIFF has 'crs' and the corners of boxes as 'world', and its 'geojson'.
-            A frame of a video has its number as 'frame'. An image that cannot be read has 'error' instead; 'warning'
-            says what is odd about one.
+            A frame of a video has its number as 'frame'. An image that cannot be read has 'error' instead; one with
+            unusual values has 'warning'.
 
         Raises:
             UsageError: If there are no images, or the only one cannot be read.
@@ -338,7 +338,7 @@ class Writer:
     Args:
         folder (str): Where the results go; created if missing.
         task (Task): Draws the predictions.
-        overlays (bool): Whether to draw.
+        overlays (bool): Draw the predictions.
 
     Raises:
         UsageError: If the folder cannot be written to.

@@ -16,7 +16,7 @@ def encode_crop(crop: np.ndarray, x: int, y: int, height: int, width: int) -> di
     Args:
         crop (np.ndarray): (h, w), bool.
         x, y (int): Position of its upper left corner in the image.
-        height, width (int): Of the image.
+        height, width (int): Size of the image.
 
     Returns:
         dict: 'size' and 'counts' (bytes), as ``pycocotools.mask.encode`` makes it of the whole mask.

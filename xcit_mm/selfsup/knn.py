@@ -67,7 +67,7 @@ def knn_accuracy(
         test_features (Tensor): l2-normalised, (M, C); of all test images, in every process.
         test_labels (Tensor): (M,).
         ks (Sequence[int]): Numbers of neighbours.
-        temperature (float): Of the weights.
+        temperature (float): Temperature of the weights.
         chunk_size (int): Test images at a time.
         num_classes (int, optional): By default one more than the largest label.
 

@@ -82,7 +82,7 @@ def draw_curve(
         train (list): Iteration, loss and learning rate of each point.
         val (list): Iteration and metrics by name, of each validation.
         monitor (str, optional): The metric whose best value is marked.
-        path (Path): Of the picture.
+        path (Path): File of the picture.
         end (int, optional): The last iteration of the run.
     """
     import numpy as np

@@ -48,8 +48,8 @@ def put_tag(image: np.ndarray, text: str, place: Tuple[int, int], colour: Colour
         image (np.ndarray): (H, W, 3), changed in place.
         text (str): One line.
         place (tuple[int, int]): x and y of the upper left corner; of the lower left one with ``above``.
-        colour: Of the background.
-        above (bool): Whether to put the text above the place, if there is room.
+        colour: Colour of the background.
+        above (bool): Put the text above the place, if there is room.
 
     Returns:
         int: The height of the tag in pixels.

@@ -128,7 +128,7 @@ def test_what_was_found_is_shown_with_its_problems(capsys):
     run('data', *OPTIONS, '--dry-run')
     shown = capsys.readouterr().out.replace('\n', ' ')
     assert 'image that cannot be read: 1 (disk/broken.png)' in shown
-    assert 'image that is there twice: 1' in shown
+    assert 'image that exists twice: 1' in shown
     assert 'were drawn for validation' in shown
 
 

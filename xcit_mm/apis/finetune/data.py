@@ -82,7 +82,7 @@ class Data:
         task (str): One of :data:`TASKS`.
         classes (list[str]): Names in the order of the labels.
         pictures (list[Picture]): The images that can be used.
-        problems (Problems): What is wrong with the others, or with annotations.
+        problems (Problems): Errors in the other images, or in annotations.
         notes (list[str]): What was decided, and why.
         palette (list, optional): An RGB colour for each class.
         values (dict): For label maps: the class, or 255 for none, of each number or colour.
@@ -127,7 +127,7 @@ class Options:
         classes (list[str], optional): Names in the order of the labels.
         legend (str, optional): File of names with numbers or colours of label maps.
         annotations (str, optional): Glob of COCO files, where there are several of one split.
-        label_column (str, optional): Of a CSV file.
+        label_column (str, optional): Column of the labels in a CSV file.
         group_by (str, optional): Regular expression; its match in a file's name, or its first group, is the group.
         val_share (float): Share of the images to validate on, if the data are not split.
         seed (int): Seed of the split.
@@ -219,7 +219,7 @@ class Index:
         Args:
             name (str): As annotations write it.
             near (str): The file of the annotation.
-            split (str, optional): Of the annotation.
+            split (str, optional): Split of the annotation.
 
         Raises:
             UsageError: If several images match equally well.

@@ -84,7 +84,7 @@ class Recipe:
 
     Attributes:
         head (str, optional): 'faster_rcnn', 'mask_rcnn', 'sem_fpn', 'upernet', or None for a classifier.
-        arch (str), patch_size (int): Of the backbone.
+        arch (str), patch_size (int): Arch and patch size of the backbone.
         base (str): Name of the published config that is inherited from.
         weights (str, optional): What training starts from; None for random weights.
         whole (bool): True if these are weights of a whole detector or segmentor, not of a backbone.
@@ -95,7 +95,7 @@ class Recipe:
         iterations (int): Iterations in an epoch.
         lr, layer_decay (float): Learning rate of the head, and its factor from block to block.
         ema_momentum (float): Momentum of the weight average; its horizon is a twentieth of the run.
-        flip (bool): Whether images are mirrored in training.
+        flip (bool): Flip images in training.
         workers (int): Processes that load data.
         amp (bool): Mixed precision.
     """

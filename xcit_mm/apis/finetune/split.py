@@ -77,7 +77,7 @@ def _group(data: Data, options: Options) -> None:
             for picture in same:
                 picture.group = group
             data.problems.add(
-                'image that is there twice',
+                'image that exists twice',
                 ' = '.join(data.relative(picture.path) for picture in same[:3]),
                 'remove the copy, if it is none on purpose',
             )

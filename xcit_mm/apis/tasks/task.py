@@ -20,7 +20,7 @@ class Task:
     """A model with its weights.
 
     Args:
-        cfg (Config): Of the model.
+        cfg (Config): Config of the model.
         checkpoint (str): File or address of its weights.
         device (str): Where it runs.
 
