@@ -84,7 +84,7 @@ def test_doctor_says_what_is_there(capsys):
     shown = run('doctor', capsys=capsys).out
     assert 'torch' in shown
     assert 'mmcv operators' in shown
-    assert 'Everything that is needed is there.' in shown
+    assert 'Everything required is installed.' in shown
 
 
 def test_doctor_names_the_command_for_what_is_missing(monkeypatch, capsys):

@@ -74,7 +74,7 @@ def test_what_is_no_exported_file_is_named(detector, tmp_path, small_models):
     (tmp_path / 'broken.onnx').write_bytes(b'nothing')
     with pytest.raises(UsageError, match='onnxruntime cannot run'):
         Deployed(tmp_path / 'broken.onnx')
-    with pytest.raises(UsageError, match='int8 needs images'):
+    with pytest.raises(UsageError, match='int8 needs calibration images'):
         export.export_model(*small_models['classifier'], str(tmp_path / 'x.onnx'), precision='int8')
     with pytest.raises(UsageError, match='the last two of ONNX alone'):
         export.export_model(*small_models['classifier'], str(tmp_path / 'x.pt2'), 'torch', precision='fp16')

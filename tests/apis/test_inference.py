@@ -429,7 +429,7 @@ def test_what_an_earlier_call_wrote_is_no_input(classifier, images, tmp_path):
     Image.new('RGB', (40, 40)).save(tmp_path / 'b.tif', save_all=True, append_images=[Image.new('RGB', (40, 40))])
     for _ in range(2):
         first, second = classifier(tmp_path, tmp_path / 'results')
-    assert 'warning' not in first and 'it holds 2 pictures, and the first alone is read' in second['warning']
+    assert 'warning' not in first and 'it holds 2 pictures; only the first is read' in second['warning']
     summary = json.loads((tmp_path / 'results/summary.json').read_text())
     assert summary['left_out'][f'in {tmp_path / "results"}'] == 3
 

@@ -118,7 +118,7 @@ def test_truth_and_prediction_are_side_by_side(kind, small_models, small_digits,
             assert 0.2 < same.mean() < 1  # the picture, with something drawn in
 
 
-def test_a_folder_that_cannot_be_made_is_refused(small_models, tmp_path):
+def test_a_folder_that_cannot_be_created_is_refused(small_models, tmp_path):
     (tmp_path / 'file').write_text('')
-    with pytest.raises(UsageError, match='cannot be made'):
+    with pytest.raises(UsageError, match='cannot be created'):
         draw_results(Config.fromfile(small_models['detector'][0]), str(tmp_path / 'file/pictures'))

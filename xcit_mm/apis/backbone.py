@@ -1,4 +1,4 @@
-"""A backbone by its name, as timm's users know it."""
+"""Build a backbone by its name, as timm does."""
 
 import re
 from dataclasses import asdict
@@ -48,7 +48,7 @@ def create_backbone(name: str, checkpoint: Union[str, bool, None] = None, **kwar
         arch, patch_size = _parse(name)
     if checkpoint is True:
         checkpoint = _published(name, weights)
-    # A dense model has no class token to take the features from.
+    # Detectors and segmentors have no class token.
     is_dense = weights.holds in ('detector', 'segmentor') if weights else name.startswith(('mask_', 'sem_', 'uper'))
     kwargs.setdefault('out_type', 'pyramid' if is_dense else 'cls_token')
     if checkpoint:
@@ -61,7 +61,7 @@ def create_backbone(name: str, checkpoint: Union[str, bool, None] = None, **kwar
 
 
 def _told_by_tensors(address: str, kwargs: dict) -> Tuple[dict, int]:
-    """Arch and patch size of a file, whatever its repository is called."""
+    """Infer arch and patch size from the tensors of a file."""
     from ..conversion.arch import read_arch
 
     arch = asdict(read_arch(address))

@@ -44,7 +44,7 @@ class ImageClassificationInferencer(mmpretrain.apis.ImageClassificationInference
         self, model, pretrained: Union[bool, str] = True, device: Union[str, torch.device, None] = None, **kwargs
     ):
         register_models()
-        init_default_scope('mmpretrain')  # its own leaves the one that was used last
+        init_default_scope('mmpretrain')  # MMPretrain's own keeps the scope that was used last
         if isinstance(model, str) and not model.endswith('.py'):
             try:
                 info = ModelHub.get(model)
@@ -64,7 +64,7 @@ class ImageClassificationInferencer(mmpretrain.apis.ImageClassificationInference
         self._reader = model_input(self.config).reader
 
     def preprocess(self, inputs: List, batch_size: int = 1):
-        """MMPretrain's, with files read as the config says; its own reads all of them as 8-bit colours."""
+        """As in MMPretrain, but files are read as the config says; MMPretrain reads all as 8-bit colour."""
         read = Compose([self._reader.read, self._reader.rest])
         yield from map(default_collate, self._get_chunk_data(map(read, inputs), batch_size))
 

@@ -1,4 +1,4 @@
-"""Exported files: run by ONNX Runtime or OpenVINO, made smaller, and tested beside PyTorch on a config's data."""
+"""Exported files: run with ONNX Runtime or OpenVINO, quantised to int8, and tested against PyTorch on a data set."""
 
 import copy
 import json
@@ -42,13 +42,13 @@ class Deployed:
     Args:
         path (str | Path): The file.
         runtime (str): 'onnxruntime', on a GPU if it was built for one; or 'openvino', on the CPU.
-        threads (int, optional): Of the CPU; the runtime's default if not given.
+        threads (int, optional): CPU threads; the runtime's default if not given.
 
     Attributes:
-        metadata (dict): What the file says of its input, classes and task.
+        metadata (dict): Input, classes and task, as the file describes them.
 
     Raises:
-        UsageError: If there is no such file, it is none of these, or the runtime is not installed.
+        UsageError: If there is no such file, ``export_model`` did not write it, or the runtime is not installed.
     """
 
     def __init__(self, path: Union[str, Path], runtime: str = 'onnxruntime', threads: Optional[int] = None):
@@ -62,7 +62,7 @@ class Deployed:
             raise UsageError(f'{error.name} is not installed: pip install {runtime}') from None
         except UsageError:
             raise
-        except Exception as error:  # each runtime has its own
+        except Exception as error:  # each runtime raises its own
             raise UsageError(f'{runtime} cannot run {path}: {str(error).splitlines()[0]}') from error
         if 'task' not in self.metadata:
             raise UsageError(f'{path} was not written by tools/export.py: its metadata do not say what it takes')
@@ -73,7 +73,7 @@ class Deployed:
 
 
 def _about(metadata: Dict[str, str]) -> Dict[str, object]:
-    """What :func:`xcit_mm.apis.export_model` wrote; quantisers add notes of their own."""
+    """The metadata that :func:`xcit_mm.apis.export_model` wrote, without those that quantisers add."""
     return {key: json.loads(value) for key, value in metadata.items() if key in METADATA}
 
 
@@ -112,14 +112,14 @@ _OPEN: Dict[str, Callable] = {'onnxruntime': _open_onnxruntime, 'openvino': _ope
 
 
 def write_int8(source: str, target: str, images: Sequence[np.ndarray]) -> None:
-    """Write an ONNX file again with 8-bit integers, for CPUs: by onnxruntime.quantization.
+    """Quantise an ONNX file to int8 for CPUs, with onnxruntime.quantization.
 
-    Convolutions and linear layers compute in int8, each channel of their weights with a scale of its own. The matrix
-    matmuls of attention, norms, boxes and masks stay as they are.
+    Convolutions and linear layers compute in int8, with a scale for each output channel of the weights. The matmuls of
+    attention, norms, boxes and masks keep their dtype.
 
     Args:
         source, target (str): The files to read and to write.
-        images (Sequence[np.ndarray]): Inputs of the file, a hundred or so, whose activations give the ranges.
+        images (Sequence[np.ndarray]): Calibration inputs, a hundred or so; their activations give the ranges.
     """
     from onnxruntime.quantization import CalibrationDataReader, CalibrationMethod, QuantType, quantize_static
     from onnxruntime.quantization.shape_inference import quant_pre_process
@@ -154,7 +154,7 @@ class Tested(NamedTuple):
 
     Attributes:
         name (str): The file and its runtime, or PyTorch.
-        megabytes (float): Of the file, or of the weights.
+        megabytes (float): Size of the file, or of the weights.
         milliseconds (float): Median for one image, from its pixels to the answer.
         metrics (dict): As the config's evaluator names them.
     """
@@ -182,10 +182,10 @@ def compare_on_data(
         checkpoint (str, optional): File or address; the published weights of a name if not given.
         files (Sequence[str]): Written with ``from_pixels``.
         runtimes (Sequence[str]): Each file is run by each of them.
-        limit (int, optional): The first images alone.
+        limit (int, optional): Number of images, from the first; all if not given.
 
     Raises:
-        UsageError: If a file takes something else, or does not fit the config.
+        UsageError: If a file does not take pixels, or does not fit the config.
     """
     from mmengine.evaluator import Evaluator
 
@@ -224,7 +224,7 @@ def compare_on_data(
     found = []
     for name, judge in judges.items():
         for metric in judge.metrics:
-            if hasattr(metric, 'img_ids'):  # COCO's would count what is in the other images as missed
+            if hasattr(metric, 'img_ids'):  # COCO's would count the objects of the other images as missed
                 metric.img_ids = ids
         with _silence():
             metrics = judge.evaluate(count)
@@ -245,7 +245,7 @@ def _library(model: torch.nn.Module, read: ModelInput, names: Sequence[str]) -> 
 
 
 def _filled(sample, answer: Answer):
-    """A data sample with an exported model's answer, as the library's own model would have filled it."""
+    """Fill a data sample with the outputs of an exported model, as the library's own model does."""
     from mmengine.structures import InstanceData, PixelData
 
     found: Dict[str, Tensor] = {name: torch.from_numpy(np.array(value)) for name, value in answer.items()}
@@ -261,7 +261,7 @@ def _filled(sample, answer: Answer):
 
 @contextmanager
 def _silence() -> Iterator[None]:
-    """Without the tables that metrics print."""
+    """Suppress the tables that metrics print."""
     import contextlib
     import io
 

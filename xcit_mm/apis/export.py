@@ -1,4 +1,4 @@
-"""Export to ONNX and to torch.export for any image size, compared with the model before it counts as done."""
+"""Export to ONNX and to torch.export for any image size, compared with the model before the file is kept."""
 
 import copy
 import inspect
@@ -28,9 +28,9 @@ PARTS = ('model', 'backbone')
 OPSET = 17
 LARGEST = 8192
 TOLERANCE = 1e-4
-LOOSE_TOLERANCE = 1e-3  # where a threshold or a rounding may turn the other way
+LOOSE_TOLERANCE = 1e-3  # where a threshold or rounding may flip
 MOST_UNMATCHED = 0.02  # share of detections that only one of the two has
-MOST_COMPARED = 20  # images; more are for finding the ranges of int8
+MOST_COMPARED = 20  # images; the rest calibrate int8
 REDUCED_UNMATCHED = 0.5  # the same in fp16 and int8, where detections of low scores come and go
 TASKS = {'mmpretrain': 'classification', 'mmdet': 'detection', 'mmseg': 'segmentation'}
 
@@ -48,9 +48,9 @@ def export_model(
 ) -> List[Deviation]:
     """Export a classifier, a detector, a segmentor, or the backbone of any model.
 
-    The exported model takes normalised 'images' (B, channels, H, W) in fp32, of any batch (of detectors one image) and
-    of any size from 32 x 32 pixels; or with ``from_pixels`` the 'pixels' (H, W, channels) uint8, RGB, of one image of
-    any size, which the graph resizes and normalises as the config's test pipeline does. It gives
+    The exported model takes normalised 'images' (B, channels, H, W) in fp32, of any batch size (detectors: one image)
+    and of any size from 32 x 32 pixels; or with ``from_pixels`` the 'pixels' (H, W, channels) uint8, RGB, of one image
+    of any size, which the graph resizes and normalises as the config's test pipeline does. It gives
 
     - of a classifier 'logits' (B, classes); from pixels 'scores' (classes,);
     - of a detector 'boxes' (N, 4), x1, y1, x2, y2 in pixels of the image given, 'scores' (N,), 'labels' (N,) and, if it
@@ -67,20 +67,20 @@ def export_model(
         model (str): A config file, or a name of :func:`xcit_mm.list_models`.
         checkpoint (str, optional): File or address; the published weights of a name if not given.
         target (str): The file to write.
-        format (str): 'onnx', or 'torch' for a file of :func:`torch.export.save`, which detectors and models from pixels
-            have none of.
+        format (str): 'onnx', or 'torch' for a file of :func:`torch.export.save`, not for detectors and models from
+            pixels.
         part (str): 'model' or 'backbone'.
-        size (tuple[int, int]): Height and width that the graph is recorded at, and about which it is compared.
-        from_pixels (bool): Whether the file takes uint8 pixels and gives the answer in them.
-        images (Sequence[str]): Image files to compare with PyTorch on, instead of generated ones; for int8 also to find
-            the ranges of the activations on, a hundred or so.
-        precision (str): 'fp32'; 'fp16', for GPUs: what PyTorch's autocast computes in it; or 'int8', for CPUs:
-            convolutions and linear layers. Inputs and outputs stay as they are. Both are for ONNX alone, and are made
-            when the file in fp32 has been compared.
+        size (tuple[int, int]): Height and width at which the graph is traced; it is compared at sizes around it.
+        from_pixels (bool): Make the file take uint8 pixels and answer in the image's pixels.
+        images (Sequence[str]): Image files to compare with PyTorch on, instead of generated ones; for int8 also for
+            calibration, a hundred or so.
+        precision (str): 'fp32'; 'fp16' for GPUs: what PyTorch's autocast computes in fp16; or 'int8' for CPUs:
+            convolutions and linear layers. Inputs and outputs keep their dtypes. Both are for ONNX only, and are
+            written once the fp32 file has passed its comparison.
 
     Returns:
-        list[Deviation]: From PyTorch, for several sizes and, where it can have one, batches. In fp32 all are at most
-        :data:`TOLERANCE`, of detectors and from pixels :data:`LOOSE_TOLERANCE`.
+        list[Deviation]: From PyTorch, for several sizes and, where batches are possible, batch sizes. In fp32 all are
+        at most :data:`TOLERANCE`, of detectors and from pixels :data:`LOOSE_TOLERANCE`.
 
     Raises:
         UsageError: If the arguments are wrong, the model cannot be exported, a package is missing, or the exported
@@ -93,7 +93,7 @@ def export_model(
     if precision not in PRECISIONS or (precision != 'fp32' and format != 'onnx'):
         raise UsageError(f'the precision must be one of {PRECISIONS}, the last two of ONNX alone; got {precision!r}')
     if precision == 'int8' and not images:
-        raise UsageError('int8 needs images to find the ranges of the activations on: give --images, a hundred or so')
+        raise UsageError('int8 needs calibration images: give --images, a hundred or so')
     _require(format)
     suffix = {'onnx': '.onnx', 'torch': '.pt2'}[format]
     if not str(target).endswith(suffix):
@@ -126,10 +126,10 @@ def export_model(
 
 
 def _accept(deviations: Sequence[Deviation], tolerance: float, most_unmatched: float, target: str) -> None:
-    """Refuse to write a file that computes something else.
+    """Refuse a file whose outputs deviate too much.
 
     Raises:
-        UsageError: If it does.
+        UsageError: If a deviation is above its limit.
     """
     worst = max(deviations, key=lambda deviation: deviation.relative)
     if not worst.relative <= tolerance:
@@ -137,12 +137,12 @@ def _accept(deviations: Sequence[Deviation], tolerance: float, most_unmatched: f
             f'the exported model deviates by {worst.relative:.1e} for images {worst.shape}, more than '
             f'{tolerance:.0e}; {target} was not written'
         )
-    total = sum(max(deviation.detections or 0, 1) for deviation in deviations)  # what PyTorch has not counts as well
+    total = sum(max(deviation.detections or 0, 1) for deviation in deviations)  # those that PyTorch lacks count too
     unmatched = sum(deviation.unmatched * max(deviation.detections or 0, 1) for deviation in deviations)
     if unmatched > most_unmatched * total:
         raise UsageError(
-            f'of {total} detections of PyTorch the exported model has {unmatched / total:.0%} not, or with another '
-            f'class or box, more than {most_unmatched:.0%}; {target} was not written'
+            f'{unmatched / total:.0%} of {total} detections have no match in class and box between PyTorch and the '
+            f'exported model, more than {most_unmatched:.0%}; {target} was not written'
         )
 
 
@@ -163,7 +163,7 @@ def _require(format: str) -> None:
 
 class _Classifier(nn.Module):
     output_names, answer_names = ('logits',), ('scores',)
-    crops = True  # what lies outside of the crop plays no part in the answer
+    crops = True  # pixels outside the crop do not affect the outputs
 
     def __init__(self, model):
         super().__init__()
@@ -212,13 +212,13 @@ class _Backbone(nn.Module):
 
 
 class Exported(NamedTuple):
-    """A model on its way into a file.
+    """A model ready to be traced and written.
 
     Attributes:
         module (nn.Module): From the input to a tuple of tensors, named ``module.output_names``.
-        inputs (Inputs): What it takes.
+        inputs (Inputs): The inputs that it takes.
         expect (Callable): From an input to the outputs of the library itself.
-        metadata (dict): What users of the file must know.
+        metadata (dict): What users of the file need to know about its input and outputs.
     """
 
     module: nn.Module
@@ -281,7 +281,7 @@ def load_exported(model: str, checkpoint: Optional[str], part: str = 'model', fr
 
 
 class _Full(nn.Module):
-    """A module whose outputs are fp32, whatever it computes in."""
+    """Convert floating-point outputs of a module to fp32."""
 
     def __init__(self, module: nn.Module):
         super().__init__()
@@ -308,7 +308,7 @@ def _from_pixels(module: nn.Module, read: ModelInput, channels: int) -> nn.Modul
 
 @contextmanager
 def exportable(module: nn.Module, format: str) -> Iterator[nn.Module]:
-    """A copy of the model with what graphs of any size need: pooling as matmuls, sizes that stay variables."""
+    """Yield a copy of the model that traces for any size: pooling as matmuls, sizes that stay variables."""
     twin = copy.deepcopy(module)
     for name, child in list(twin.named_modules()):
         if isinstance(child, nn.AdaptiveAvgPool2d):
@@ -323,14 +323,14 @@ def exportable(module: nn.Module, format: str) -> Iterator[nn.Module]:
             parent = twin.get_submodule(name.rpartition('.')[0])
             setattr(parent, name.rpartition('.')[2], _BlockMax(child.kernel_size))
     with torch.no_grad(), warnings.catch_warnings():
-        warnings.simplefilter('ignore')  # of every number that is a constant in the graph
+        warnings.simplefilter('ignore')  # tracing warns of every constant
         yield twin
 
 
 class _AdaptivePool(nn.Module):
-    """:class:`torch.nn.AdaptiveAvgPool2d` as two matmuls, since exporters know it for fixed sizes alone.
+    """:class:`torch.nn.AdaptiveAvgPool2d` as two matmuls, since exporters support it for fixed sizes only.
 
-    Output i of n averages the inputs floor(i L / n) ... ceil((i + 1) L / n) - 1, along each axis by itself.
+    Output i of n averages the inputs floor(i L / n) ... ceil((i + 1) L / n) - 1, separately along each axis.
     """
 
     def __init__(self, output_size):
@@ -356,7 +356,7 @@ class _AdaptivePool(nn.Module):
 
 
 class _BlockMax(nn.Module):
-    """:class:`torch.nn.MaxPool2d` of windows side by side, without a case for every remainder of the size."""
+    """:class:`torch.nn.MaxPool2d` of non-overlapping windows, without a branch for each remainder of the size."""
 
     def __init__(self, kernel_size: int):
         super().__init__()
@@ -406,7 +406,7 @@ def _open_onnx(path: str, exported: Exported) -> Run:
 
 
 def _free_axes(names: Sequence[str], outputs: Sequence[Tensor], exported: Exported) -> Dict[str, Dict[int, str]]:
-    """Names for the axes of the outputs that are not of one length."""
+    """Names of the dynamic axes of the outputs."""
     task, from_pixels = exported.metadata['task'], exported.metadata['input'] == 'pixels'
     if task == 'detection':
         sides = {1: 'height', 2: 'width'}
@@ -427,7 +427,7 @@ def _write_torch(module: nn.Module, exported: Exported, path: str, size: Tuple[i
     size_free = getattr(shapes_config, 'backed_size_oblivious', None) is not None
     free = torch.export.Dim.AUTO
     try:
-        # No case for sizes of one: a graph for any size.
+        # No special case for a size of one: one graph serves all sizes.
         with shapes_config.patch(backed_size_oblivious=True) if size_free else nullcontext():
             program = torch.export.export(
                 module,
@@ -437,8 +437,8 @@ def _write_torch(module: nn.Module, exported: Exported, path: str, size: Tuple[i
             )
     except Exception as error:
         raise UsageError(f'PyTorch cannot export this model: {str(error).splitlines()[0]}') from error
-    # What is left are the choices of memory layout made for the example, which decide nothing about the results; as
-    # conditions they would refuse a batch of one. That other sizes are right is shown by running them.
+    # The remaining guards are choices of memory layout made for the example. They do not affect the results, and would
+    # refuse a batch of one. Running other sizes shows that these are right.
     program._guards_code = []
     about = {**exported.metadata, 'outputs': list(exported.module.output_names)}
     torch.export.save(program, path, extra_files={'metadata.json': json.dumps(about)})

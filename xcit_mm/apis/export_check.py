@@ -1,4 +1,4 @@
-"""What an exported model is fed to compare it with PyTorch, what PyTorch says, and how far the two are apart."""
+"""Inputs to compare an exported model with PyTorch, PyTorch's outputs, and the deviation between the two."""
 
 from typing import Callable, Dict, List, NamedTuple, Optional, Sequence, Tuple
 
@@ -17,15 +17,15 @@ Run = Callable[[Tensor], Sequence[Tensor]]
 
 
 class Deviation(NamedTuple):
-    """How far an exported model is from PyTorch's for one input.
+    """Deviation of an exported model from PyTorch for one input.
 
     Attributes:
-        shape (tuple[int, ...]): Of the input: (B, channels, H, W), or (H, W, channels).
-        relative (float): Largest difference over the largest value of that output, the largest of all outputs. Of
-            label maps the share of other pixels. Of detections, matched by class and overlap: the largest difference of
+        shape (tuple[int, ...]): Shape of the input: (B, channels, H, W), or (H, W, channels).
+        relative (float): Largest difference over the largest value of that output, the largest of all outputs. Label
+            maps: the share of pixels that differ. Detections, matched by class and overlap: the largest difference of
             scores, or of coordinates over the image's longer side, or the largest share of pixels by which a mask
             differs.
-        detections (int, optional): Of PyTorch in that image.
+        detections (int, optional): Number of PyTorch's detections in that image.
         unmatched (float): Share of the detections that only one of the two has.
     """
 
@@ -39,9 +39,9 @@ class Inputs:
     """Normalised images (B, channels, H, W) in fp32.
 
     Args:
-        channels (int): Of an image.
+        channels (int): Channels of an image.
         read (ModelInput): How the config's images are read and normalised.
-        one_by_one (bool): Whether the model takes one image at a time.
+        one_by_one (bool): True if the model takes one image at a time.
     """
 
     name = 'images'
@@ -51,15 +51,15 @@ class Inputs:
 
     @property
     def axes(self) -> Dict[int, str]:
-        """Those of any length."""
+        """Names of the dynamic axes."""
         return {**({} if self.one_by_one else {0: 'batch'}), 2: 'height', 3: 'width'}
 
     def example(self, size: Tuple[int, int]) -> Tensor:
-        """An input to record the graph with."""
+        """An input to trace the graph with."""
         return self._normal(self._pixels(size, seed=9)) if self.one_by_one else torch.randn(2, self.channels, *size)
 
     def generate(self, size: Tuple[int, int]) -> List[Tensor]:
-        """Inputs of the recorded size and of others and, where there are batches, of several of them."""
+        """Inputs of the traced size and of others and, where batches are possible, of several batch sizes."""
         height, width = size
         odd = (max(SMALLEST, height * 3 // 4 + 5), max(SMALLEST, width * 5 // 4 - 3))
         half = (max(SMALLEST, height // 2), width * 2)
@@ -115,7 +115,7 @@ class PixelInputs(Inputs):
 
 
 def detections_of(model: nn.Module, images: Tensor) -> Tuple[Tensor, ...]:
-    """What MMDetection itself finds in a normalised image (1, channels, H, W)."""
+    """Outputs of MMDetection itself for a normalised image (1, channels, H, W)."""
     from mmdet.structures import DetDataSample
 
     height, width = images.shape[2:]
@@ -127,7 +127,7 @@ def detections_of(model: nn.Module, images: Tensor) -> Tuple[Tensor, ...]:
 
 
 def answer_of(model: nn.Module, read: ModelInput, pixels: Tensor) -> Tuple[Tensor, ...]:
-    """What the library itself says of an image, by way of the test pipeline of its config."""
+    """Outputs of the library itself for an image, through the test pipeline of its config."""
     from mmengine.dataset import default_collate, pseudo_collate
 
     image = pixels.numpy()
@@ -142,7 +142,7 @@ def answer_of(model: nn.Module, read: ModelInput, pixels: Tensor) -> Tuple[Tenso
 
 
 def _outputs(sample) -> Tuple[Tensor, ...]:
-    """Of a data sample, as an exported model gives them."""
+    """Outputs in a data sample, in the order of an exported model."""
     if 'pred_instances' in sample:
         found = sample.pred_instances
         masks = (_dense(found.masks),) if 'masks' in found else ()
@@ -151,7 +151,7 @@ def _outputs(sample) -> Tuple[Tensor, ...]:
 
 
 def _dense(masks) -> Tensor:
-    """Masks (N, H, W), also of the run lengths that very large images have."""
+    """Dense masks (N, H, W), decoded if they are RLE, as for very large images."""
     if isinstance(masks, Tensor) or not len(masks):
         return torch.as_tensor(np.asarray(masks))
     from pycocotools.mask import decode
@@ -199,7 +199,7 @@ def detections_apart(ours: Sequence[Tensor], theirs: Sequence[Tensor], side: int
     if not len(ours[0]) or not len(theirs[0]):
         return 0.0, float(count > 0)
     overlap = box_iou(theirs[0].float(), ours[0].float()) * (theirs[2][:, None] == ours[2][None])
-    # Of several alike, the one of the nearest score.
+    # Of several boxes that overlap enough, take the one with the nearest score.
     nearness = (overlap > SAME_BOX) * (1 - (theirs[1][:, None] - ours[1][None]).abs())
     best, match = nearness.max(1)
     pairs = [(mine, int(yours)) for mine, (yours, near) in enumerate(zip(match, best)) if near > 0]

@@ -27,7 +27,7 @@ WH_RATIO_CLIP = 16 / 1000  # of DeltaXYWHBBoxCoder.decode, whose default no head
 
 
 class Detections(NamedTuple):
-    """What is found in one image, best first.
+    """Detections of one image, best first.
 
     Attributes:
         boxes (Tensor): (N, 4), x1, y1, x2, y2 in pixels of the model's input.
@@ -49,7 +49,7 @@ class Detector(nn.Module):
         model (nn.Module): A ``TwoStageDetector`` or ``SingleStageDetector`` of MMDetection.
 
     Raises:
-        UsageError: If a part of it computes something else than is written here.
+        UsageError: If it has a part that is not implemented here.
     """
 
     def __init__(self, model: nn.Module):
@@ -75,7 +75,7 @@ class Detector(nn.Module):
         return boxes, scores, labels, paste(masks, boxes, size) >= self.model.roi_head.test_cfg.mask_thr_binary
 
     def detect(self, images: Tensor) -> Detections:
-        """(1, channels, H, W) -> what is found, in pixels of these images."""
+        """(1, channels, H, W) -> detections, in pixels of these images."""
         size = shape_as_tensor(images)[2:]
         features = self.model.extract_feat(_pad(images, self.divisor))
         if hasattr(self.model, 'roi_head'):
@@ -85,7 +85,7 @@ class Detector(nn.Module):
         return _predict_densely(self.model.bbox_head, features, size)
 
     def _times(self, size: Tensor) -> Optional[Tensor]:
-        """How many times the usual budget an image of that size gets; None if all get the same."""
+        """Factor of the budgets of an image of that size; None if all get the same."""
         trained = (getattr(self.model, 'test_cfg', None) or {}).get('trained_size')
         if not trained or not isinstance(self.model, LargeImages):
             return None
@@ -101,7 +101,7 @@ def _budget(number: int, times: Optional[Tensor]) -> Union[int, Tensor]:
 
 
 def _check(model: nn.Module) -> None:
-    """Refuse detectors with a part that computes something else than the functions below."""
+    """Refuse detectors with a part that the functions below do not implement."""
     two_stage = isinstance(model, (detectors.FasterRCNN, detectors.MaskRCNN))
     parts: Dict[str, bool] = {type(model).__name__: two_stage or isinstance(model, detectors.SingleStageDetector)}
     if two_stage:
@@ -143,19 +143,19 @@ def _check(model: nn.Module) -> None:
     unknown = [name for name, is_known in parts.items() if not is_known]
     if unknown:
         raise UsageError(
-            f'whole detectors can be exported that are Faster R-CNN, Mask R-CNN, or one-stage with the plain dense '
-            f'prediction (RetinaNet, FCOS, ATSS); this one has {" and ".join(unknown)}. Export the backbone alone '
+            f'only Faster R-CNN, Mask R-CNN and one-stage detectors with the plain dense prediction (RetinaNet, FCOS, '
+            f'ATSS) can be exported whole; this one has {" and ".join(unknown)}. Export the backbone alone '
             f'(--part backbone), or use MMDeploy'
         )
 
 
 def _inherits(head: nn.Module, base: type, *methods: str) -> bool:
-    """Whether these methods of a head are the base class's own."""
+    """True if the head inherits these methods from the base class unchanged."""
     return isinstance(head, base) and all(getattr(type(head), name) is getattr(base, name) for name in methods)
 
 
 def _pad(images: Tensor, divisor: int) -> Tensor:
-    """Zeros to the right and below, up to multiples of ``divisor``, as MMDetection's data preprocessor adds them."""
+    """Pad with zeros to the right and below, up to multiples of ``divisor``, as MMDetection's data preprocessor."""
     if divisor <= 1:
         return images
     height, width = images.shape[2:]
@@ -163,19 +163,19 @@ def _pad(images: Tensor, divisor: int) -> Tensor:
 
 
 def _best(scores: Tensor, limit: Union[int, Tensor]) -> Tuple[Tensor, Tensor]:
-    """The best ``limit`` of (N,) scores, or all N if there are fewer, and their places, best first."""
+    """The best ``limit`` of (N,) scores, or all N if there are fewer, and their indices, best first."""
     count = shape_as_tensor(scores)[0]
     if not isinstance(limit, Tensor):
         limit = count.new_tensor(limit) if limit > 0 else count
-    # An int for PyTorch, and for the trace a number that it goes on computing with.
+    # An int in PyTorch, a tensor in the trace.
     return scores.topk(torch.minimum(count, limit))
 
 
 def _suppress(boxes: Tensor, scores: Tensor, groups: Tensor, threshold: float, limit: Union[int, Tensor]) -> Tensor:
-    """Places of the boxes that are kept, best first, at most ``limit``; boxes of one group suppress each other.
+    """Indices of the boxes that are kept, best first, at most ``limit``; boxes of one group suppress each other.
 
-    Moves each group to a place of its own, as mmcv's ``batched_nms`` does, so that both round overlaps equally. Not all
-    runtimes return the boxes in the order of their scores.
+    Offsets each group as mmcv's ``batched_nms`` does, so that both round overlaps equally. Sorts the result, since not
+    all runtimes return boxes in the order of their scores.
     """
     end = torch.cat([boxes.flatten(), boxes.new_zeros(1)]).max()
     kept = nms(boxes + (groups.to(boxes) * (end + 1))[:, None], scores, threshold)
@@ -183,13 +183,13 @@ def _suppress(boxes: Tensor, scores: Tensor, groups: Tensor, threshold: float, l
 
 
 def _clip(boxes: Tensor, size: Tensor) -> Tensor:
-    """Boxes (N, 4) inside an image of size (2,), height and width."""
+    """Clip boxes (N, 4) to an image of size (2,), height and width."""
     width_height = size.flip(0).to(boxes)
     return torch.minimum(boxes.clamp(min=0), torch.cat([width_height, width_height]))
 
 
 def _decode(coder: nn.Module, priors: Tensor, deltas: Tensor, size: Tensor) -> Tensor:
-    """Boxes (N, 4) from priors and what the network says of them, as the two coders' ``decode``."""
+    """Boxes (N, 4) from priors and predicted deltas, as ``decode`` of the two coders."""
     if isinstance(coder, DistancePointBBoxCoder):
         boxes = torch.cat([priors - deltas[:, :2], priors + deltas[:, 2:]], -1)
         return _clip(boxes, size) if coder.clip_border else boxes
@@ -207,7 +207,7 @@ def _decode(coder: nn.Module, priors: Tensor, deltas: Tensor, size: Tensor) -> T
 
 
 def _wide_enough(boxes: Tensor, settings: dict) -> Optional[Tensor]:
-    """Places of the boxes wider and higher than ``min_bbox_size``; None if the settings have none."""
+    """Indices of the boxes wider and higher than ``min_bbox_size``; None if the settings have none."""
     least = settings.get('min_bbox_size', -1)
     return None if least < 0 else ((boxes[:, 2:] - boxes[:, :2]) > least).all(1).nonzero()[:, 0]
 
@@ -248,7 +248,7 @@ def _propose(head: nn.Module, features: Sequence[Tensor], size: Tensor, times: O
 def _pool(extractor: nn.Module, features: Sequence[Tensor], boxes: Tensor) -> Tensor:
     """``SingleRoIExtractor`` of one image: boxes (N, 4) -> (N, C, h, w), each from the level for its size.
 
-    Pools level by level and puts the rows back in order, without asking whether a level has any.
+    Pools level by level and restores the order of the rows, without branching on empty levels.
     """
     features = features[: extractor.num_inputs]
     rois = torch.cat([torch.zeros_like(boxes[:, :1]), boxes], 1)
@@ -322,7 +322,7 @@ def _predict_densely(head: nn.Module, features: Sequence[Tensor], size: Tensor) 
 def paste(masks: Tensor, boxes: Tensor, size: Tensor) -> Tensor:
     """Masks (N, M, M) over boxes (N, 4) -> (N, height, width), by bilinear interpolation; 0 outside.
 
-    As ``grid_sample`` of MMDetection's ``_do_paste_mask``; each axis by itself, as two matmuls, which need a
+    As ``grid_sample`` of MMDetection's ``_do_paste_mask``, but separately for each axis, as two matmuls, which need a
     tenth of the memory. ``size`` is (2,) int64.
     """
     rows = _taps(boxes[:, 1], boxes[:, 3], size[0], masks)

@@ -1,7 +1,7 @@
 """The test pipeline inside the graph: uint8 pixels of any image in, answers in its own pixels out.
 
-Resizing is the pipeline's: OpenCV's bilinear interpolation in its fixed-point arithmetic, equal to the bit; Pillow's
-filters with its rounding between the two axes, where one value in a thousand differs by one.
+Resizing is the pipeline's: OpenCV's bilinear interpolation in its fixed-point arithmetic, bit for bit; Pillow's filters
+with its rounding between the two axes, where one value in a thousand differs by one.
 """
 
 from typing import Callable, Tuple
@@ -18,18 +18,18 @@ Step = Callable[[Tensor], Tensor]
 
 
 class FromPixels(nn.Module):
-    """Pixels (H, W, channels) uint8 -> the model's answer for that image, by way of its test pipeline.
+    """Pixels (H, W, channels) uint8 -> the model's answer for that image, through its test pipeline.
 
-    Colour images are RGB, whatever the model and its pipeline have.
+    Colour images are RGB, whatever order the model and its pipeline use.
 
     Args:
         module (nn.Module): With ``answer(images, size)``: normalised images (1, channels, h, w) and the size (2,) int64
             of the original -> the outputs ``answer_names``.
         read (ModelInput): How the config's images are read and normalised.
-        channels (int): Of an image.
+        channels (int): Channels of an image.
 
     Raises:
-        UsageError: If the pipeline has a step that is not written here.
+        UsageError: If the pipeline has a step that is not implemented here.
     """
 
     def __init__(self, module: nn.Module, read: ModelInput, channels: int):
@@ -66,7 +66,7 @@ class FromPixels(nn.Module):
             width_height = transform.crop_size if isinstance(transform, CenterCrop) else transform.crop_size[::-1]
             return lambda image: _crop(image, width_height[1], width_height[0])
         raise UsageError(
-            f'a file with the pipeline inside knows Resize (of the whole image, by scale), ResizeEdge and, of '
+            f'a file with the pipeline inside supports Resize (of the whole image, by scale), ResizeEdge and, for '
             f'classifiers, CenterCrop; the test pipeline of this config also has {name}. Export without it (no '
             f'--from-pixels), and resize and normalise as the metadata of the file say'
         )
@@ -77,7 +77,7 @@ def _resize(transform, new_size: Callable[[Tensor], Tensor], keeps_ratio: bool) 
     backend, kind = transform.backend, transform.interpolation
     if backend == 'cv2' and kind == 'bilinear':
         return lambda image: resize_like_opencv(image, new_size(shape_as_tensor(image)[2:]))
-    # Pillow takes the axis first that leaves less to do, if one does clearly; of one ratio, always the columns.
+    # Pillow resizes that axis first which clearly leaves less work; with one ratio for both, always the columns.
     if backend == 'pillow' and kind in PILLOW and keeps_ratio:
         return lambda image: resize_like_pillow(image, new_size(shape_as_tensor(image)[2:]), kind)
     raise UsageError(
@@ -88,7 +88,7 @@ def _resize(transform, new_size: Callable[[Tensor], Tensor], keeps_ratio: bool) 
 
 
 def _fit(size: Tensor, scale: Tuple[int, int]) -> Tensor:
-    """Height and width of an image that is made as large as fits into ``scale``, as mmcv's ``rescale_size``."""
+    """Height and width of the image at the largest size that fits into ``scale``, as mmcv's ``rescale_size``."""
     long, short = size.max(), size.min()
     by_long = max(scale) * short < min(scale) * long
     factor = torch.where(by_long, size.new_tensor(max(scale)), size.new_tensor(min(scale)))
@@ -117,7 +117,7 @@ def _crop(image: Tensor, height: int, width: int) -> Tensor:
 
 
 def resize_like_opencv(image: Tensor, size: Tensor) -> Tensor:
-    """``cv2.resize(..., interpolation=cv2.INTER_LINEAR)`` of uint8, equal to the bit.
+    """``cv2.resize(..., interpolation=cv2.INTER_LINEAR)`` of uint8, bit for bit.
 
     Weights have 11 bits, columns are interpolated before rows, and shifts drop bits between (VResizeLinear in OpenCV's
     resize.cpp). All is integers below 2 ** 24, which floats hold exactly.
@@ -142,14 +142,14 @@ def _scaled(values: Tensor, weights: Tensor) -> Tensor:
 
 
 def _linear_taps(length: Tensor, new: Tensor, stops_at_edges: bool) -> Tuple[Tensor, Tensor, Tensor, Tensor]:
-    """For each new place the two old ones, and their weights times 2048; OpenCV stops at the edges along x alone."""
+    """The two input positions of each output position, and their weights times 2048; OpenCV clamps only along x."""
     twice = 2 * torch.arange(new) + 1
-    # The place is (twice * length / new - 1) / 2, at least -1/2; plus one, so that no integer is negative.
+    # The position is (twice * length / new - 1) / 2, at least -1/2; plus one, so that no integer is negative.
     above, below = twice * length + new, 2 * new
     whole = above.div(below, rounding_mode='floor')
     fraction = (above - whole * below).float() / below.float()
     whole = whole - 1
-    fraction = (whole.float() + fraction) - whole.float()  # as precise as OpenCV's float of the place
+    fraction = (whole.float() + fraction) - whole.float()  # as precise as OpenCV's float of the position
     if stops_at_edges:
         fraction = torch.where((whole < 0) | (whole >= length - 1), torch.zeros_like(fraction), fraction)
     first = torch.minimum(whole.clamp(min=0), length - 1)
@@ -172,7 +172,7 @@ PILLOW = {'bilinear': (_triangle, 1.0), 'bicubic': (_cubic, 2.0)}
 
 
 def resize_like_pillow(image: Tensor, size: Tensor, kind: str) -> Tensor:
-    """``PIL.Image.resize`` of uint8: a filter as wide as the image is reduced, rounded to 8 bits after each axis.
+    """``PIL.Image.resize`` of uint8: a filter that widens with the reduction, rounded to 8 bits after each axis.
 
     Args:
         image (Tensor): (B, C, H, W), integers from 0 to 255 as floats.

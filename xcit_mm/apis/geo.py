@@ -21,7 +21,7 @@ GEOJSON_CRS = 'EPSG:4326'  # longitude and latitude, the only one that RFC 7946 
 
 
 def is_raster(source) -> bool:
-    """Whether rasterio is there, and the source is a file for it."""
+    """True if rasterio is installed and the source is a file of one of its suffixes."""
     return isinstance(source, Path) and source.suffix.lower() in SUFFIXES and find_spec('rasterio') is not None
 
 
@@ -43,7 +43,7 @@ class Raster:
 
     Args:
         path (Path): Its first page is read.
-        reader (Reader): Of the config.
+        reader (Reader): Reader of the config.
 
     Attributes:
         shape (tuple[int, int]): Height and width.
@@ -74,9 +74,9 @@ class Raster:
 
 
 def add_world(result: dict, source) -> Optional[dict]:
-    """Put world coordinates into a detector's result, if the file has any.
+    """Add world coordinates to a detector's result, if the file has any.
 
-    'crs' is its coordinate reference system, and 'world' of a detection the four corners [x, y] of its box in it.
+    'crs' is the coordinate reference system of the file; 'world' of a detection holds the corners [x, y] of its box.
 
     Returns:
         dict, optional: The detections as a GeoJSON FeatureCollection, in longitude and latitude: the outlines of the
@@ -87,7 +87,7 @@ def add_world(result: dict, source) -> Optional[dict]:
     try:
         with _opened(source) as file:
             crs, transform = file.crs, file.transform
-    except BadImage:  # that rasterio does not read: no world coordinates
+    except BadImage:  # rasterio cannot read it: no world coordinates
         return None
     if crs is None:
         return None
@@ -120,7 +120,7 @@ def _outline(mask: dict, transform) -> Optional[dict]:
 
 
 def _place(transform, x: float, y: float) -> List[float]:
-    """Of a point of the image in the world."""
+    """World coordinates of a point of the image."""
     return [transform.a * x + transform.b * y + transform.c, transform.d * x + transform.e * y + transform.f]
 
 
@@ -131,7 +131,7 @@ def write_world(features: dict, path: Path) -> None:
 
 
 def write_map(labels: np.ndarray, source: Path, path: Path) -> bool:
-    """Write a label map as a GeoTIFF that lies where the image lies; False if the image has no world coordinates."""
+    """Write a label map as a GeoTIFF with the georeference of the image; False if the image has none."""
     import rasterio
 
     try:
@@ -152,7 +152,7 @@ def write_map(labels: np.ndarray, source: Path, path: Path) -> bool:
 
 
 def at_scale(sample, shape: Tuple[int, int], picture: np.ndarray):
-    """A sample of an image of that shape, to be drawn on a smaller picture of it: boxes alone of a detector."""
+    """Scale the sample of an image of that shape to a smaller picture of it; detectors keep boxes alone."""
     if tuple(shape) == picture.shape[:2]:
         return sample
     sample = sample.clone()

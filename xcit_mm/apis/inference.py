@@ -30,14 +30,14 @@ COLUMNS = (TextColumn('{task.description}'), BarColumn(), MofNCompleteColumn(), 
 
 
 class Shot(NamedTuple):
-    """One image to look at.
+    """One image to predict.
 
     Attributes:
         name (str): For what is written about it.
-        label (str): What its result calls it: its path or address, or the name if it has none.
-        source: What the reader reads; the reason in words if there is nothing.
-        video (Video, optional): That it is a frame of.
-        frame (int): Its number in there.
+        label (str): Its name in the result: its path or address, else ``name``.
+        source: Input of the reader; None if there is no image.
+        video (Video, optional): The video of which it is a frame.
+        frame (int): Its number in the video.
         reason (str, optional): Why there is no image.
     """
 
@@ -50,7 +50,7 @@ class Shot(NamedTuple):
 
 
 class Inferencer:
-    """A model, ready to look at images.
+    """A model, ready to predict.
 
     ``Inferencer('mask_rcnn_xcit_s12_8_3x_coco')('photos', out_dir='results')``
 
@@ -62,12 +62,12 @@ class Inferencer:
         device (str, optional): Such as 'cuda:0' or 'cpu'; a GPU if there is one.
         cfg_options (dict, optional): Settings of the config to change, such as
             ``{'test_dataloader.dataset.pipeline.1.scale': (6000, 4000)}``.
-        tiles (int, optional): Detectors and segmentors: cut images into tiles of that many pixels, each of which is
-            read as an image would be, and merge what is found.
-        overlap (float): Of neighbouring tiles, as a part of their size.
+        tiles (int, optional): Detectors and segmentors: cut images into tiles of that many pixels, each of which goes
+            through the pipeline as an image, and merge the results.
+        overlap (float): Overlap of neighbouring tiles, as a share of their size.
 
     Raises:
-        UsageError: If there is no such model or setting, the config is wrong, or it comes without weights.
+        UsageError: If there is no such model or setting, the config is wrong, or no weights are given.
         CheckpointError: If the weights are those of another model.
     """
 
@@ -96,7 +96,7 @@ class Inferencer:
         overlays: bool = True,
         channel_order: str = 'BGR',
     ) -> List[dict]:
-        """Predict, and write what was found, image by image.
+        """Predict, and write the results, image by image.
 
         Args:
             images: An image file, a video, a folder (with its sub-folders), a glob, an address (http://, https://,
@@ -107,7 +107,7 @@ class Inferencer:
                 pictures in ``overlays``; nothing is written if it is not given.
             score_thr (float): Detections of lower scores are left out.
             batch_size (int): Images, or tiles, that are computed together, if they are of one size.
-            overlays (bool): Whether to draw what was found.
+            overlays (bool): Draw the predictions.
             channel_order (str): 'BGR' or 'RGB', of arrays.
 
         Returns:
@@ -120,11 +120,11 @@ class Inferencer:
             - of a classifier 'predictions': 'class', 'label' and 'score' of the five best.
 
             What is written of a georeferenced TIFF has 'crs' and the corners of boxes as 'world', and its 'geojson'.
-            A frame of a video has its number as 'frame'. An image that cannot be read has 'error' instead; 'warning'
-            says what is odd about one.
+            A frame of a video has its number as 'frame'. An image that cannot be read has 'error' instead; one with
+            unusual values has 'warning'.
 
         Raises:
-            UsageError: If there are no images, or the only one is none.
+            UsageError: If there are no images, or the only one cannot be read.
         """
         if batch_size < 1:
             raise UsageError(f'the batch size must be at least 1, got {batch_size}')
@@ -154,7 +154,7 @@ class Inferencer:
         return results
 
     def stream(self, images, score_thr: float = 0.3, batch_size: int = 1, channel_order: str = 'BGR') -> Iterator[dict]:
-        """Predict one after another, and keep nothing: for cameras, streams and more images than memory holds.
+        """Yield results one by one and keep none: for cameras, streams and more images than memory holds.
 
         ``for result in Inferencer('mask_rcnn_xcit_s12_8_3x_coco').stream(0): ...``
 
@@ -170,10 +170,10 @@ class Inferencer:
                 yield result
 
     def picture(self, image, score_thr: float = 0.3) -> np.ndarray:
-        """One image with what is found in it drawn in.
+        """Draw the predictions of one image.
 
         Args:
-            image: As for :meth:`__call__`, and an array is RGB.
+            image: As for :meth:`__call__`, but arrays are RGB.
             score_thr (float): Detections of lower scores are left out.
 
         Returns:
@@ -253,11 +253,11 @@ class Inferencer:
 
 
 def _more_pages(source) -> Optional[str]:
-    """Whether a file holds more pictures than the one that is read."""
+    """A warning if a file holds more pictures than the one that is read; None if not."""
     if isinstance(source, Path) and source.suffix.lower() in ('.tif', '.tiff', '.webp'):
         with suppress(Exception), Image.open(source) as image:
             if getattr(image, 'n_frames', 1) > 1:
-                return f'it holds {image.n_frames} pictures, and the first alone is read'
+                return f'it holds {image.n_frames} pictures; only the first is read'
     return None
 
 
@@ -266,7 +266,7 @@ def _has_path(named) -> bool:
 
 
 def _shots(named: Iterable[Tuple[str, Source]]) -> Iterator[Shot]:
-    """Images as they come, videos as their frames."""
+    """Yield each image, and each frame of a video."""
     for name, item in named:
         if isinstance(item, Missing):
             yield Shot(name, item.given, None, reason=item.reason)
@@ -293,7 +293,7 @@ def _batches(items: Iterator[Shot], size: int) -> Iterator[List[Shot]]:
 
 
 def _task_of(cfg: Config) -> type:
-    """What a model of the config's library does."""
+    """The task class for models of the config's library."""
     scope = cfg.get('default_scope')
     if scope == 'mmdet':
         from .tasks.detector import Detector
@@ -311,7 +311,7 @@ def _task_of(cfg: Config) -> type:
 
 
 class Clock:
-    """Seconds by what they were spent on."""
+    """Seconds spent, by activity."""
 
     def __init__(self):
         self.seconds = {'reading': 0.0, 'predicting': 0.0, 'drawing': 0.0}
@@ -333,12 +333,12 @@ class _Count:
 
 
 class Writer:
-    """Writes results as they come. ``results.json`` is complete JSON after every image.
+    """Write results one by one. ``results.json`` is complete JSON after every image.
 
     Args:
-        folder (str): It is made.
-        task (Task): Draws what it found.
-        overlays (bool): Whether to draw.
+        folder (str): Where the results go; created if missing.
+        task (Task): Draws the predictions.
+        overlays (bool): Draw the predictions.
 
     Raises:
         UsageError: If the folder cannot be written to.
@@ -357,7 +357,7 @@ class Writer:
         self.end = 1  # where the list is closed
 
     def add(self, result: dict) -> None:
-        """One result more; a label map must be a file's name by now."""
+        """Append a result, in which a label map is already the name of its file."""
         text = json.dumps(result, indent=1).replace('\n', '\n ')
         text = ('\n ' if self.end == 1 else ',\n ') + text
         with open(self.path, 'r+', encoding='ascii') as file:
@@ -366,7 +366,7 @@ class Writer:
         self.end += len(text)
 
     def write(self, result: dict, shot: Shot, image: dict, sample, score_thr: float) -> None:
-        """The overlay, and the map of a segmentor, whose name takes its place in the result."""
+        """Write the overlay and, of a segmentor, the map; its file name replaces it in the result."""
         name = shot.name if shot.video is None else f'{shot.name}/{shot.frame:06d}'
         try:
             if 'map' in result:
@@ -416,7 +416,7 @@ class Writer:
         self.video = None, None
 
     def close(self, summary: dict) -> None:
-        """Write what is over all images."""
+        """Write the summary and the overview."""
         self._end_video()
         (self.folder / 'summary.json').write_text(json.dumps(summary, indent=1))
         overview = self.folder / 'overview.jpg'
@@ -426,7 +426,7 @@ class Writer:
 
 
 def summarise(results: Sequence[dict], clock: Clock, task) -> dict:
-    """Numbers over all images: how many, how long, and how often each class was found."""
+    """Statistics over all images: counts, seconds, and how often each class was found."""
     good = [result for result in results if 'error' not in result]
     each = max(clock.images, 1)
     return {

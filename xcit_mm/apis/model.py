@@ -1,4 +1,4 @@
-"""From a name or a config and a checkpoint to a model, with the checks that training has."""
+"""Build a model from a name, or from a config and a checkpoint, with the checks that training has."""
 
 import copy
 import os

@@ -20,7 +20,7 @@ def find_model(name: str) -> Optional[Tuple[str, str]]:
 
 
 def no_model(name: str) -> str:
-    """What to say of a name that is no model."""
+    """The message for an unknown model name."""
     close = difflib.get_close_matches(name.lower(), model_index(), n=3, cutoff=0.5)
     hint = f'did you mean {" or ".join(close)}?' if close else 'see xcit_mm.list_models()'
     return f'there is no model and no config file {name!r}; {hint}'
@@ -37,7 +37,7 @@ def dataset_meta(cfg: Config) -> dict:
 
 
 class PublishedModels(Mixin):
-    """Mixin for the inferencers of MMDetection and MMSegmentation, which know their own library's models alone."""
+    """Mixin for the inferencers of MMDetection and MMSegmentation, which know only the models of their own library."""
 
     def _load_model_from_metafile(self, model: str) -> Tuple[Config, str]:
         found = find_model(model)
@@ -49,7 +49,7 @@ class PublishedModels(Mixin):
             raise UsageError(no_model(model)) from None
 
     def _load_weights_to_model(self, model, checkpoint: Optional[dict], cfg) -> None:
-        """As the library does, but refuse weights of another model, and take class names from the config if need be."""
+        """As the library does, but refuse weights of another model, and fall back to the class names of the config."""
         if checkpoint is not None:
             fit_state_dict(model, checkpoint.get('state_dict', checkpoint), 'test')
         super()._load_weights_to_model(model, checkpoint, cfg)

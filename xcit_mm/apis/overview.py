@@ -1,4 +1,4 @@
-"""One picture of many."""
+"""One contact sheet of many pictures."""
 
 from pathlib import Path
 from typing import Sequence

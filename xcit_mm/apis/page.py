@@ -20,12 +20,12 @@ Image = Union[str, Path, np.ndarray]
 def attention_pictures(
     backbone: XCiT, image: Image, size: int, mass: float, read: Optional[ModelInput] = None
 ) -> Tuple[np.ndarray, List[tuple]]:
-    """What the page shows of an image.
+    """Draw the pictures that the page shows for an image.
 
     Args:
         backbone (XCiT): In eval mode.
         image (str | np.ndarray): A file, or (H, W, 3) uint8, RGB.
-        size (int): Its short side is resized to so many pixels.
+        size (int): Pixels to which its short side is resized.
         mass (float): Share of the attention that masks keep.
         read (ModelInput, optional): How it is read and normalised; in colour and as for ImageNet if not given.
 
@@ -33,7 +33,7 @@ def attention_pictures(
         tuple: The overlay of the average; and all other pictures with their captions. RGB.
 
     Raises:
-        BadImage: If there is no image in the file.
+        BadImage: If the file holds no image.
     """
     read = read or model_input()
     pixels = read.reader.read(image, 'RGB')['img']

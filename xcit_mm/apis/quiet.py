@@ -1,4 +1,4 @@
-"""Building models without hundreds of lines."""
+"""Build models without hundreds of log lines."""
 
 import logging
 from contextlib import contextmanager
@@ -6,7 +6,7 @@ from contextlib import contextmanager
 
 @contextmanager
 def quiet():
-    """In here MMEngine does not list the start value of every single parameter, nor what it loads from where."""
+    """Suppress log records up to INFO inside the context, such as MMEngine's list of all initialised parameters."""
     level = logging.root.manager.disable
     logging.disable(max(level, logging.INFO))
     try:

@@ -1,11 +1,11 @@
-"""A small HTTP server of one model: an image in, what is found in it out, as JSON or drawn in.
+"""A small HTTP server for one model: takes an image, answers with the predictions as JSON or drawn on the image.
 
     xcit-mm serve CONFIG CHECKPOINT --port 8000
     curl --data-binary @photo.jpg 'http://127.0.0.1:8000/predict?score_thr=0.5'
     curl --data-binary @photo.jpg 'http://127.0.0.1:8000/predict?output=overlay' > overlay.jpg
 
-Requests that wait are computed together. For one process on one device behind a proxy of your own, which does
-encryption and authentication.
+Waiting requests are computed in batches. The server is one process on one device; put a proxy before it for encryption
+and authentication.
 """
 
 import argparse
@@ -62,7 +62,7 @@ class Job(NamedTuple):
     Attributes:
         content (bytes): The file.
         score_thr (float): Detections of lower scores are left out.
-        overlay (bool): Whether a JPEG with what was found drawn in is asked for, or a result.
+        overlay (bool): True for a JPEG with the predictions drawn in, False for a result.
         answer (Future): bytes or a dict.
     """
 
@@ -73,7 +73,7 @@ class Job(NamedTuple):
 
 
 class Worker(threading.Thread):
-    """The one thread that uses the model; takes what waits, up to ``batch_size`` images at a time."""
+    """The only thread that uses the model; takes waiting requests in batches of up to ``batch_size`` images."""
 
     def __init__(self, inferencer: Inferencer, batch_size: int):
         super().__init__(daemon=True, name='model')
@@ -81,10 +81,10 @@ class Worker(threading.Thread):
         self.waiting: queue.Queue[Job] = queue.Queue(MOST_WAITING)
 
     def submit(self, content: bytes, score_thr: float, overlay: bool) -> Future:
-        """Ask for an answer.
+        """Queue a request.
 
         Raises:
-            queue.Full: If too many wait already.
+            queue.Full: If too many requests are waiting.
         """
         job = Job(content, score_thr, overlay, Future())
         self.waiting.put_nowait(job)
@@ -108,7 +108,7 @@ class Worker(threading.Thread):
             found = self.inferencer([job.content for job in jobs], score_thr=score_thr, batch_size=len(jobs))
             for job, result in zip(jobs, found):
                 job.answer.set_result(_plain(result))
-        except Exception as error:  # the thread lives on, and those who wait are told
+        except Exception as error:  # the thread continues, and those that wait get the error
             for job in jobs:
                 if not job.answer.done():
                     job.answer.set_exception(error)
@@ -134,7 +134,7 @@ def create_app(inferencer: Inferencer, name: str, batch_size: int = 8, most_byte
         inferencer (Inferencer): The model.
         name (str): What the page calls it.
         batch_size (int): Images that are computed together, if they are of one size.
-        most_bytes (int): Of a file; larger ones are refused, and those of more than 50 million pixels.
+        most_bytes (int): Largest file; larger ones, and images of more than 50 million pixels, are refused.
 
     Returns:
         fastapi.FastAPI: With the paths /, /health and /predict; /docs describes them.
@@ -188,7 +188,7 @@ def create_app(inferencer: Inferencer, name: str, batch_size: int = 8, most_byte
         try:
             answer = await asyncio.wrap_future(worker.submit(content, score_thr, output == 'overlay'))
         except queue.Full:
-            raise HTTPException(503, f'{MOST_WAITING} requests wait already', {'Retry-After': '1'}) from None
+            raise HTTPException(503, f'{MOST_WAITING} requests are waiting already', {'Retry-After': '1'}) from None
         except UsageError as error:
             raise HTTPException(422, str(error)) from None
         if isinstance(answer, bytes):
@@ -201,7 +201,7 @@ def create_app(inferencer: Inferencer, name: str, batch_size: int = 8, most_byte
 
 
 def _size_of(content: bytes) -> Tuple[int, int]:
-    """Width and height as the header of a file says; (0, 0) if Pillow does not know it, which the reader then says."""
+    """Width and height from the header of a file; (0, 0) if Pillow cannot read it: then the reader reports it."""
     try:
         with Image.open(io.BytesIO(content)) as image:
             return image.size
@@ -212,7 +212,7 @@ def _size_of(content: bytes) -> Tuple[int, int]:
 
 
 def parse_args(argv: Optional[Sequence[str]] = None) -> argparse.Namespace:
-    """Of the command."""
+    """Parse the options of the command."""
     parser = argparse.ArgumentParser(
         prog='xcit-mm serve',
         description='Serve a model over HTTP.',

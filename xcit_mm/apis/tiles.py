@@ -13,12 +13,13 @@ def predict_image(task: Task, image: dict, tiles: Tiles, batch_size: int = 1) ->
 
     Args:
         task (Task): A detector or a segmentor.
-        image (dict): What the reader read; or with 'raster', a :class:`~xcit_mm.apis.geo.Raster` to read tiles from.
+        image (dict): Output of the reader; or with 'raster', a :class:`~xcit_mm.apis.geo.Raster` to read tiles from.
         tiles (Tiles): How it is cut.
         batch_size (int): Tiles that are computed together.
 
     Returns:
-        BaseDataElement | str: With 'pred_instances' or 'pred_sem_seg' in the image's pixels; or the reason why not.
+        BaseDataElement | str: With 'pred_instances' or 'pred_sem_seg' in the image's pixels; or the reason why it
+        cannot be predicted.
     """
     shape = tuple(image['ori_shape'])
     try:

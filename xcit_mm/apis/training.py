@@ -17,8 +17,8 @@ def train(cfg: Config, bad_images: str = 'skip') -> Runner:
         bad_images (str): 'skip' or 'refuse' images that cannot be read.
 
     Raises:
-        UsageError: If something is wrong that can be known before.
-        CheckpointError: If weights do not fit.
+        UsageError: If the config, the data or the options are wrong.
+        CheckpointError: If the weights do not fit the model.
     """
     check_loops(cfg, 'train')
     check_data(cfg, ('train', 'val'))

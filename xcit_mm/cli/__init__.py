@@ -1,4 +1,4 @@
-"""``xcit-mm VERB …``: the scripts of ``tools/`` and what has none, as one command.
+"""``xcit-mm VERB …``: one command for the scripts of ``tools/`` and the verbs that have no script.
 
 Nothing heavy is imported before a verb is known, so that ``xcit-mm --help`` answers at once.
 """
@@ -16,12 +16,12 @@ from ..package import PACKAGE, mim_dir
 
 
 class Verb(NamedTuple):
-    """One word of the command.
+    """One verb of the command.
 
     Attributes:
         summary (str): A line for the list of verbs.
-        tool (str, optional): The script of ``tools/`` that does it, without suffix.
-        module (str, optional): The module of this package that does it, with a function ``main``.
+        tool (str, optional): The script of ``tools/`` that it runs, without suffix.
+        module (str, optional): The module of this package that it runs, with a function ``main``.
     """
 
     summary: str
@@ -37,17 +37,17 @@ class Verb(NamedTuple):
 
 
 VERBS: Dict[str, Verb] = {
-    'finetune': Verb('a folder of your own images to a trained model and a report', module='apis.finetune.command'),
+    'finetune': Verb('train on a folder of your own images, with a report', module='apis.finetune.command'),
     'train': Verb('train a model from its config', tool='train'),
     'test': Verb('test a checkpoint, and draw its results', tool='test'),
-    'infer': Verb('look at images, folders, videos, a camera or addresses', tool='infer'),
+    'infer': Verb('predict on images, folders, videos, a camera or URLs', tool='infer'),
     'export': Verb('write a model as ONNX or torch.export', tool='export'),
     'serve': Verb('answer HTTP requests with predictions', module='apis.serving'),
     'convert': Verb('rewrite a checkpoint for timm, MMPretrain or the hub', tool='convert_checkpoint'),
     'attention': Verb('draw what the class token attends to', tool='attention_maps'),
     'benchmark': Verb('time and memory against other backbones', tool='benchmark'),
     'models': Verb('list the published weights', module='cli.listing'),
-    'doctor': Verb('what is installed, what is missing, and the command that mends it', module='cli.doctor'),
+    'doctor': Verb('what is installed, what is missing, and the command that fixes it', module='cli.doctor'),
 }
 HELP = ('-h', '--help')
 
@@ -64,13 +64,13 @@ def usage() -> str:
             *lines,
             '',
             'example: xcit-mm finetune my_images',
-            'xcit-mm VERB --help says more of each.',
+            'xcit-mm VERB --help lists the options of a verb.',
         ]
     )
 
 
 def load_tool(name: str) -> ModuleType:
-    """A script of ``tools/`` as a module, from the checkout or the installation."""
+    """Import a script of ``tools/``, from the checkout or the installation."""
     path = _tool_path(name)
     loader = SourceFileLoader(f'xcit_mm_tool_{name}', str(path))
     module = ModuleType(loader.name)
@@ -84,7 +84,7 @@ def _tool_path(name: str) -> Path:
 
 
 def renamed(text: str) -> str:
-    """A text about ``tools/`` in the words of this command."""
+    """Replace calls of scripts in ``tools/`` by the verbs of this command."""
     for name, verb in VERBS.items():
         if verb.tool:
             text = re.sub(rf'(python )?tools/{verb.tool}\.py', f'xcit-mm {name}', text)
@@ -120,7 +120,7 @@ def main(arguments: Optional[List[str]] = None) -> None:
         import difflib
 
         close = difflib.get_close_matches(name, there, n=1)
-        hint = f'; did you mean {close[0]}?' if close else ''
+        hint = f'; did you mean {close[0]}?' if close else '.'
         print(f'error: xcit-mm has no verb {name!r}{hint} It has {", ".join(there)}', file=sys.stderr)
         sys.exit(2)
     run(name, arguments[1:])

@@ -1,4 +1,4 @@
-"""``xcit-mm doctor``: what is installed, what runs on which device, what is missing, and the command that mends it."""
+"""``xcit-mm doctor``: what is installed, what runs on which device, what is missing, and the command that fixes it."""
 
 import argparse
 import importlib
@@ -12,7 +12,7 @@ from typing import Dict, List, NamedTuple, Optional
 from ..package import PACKAGE, SAME_MODULE
 
 FAMILY = 'pip install "xcit_mm[onedl]"'
-# Modules, what needs them, and what brings them. The first are needed by everything.
+# Required modules and the command that installs each; optional ones and what needs them.
 REQUIRED: Dict[str, str] = {
     'torch': 'pip install torch torchvision',
     'torchvision': 'pip install torchvision, in the version of this PyTorch',
@@ -44,10 +44,10 @@ class Finding(NamedTuple):
     """A line of the report.
 
     Attributes:
-        name (str): What was looked at.
+        name (str): What was checked.
         found (str): Its version or state.
-        mend (str, optional): The command that mends it; None if nothing is wrong.
-        is_needed (bool): Whether the project does not work without.
+        mend (str, optional): The command that fixes it; None if nothing is wrong.
+        is_needed (bool): True if the project does not work without it.
     """
 
     name: str
@@ -57,7 +57,7 @@ class Finding(NamedTuple):
 
 
 def examine() -> List[Finding]:
-    """Look at everything; the libraries are imported, which takes some seconds."""
+    """Check everything. Imports the libraries, which takes some seconds."""
     found = [
         Finding('xcit_mm', f'{importlib.import_module("xcit_mm").__version__} in {PACKAGE}'),
         Finding('Python', f'{platform.python_version()} ({sys.executable}), {platform.platform()}'),
@@ -87,7 +87,7 @@ def _library(name: str, mend: str) -> Finding:
         if error.name == name:
             return Finding(name, 'is not installed', mend)
         return Finding(name, f'{version or name} does not import: it needs {error.name}', f'pip install {error.name}')
-    except Exception as error:  # of a compiled part that was made for something else
+    except Exception as error:  # compiled parts built for other versions raise many kinds
         line = (str(error).splitlines() or [''])[0][:200]
         hint = 'python -m xcit_mm.mmcv_ops install' if 'mmcv' in str(error) else f'see docs/install.md, or {mend}'
         return Finding(name, f'{version or name} does not import: {type(error).__name__}: {line}', hint)
@@ -104,7 +104,7 @@ def _families() -> List[Finding]:
                 Finding(
                     module,
                     f'{" and ".join(there)} are installed over each other',
-                    f'pip uninstall -y {" ".join(there)}, then install again the one of your other packages',
+                    f'pip uninstall -y {" ".join(there)}, then reinstall the one that your other packages need',
                 )
             )
     return found
@@ -124,13 +124,13 @@ def _operators() -> Finding:
     try:
         target = installation.find()
     except installation.InstallationError as error:
-        return Finding('mmcv operators', 'there is no mmcv to have any', str(error))
+        return Finding('mmcv operators', 'mmcv is not installed', str(error))
     if target.compiled and not target.trouble:
         return Finding('mmcv operators', f'compiled ({target.compiled[0].name})')
     if target.compiled:
         return Finding(
             'mmcv operators',
-            f'compiled ones that do not load ({target.trouble})',
+            f'compiled, but cannot be loaded ({target.trouble})',
             'python -m xcit_mm.mmcv_ops install --replace',
         )
     if target.state == 'whole':
@@ -141,7 +141,7 @@ def _operators() -> Finding:
 def _devices() -> List[Finding]:
     try:
         import torch
-    except Exception:  # said above
+    except Exception:  # reported with the required modules
         return []
     found = [Finding('CPU', f'{os.cpu_count()} cores, {torch.get_num_threads()} threads of PyTorch')]
     if torch.cuda.is_available():
@@ -153,7 +153,7 @@ def _devices() -> List[Finding]:
         found.append(
             Finding(
                 'GPU',
-                f'nvidia-smi is there, and PyTorch (CUDA {build}) sees no GPU',
+                f'nvidia-smi is installed, but PyTorch (CUDA {build}) sees no GPU',
                 'install the PyTorch of your driver: https://pytorch.org/get-started/locally',
             )
         )
@@ -190,8 +190,8 @@ def _space() -> Finding:
 
 def main() -> None:
     argparse.ArgumentParser(
-        description='Say what is installed, which devices there are, what is missing, and the command that mends it. '
-        'The exit code is 1 if something is missing that everything needs.',
+        description='Report what is installed, the devices, what is missing, and the command that fixes it. '
+        'The exit code is 1 if a required part is missing.',
         epilog='example: xcit-mm doctor > report.txt',
     ).parse_args()
     findings = examine()
@@ -200,9 +200,9 @@ def main() -> None:
         print(f'{mark}  {one.name:16} {one.found}' + (f'\n{"":20} -> {one.mend}' if one.mend else ''))
     wrong = [one for one in findings if one.mend and one.is_needed]
     if wrong:
-        print(f'\n{len(wrong)} things to mend, marked !!', file=sys.stderr)
+        print(f'\n{len(wrong)} things to fix, marked !!', file=sys.stderr)
         sys.exit(1)
-    print('\nEverything that is needed is there.')
+    print('\nEverything required is installed.')
 
 
 if __name__ == '__main__':

@@ -5,8 +5,8 @@ import argparse
 
 def parse_args() -> argparse.Namespace:
     parser = argparse.ArgumentParser(
-        description='List the published weights of XCiT. Each name is one for xcit-mm infer and export, and with '
-        'xcit_mm:// before it an address for everything that takes a checkpoint.',
+        description='List the published weights of XCiT. xcit-mm infer and export take the names; everything that '
+        'takes a checkpoint takes xcit_mm://NAME.',
         epilog="example: xcit-mm models '*s12_16*' --source XCiT",
     )
     parser.add_argument('pattern', nargs='?', default='*', help="such as 'mask_rcnn_*' (default: all)")

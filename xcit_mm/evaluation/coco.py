@@ -1,7 +1,8 @@
 """COCO's metric on the images and annotations of the data set, with labels in the order of the config's classes.
 
-MMDetection's reads an annotation file of its own, which may be another one; takes labels in the order of the file's
-categories; scores a part of the data against all images; and reports -1 where there is nothing to score.
+MMDetection's metric reads an annotation file of its own, which may differ from that of the data set. It takes labels in
+the order of the file's categories, scores a part of the data against all images, and reports -1 where there is nothing
+to score.
 """
 
 import io
@@ -61,8 +62,8 @@ class DataSetMetric(Mixin):
             split (str): 'val' or 'test', for messages.
 
         Raises:
-            UsageError: If the metric's own ``ann_file`` says something else about the images than the data set's, if
-                several images have one id, if there is nothing to score, or if there are no masks to compare with.
+            UsageError: If the metric's own ``ann_file`` disagrees with the data set's about the images, if several
+                images have one id, if there is nothing to score, or if there are no masks to compare with.
         """
         if self.cat_ids is not None:
             return
@@ -75,7 +76,7 @@ class DataSetMetric(Mixin):
         if twice:
             raise UsageError(
                 f'the data for {split} have {len(twice)} images whose id another one has too ({some(twice)}), and the '
-                f'metric tells them apart by it. Test the annotation files one after another, or number the images anew'
+                f'metric tells them apart by it. Test the annotation files one after another, or renumber the images'
             )
         sources = self._sources(known, datasets, classes, img_ids, split)
         self._set_ground_truth(sources, classes, img_ids)
@@ -166,7 +167,7 @@ class DataSetMetric(Mixin):
             )
 
     def process(self, data_batch, data_samples: Sequence[dict]) -> None:
-        """As MMDetection's; refuses a model without masks at the first batch."""
+        """As in MMDetection; raises a UsageError at the first batch of a model without masks."""
         if 'segm' in self.metrics and any('masks' not in sample['pred_instances'] for sample in data_samples):
             raise UsageError(
                 "the metric 'segm' compares masks, and the model gives boxes alone; set metric='bbox' in val_evaluator "
@@ -175,7 +176,7 @@ class DataSetMetric(Mixin):
         super().process(data_batch, data_samples)
 
     def compute_metrics(self, results: list) -> Dict[str, float]:
-        """As MMDetection's, without values that cannot be measured."""
+        """As in MMDetection, without values that cannot be measured."""
         if self.format_only and self.file_ids:
             self.cat_ids = self.file_ids
         with _absent_as_words():
@@ -191,10 +192,10 @@ class DataSetMetric(Mixin):
 
 
 def follow(metric: MMDetCocoMetric, datasets: Sequence) -> None:
-    """Let a metric that scores in a way of its own take labels and images as data sets give them.
+    """Make a metric with its own scoring take labels and images from the data sets.
 
     Raises:
-        UsageError: If its table of classes would have the names of others.
+        UsageError: If its table of classes would show the wrong names.
     """
     api = getattr(metric, '_coco_api', None)
     if api is None or not all(isinstance(dataset, CheckedLoading) for dataset in datasets):
@@ -212,7 +213,7 @@ def follow(metric: MMDetCocoMetric, datasets: Sequence) -> None:
 
 
 class CocoMetric(DataSetMetric, MMDetCocoMetric):
-    """MMDetection's, of the annotations of the data set; see :class:`DataSetMetric`."""
+    """MMDetection's ``CocoMetric`` on the annotations of the data set; see :class:`DataSetMetric`."""
 
 
 @lru_cache(maxsize=None)
@@ -245,7 +246,7 @@ class GroundTruth(COCO):
         return self
 
     def loadRes(self, results: list) -> COCO:
-        """As COCO's; without any detection the AP is 0, not undefined."""
+        """As in COCO's code; without any detection the AP is 0, not undefined."""
         if results:
             return super().loadRes(results)
         print_log('the model has found no object in any image', 'current', logging.WARNING)
@@ -264,7 +265,7 @@ def _is_same_file(first: str, second: str) -> bool:
 
 
 def _differs(ours: CheckedAnnotations, theirs: CheckedAnnotations, image, classes: Sequence[str]) -> bool:
-    """True if two files say different things of an image; a file without any annotation says nothing."""
+    """True if two files disagree about an image; if ``ours`` has no annotations, only size and name count."""
     mine, other = ours.imgs[image], theirs.imgs[image]
     if (mine['height'], mine['width']) != (other['height'], other['width']):
         return True
@@ -295,7 +296,7 @@ def _check_masks(annotations: List[dict], images: dict) -> None:
 
 @contextmanager
 def _absent_as_words():
-    """Let COCO's summary and MMDetection's tables say n/a for what cannot be measured, instead of -1 and nan."""
+    """Make COCO's summary and MMDetection's tables print n/a for what cannot be measured, instead of -1 and nan."""
     logger = MMLogger.get_current_instance()
 
     def rewrite(record) -> bool:
@@ -315,7 +316,7 @@ def _without_minus_one(text: str) -> str:
 
 
 class _Rewriting(io.TextIOBase):
-    """A text stream that rewrites lines for another one."""
+    """A text stream that rewrites text and passes it to another stream."""
 
     def __init__(self, out):
         self.out = out

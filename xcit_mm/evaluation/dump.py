@@ -6,7 +6,7 @@ from mmdet.evaluation import DumpDetResults as MMDetDumpDetResults
 
 
 class DumpDetResults(MMDetDumpDetResults):
-    """MMDetection's ``DumpDetResults``, which also takes masks that are encoded already."""
+    """MMDetection's ``DumpDetResults`` that also takes masks encoded as RLE."""
 
     def process(self, data_batch: dict, data_samples: Sequence[dict]) -> None:
         """See :meth:`mmengine.evaluator.BaseMetric.process`."""

@@ -37,7 +37,7 @@ def read_labels(path: str) -> Labels:
         isinstance(row, list) and all(isinstance(label, int) for label in row) for row in rows
     ):
         raise ValueError(
-            f'the label file {path} holds something else than a list of class indices for each image, '
+            f'the label file {path} does not hold a list of class indices for each image, '
             f'such as [[3], [17, 25], []] or {{"ILSVRC2012_val_00000001.JPEG": [3]}}'
         )
     return labels

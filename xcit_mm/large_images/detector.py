@@ -17,23 +17,23 @@ from .masks import encode_crop
 
 
 class LargeImages(TwoStageDetector):
-    """Mixin: what an image much larger than those of the training needs of a two-stage detector.
+    """Mixin for two-stage detectors on images much larger than those they were trained on.
 
     **Budgets.** ``test_cfg`` keeps a number of proposals (``rpn.nms_pre`` of each level, ``rpn.max_per_img``) and of
     detections (``rcnn.max_per_img``) that is meant for images of the trained size. An image of at least ``LARGE``
-    times the area of ``test_cfg.trained_size`` gets as many times more of each, but no more than ``most``. Without
+    times the area of ``test_cfg.trained_size`` gets each multiplied by the ratio of the areas, up to ``most``. Without
     ``trained_size``, or with None, budgets stay as they are.
 
     **Masks.** Where dense masks would take more than ``most_mask_bytes``, ``pred_instances.masks`` is a list of RLE
-    dicts of the whole image, the values that MMDetection's metrics make of masks anyway. They are computed ``chunk``
+    dicts of the whole image, the form to which MMDetection's metrics convert masks anyway. They are computed ``chunk``
     detections at a time and pasted into the surroundings of their boxes, so that memory does not grow with their
     number.
 
-    Images that need neither are left to MMDetection, to the bit.
+    Images that need neither take MMDetection's own path, bit for bit.
 
     Attributes:
-        most (int): Proposals, or detections, of one image.
-        most_mask_bytes (int): Of the dense masks of one image, at one byte a pixel: 1 GiB.
+        most (int): Most proposals, or detections, of one image.
+        most_mask_bytes (int): Most bytes of the dense masks of one image, at one byte a pixel: 1 GiB.
         chunk (int): Detections whose masks are computed together.
     """
 
@@ -63,7 +63,7 @@ class LargeImages(TwoStageDetector):
         return self.add_pred_to_datasample([sample], found)[0]
 
     def _times(self, sample) -> float:
-        """How many times the usual budget an image gets."""
+        """Factor of the budgets of an image."""
         trained = (self.test_cfg or {}).get('trained_size')
         if not trained:
             return 1.0
@@ -80,7 +80,7 @@ class LargeImages(TwoStageDetector):
         return height * width * (number if number > 0 else self.most) > self.most_mask_bytes
 
     def _add_masks(self, maps: Sequence[Tensor], meta: dict, found: InstanceData) -> None:
-        """Boxes, in pixels of the model's input, to those of the image, and a mask for each."""
+        """Rescale boxes from the model's input to the image, in place, and add a mask for each."""
         roi_head, (height, width) = self.roi_head, meta['ori_shape'][:2]
         scale = found.bboxes.new_tensor(meta['scale_factor']).repeat(2)
         inputs, found.bboxes = found.bboxes, found.bboxes / scale
@@ -88,7 +88,7 @@ class LargeImages(TwoStageDetector):
         for low in range(0, len(found), self.chunk):
             part = slice(low, low + self.chunk)
             logits = roi_head._mask_forward(maps, bbox2roi([inputs[part]]))['mask_preds']
-            # One detection at a time, by the mask head itself, into an image that is little larger than its box.
+            # The mask head pastes one detection at a time, into an image little larger than its box.
             for i, box in enumerate(found.bboxes[part].cpu().numpy()):
                 x1, y1 = (int(v) for v in np.clip(np.floor(box[:2]) - 1, 0, (width - 1, height - 1)))
                 x2, y2 = (int(v) for v in np.clip(np.ceil(box[2:]) + 1, (x1 + 1, y1 + 1), (width, height)))
@@ -116,13 +116,13 @@ class FasterRCNN(LargeImages, MMDetFasterRCNN):
 
 
 def _times_more(number: Optional[int], times: float, most: int) -> Optional[int]:
-    """A budget; one above the most, or none (-1), stays as it is."""
+    """Multiply a budget, up to ``most``; one above that, or none (-1), stays as it is."""
     return number if number is None or number < 0 else max(number, min(round(number * times), most))
 
 
 @contextmanager
 def _budget(head: nn.Module, times: float, most: int) -> Iterator[None]:
-    """Multiply the budgets in a head's ``test_cfg`` for as long as an image takes."""
+    """Multiply the budgets in a head's ``test_cfg`` inside the context."""
     usual = head.test_cfg
     keys = [key for key in ('nms_pre', 'max_per_img') if key in usual]
     head.test_cfg = ConfigDict(usual, **{key: _times_more(usual[key], times, most) for key in keys})

@@ -11,23 +11,23 @@ MOST_PIXELS = 2**32 - 1  # of an image; COCO's code counts in 32 bits
 
 
 def encode_crop(crop: np.ndarray, x: int, y: int, height: int, width: int) -> dict:
-    """Encode a mask of which only a part is there, without making the whole.
+    """Encode a mask that is given as a crop, without allocating the whole.
 
     Args:
         crop (np.ndarray): (h, w), bool.
-        x, y (int): Where its upper left corner is in the image.
-        height, width (int): Of the image.
+        x, y (int): Position of its upper left corner in the image.
+        height, width (int): Size of the image.
 
     Returns:
         dict: 'size' and 'counts' (bytes), as ``pycocotools.mask.encode`` makes it of the whole mask.
     """
-    # In the order of RLE, column by column; a row of zeros below ends every run with its column.
+    # RLE runs column by column; a row of zeros below ends every run with its column.
     rows = crop.shape[0] + 1
     flat = np.zeros((crop.shape[1], rows), bool)
     flat[:, :-1] = crop.T
     changes = np.flatnonzero(np.diff(flat.ravel(), prepend=False))
     edges = (changes // rows + x) * height + changes % rows + y
-    # Where the crop is as high as the image, a run may go on in the next column.
+    # If the crop is as high as the image, a run may continue in the next column.
     goes_on = np.flatnonzero(edges[2::2] == edges[1:-1:2]) * 2 + 1
     edges = np.delete(edges, np.concatenate([goes_on, goes_on + 1]))
     counts = np.diff(edges, prepend=0, append=height * width)

@@ -1,4 +1,4 @@
-"""Prediction tile by tile: of an image too large for a model, and merged into one result in the image's pixels."""
+"""Prediction tile by tile of images too large for a model, merged into one result in the image's pixels."""
 
 from itertools import islice
 from typing import Dict, Iterable, Iterator, List, NamedTuple, Optional, Tuple
@@ -14,9 +14,9 @@ from ..errors import UsageError
 from ..registry import MODELS
 from .masks import MOST_PIXELS, crop_of, encode_crop
 
-EDGE = 0.01  # of a tile's side: what comes as near to its edge is cut
-COVERED = 0.5  # of a cut detection by another: it is a part of that
-SURE = 0.5  # of the score of the cut one, that the other has at least
+EDGE = 0.01  # of a tile's side: a box this near to its edge counts as cut
+COVERED = 0.5  # share of a cut detection that another covers: it is a part of that
+SURE = 0.5  # lowest score of the other, as a share of that of the cut one
 NMS = dict(type='nms', iou_threshold=0.5)  # of models that have none of their own
 
 
@@ -24,8 +24,8 @@ class Window(NamedTuple):
     """A tile of an image, in pixels. ``core`` is the part that is farther from its edges than in any other tile.
 
     Attributes:
-        left, top, right, bottom (int): The tile; right and bottom are beyond it.
-        core (tuple[int, int, int, int]): The same of its core. The cores of all tiles cover the image once.
+        left, top, right, bottom (int): The tile; right and bottom are exclusive.
+        core (tuple[int, int, int, int]): The same for the core. The cores of all tiles cover the image once.
     """
 
     left: int
@@ -44,19 +44,19 @@ class Tiles(NamedTuple):
     """How images are cut.
 
     Attributes:
-        size (int): Sides of a tile in pixels of the image.
-        overlap (float): Of neighbours, as a part of the size. At least as large as the objects, so that each is whole
-            in one tile.
+        size (int): Side of a tile in pixels of the image.
+        overlap (float): Overlap of neighbouring tiles, as a share of the size. Make it at least as large as the
+            objects, so that each is whole in one tile.
     """
 
     size: int
     overlap: float = 0.25
 
     def check(self) -> 'Tiles':
-        """These tiles.
+        """Return these tiles if size and overlap are in range.
 
         Raises:
-            UsageError: If size or overlap make no sense.
+            UsageError: If size or overlap is out of range.
         """
         if self.size < 1:
             raise UsageError(f'the size of the tiles must be above 0 pixels, got {self.size}')
@@ -65,7 +65,7 @@ class Tiles(NamedTuple):
         return self
 
     def windows(self, height: int, width: int) -> List[Window]:
-        """The tiles of an image, row by row; all of one size, and of at least the overlap."""
+        """The tiles of an image, row by row; all of one size, with at least the overlap."""
         rows, columns = self._along(height), self._along(width)
         return [
             Window(left, top, right, bottom, (core_left, core_top, core_right, core_bottom))
@@ -74,7 +74,7 @@ class Tiles(NamedTuple):
         ]
 
     def _along(self, side: int) -> List[Tuple[int, int, int, int]]:
-        """First and last, and those of the core, along one axis."""
+        """Begin and end of each tile and of its core, along one axis."""
         size = min(self.size, side)
         step = max(1, int(size * (1 - self.overlap)))
         starts = [round(at) for at in np.linspace(0, side - size, -(-(side - size) // step) + 1)]
@@ -83,15 +83,15 @@ class Tiles(NamedTuple):
 
 
 class Detections:
-    """Merges the detections of tiles.
+    """Merge the detections of tiles.
 
     MMDetection merges by NMS (``mmdet.utils.large_image``), which leaves the parts of objects that a tile's edge cuts.
     An NMS may even prefer such a part to the whole. So before it, a detection that touches an inner edge is left out if
-    a larger one of its class, of another tile and not much less sure, covers more than half of it.
+    a larger one of its class, from another tile and with at least half its score, covers more than half of it.
 
     Args:
         shape (tuple[int, int]): Height and width of the image.
-        nms (dict): Of MMCV's ``batched_nms``.
+        nms (dict): Settings of MMCV's ``batched_nms``.
     """
 
     def __init__(self, shape: Tuple[int, int], nms: Optional[dict] = None):
@@ -99,7 +99,7 @@ class Detections:
         self.found: List[InstanceData] = []
 
     def add(self, window: Window, sample: BaseDataElement) -> None:
-        """The predictions of one tile, in its pixels."""
+        """Add the predictions of one tile, in its pixels."""
         height, width = self.shape
         found = sample.pred_instances.cpu()
         boxes, offset = found.bboxes, found.bboxes.new_tensor([window.left, window.top] * 2)
@@ -118,7 +118,7 @@ class Detections:
         self.found.append(found)
 
     def result(self) -> Dict[str, InstanceData]:
-        """'pred_instances', the best first."""
+        """'pred_instances' of the whole image, best first."""
         from mmcv.ops import batched_nms
 
         found = InstanceData.cat(self.found)
@@ -132,7 +132,7 @@ class Detections:
 
     @staticmethod
     def _parts(found: InstanceData) -> Tensor:
-        """Which detections are parts of others."""
+        """(N,) bool: True if a detection is a part of another."""
         is_part = torch.zeros(len(found), dtype=torch.bool)
         for label in found.labels[found.is_cut].unique():
             same = (found.labels == label).nonzero().flatten()
@@ -146,7 +146,7 @@ class Detections:
 
 
 class Maps:
-    """Merges label maps: every pixel has the class of the tile in whose middle it is.
+    """Merge label maps: every pixel takes its class from the tile in whose core it lies.
 
     Args:
         shape (tuple[int, int]): Height and width of the image.
@@ -156,7 +156,7 @@ class Maps:
         self.labels = torch.zeros(1, *shape, dtype=torch.uint8)
 
     def add(self, window: Window, sample: BaseDataElement) -> None:
-        """The prediction of one tile."""
+        """Add the prediction of one tile."""
         labels = sample.pred_sem_seg.data.cpu()
         if self.labels.dtype == torch.uint8 and int(labels.max()) > 255:
             self.labels = self.labels.int()
@@ -210,8 +210,8 @@ class TiledImage:
     """An image of a data set, to be predicted tile by tile.
 
     Args:
-        results (dict): What the loading step of the test pipeline made, 'img' (H, W) or (H, W, channels) among it.
-        sample (BaseDataElement): Of the whole image, with its annotations.
+        results (dict): Output of the loading step of the test pipeline, with 'img' (H, W) or (H, W, channels).
+        sample (BaseDataElement): Data sample of the whole image, with its annotations.
         tiles (Tiles): How it is cut.
         rest (callable): The steps of the test pipeline after loading, without those for annotations.
     """
@@ -226,7 +226,7 @@ class TiledImage:
 
 
 def cut(results: dict, part: np.ndarray) -> dict:
-    """What a pipeline knows of an image, for one tile of it."""
+    """The results of a pipeline for an image, changed to one tile of it."""
     part = np.ascontiguousarray(part)
     return dict(results, img=part, img_shape=part.shape[:2], ori_shape=part.shape[:2])
 
@@ -237,7 +237,7 @@ class TiledModel(BaseTTAModel):
 
     Args:
         module (dict): The model.
-        data_preprocessor (dict, optional): Of the model, if it has none of its own.
+        data_preprocessor (dict, optional): For a model that has none of its own.
         batch_size (int): Tiles that are computed together.
     """
 

@@ -20,17 +20,17 @@ from ..registry import MODELS
 class DINO(BaseSelfSupervisor):
     """Student and teacher of DINO for MMPretrain.
 
-    ``backbone`` and ``neck`` are the teacher: as in the published files, it is what is used afterwards, and so every
-    tool that reads ``backbone.…`` of a checkpoint takes it. The ``student`` has the same parts, and alone learns by
-    gradients. Both work on the statistics of their own batches (batch norm); the teacher has no stochastic depth.
+    ``backbone`` and ``neck`` are the teacher, as in the published files, so every tool that reads ``backbone.…`` of a
+    checkpoint takes the teacher. The ``student`` has the same parts and alone receives gradients. Batch norm uses batch
+    statistics in both; the teacher has no stochastic depth.
 
-    :class:`~xcit_mm.selfsup.hooks.DINOHook` moves the teacher and sets what changes from iteration to iteration.
+    :class:`~xcit_mm.selfsup.hooks.DINOHook` updates the teacher and sets the schedules.
 
     Args:
         backbone (dict): Config of both backbones; the last of their outputs, (B, C), is used.
         neck (dict): Config of both heads in DINO's words, :class:`DINONeck`.
         head (dict): Config of the loss, :class:`DINOHead`.
-        num_global_crops (int): How many of the views, the first ones, the teacher sees; at least 2.
+        num_global_crops (int): Number of views, from the first, that the teacher sees; at least 2.
         data_preprocessor (dict, optional): As for MMPretrain's self-supervised models.
         init_cfg (dict, optional): Initialisation of the whole model.
 
@@ -69,7 +69,7 @@ class DINO(BaseSelfSupervisor):
         self._copy_to_student()
 
     def _load_from_state_dict(self, state_dict, prefix, *args):
-        """A file without a student, such as a published one, starts both from its backbone."""
+        """Load both from the backbone of a file without a student, such as a published one."""
         names = [name for name in state_dict if name.startswith((f'{prefix}backbone.', f'{prefix}neck.'))]
         if not any(name.startswith(f'{prefix}student.') for name in state_dict):
             state_dict.update({f'{prefix}student.{name[len(prefix) :]}': state_dict[name] for name in names})
@@ -104,7 +104,7 @@ class DINONeck(BaseModule):
     Args:
         in_channels (int): Channels C of the features.
         out_channels (int): Outputs K.
-        hidden_channels, bottleneck_channels (int): Channels inside of the MLP, and at its end.
+        hidden_channels, bottleneck_channels (int): Channels inside the MLP, and at its end.
         num_layers (int): Linear layers of the MLP, GELU between.
         norm_last_layer (bool): Keep the norm of the last layer's rows at 1 instead of learning it.
         batch_norm (bool): Batch norm after all linear layers of the MLP but the last. The published runs have none; it

@@ -1,4 +1,4 @@
-"""What DINO changes from iteration to iteration, and what the linear evaluation writes."""
+"""The schedules of DINO, and the head that linear evaluation writes."""
 
 import math
 from pathlib import Path
@@ -15,19 +15,19 @@ from ..registry import HOOKS
 
 @HOOKS.register_module()
 class DINOHook(Hook):
-    """Schedules of :class:`~xcit_mm.selfsup.dino.DINO`, and its care for the gradients (section 3.1 and appendix C).
+    """Schedules of :class:`~xcit_mm.selfsup.dino.DINO`, and its treatment of gradients (section 3.1 and appendix C).
 
-    The learning rate and the weight decay have schedulers of MMEngine and MMPretrain. It all depends on the iteration
-    alone, so a resumed run continues as it would have.
+    The learning rate and the weight decay have schedulers of MMEngine and MMPretrain. All schedules depend on the
+    iteration alone, so a resumed run continues exactly.
 
     Args:
-        momentum (float): Of the teacher, at the beginning; by cosine to 1.
+        momentum (float): Initial momentum of the teacher; rises to 1 by a cosine.
         teacher_temp (float): The teacher's temperature after its warm-up.
         warmup_teacher_temp (float): The teacher's temperature in the first epoch.
         warmup_teacher_temp_epochs (int): Epochs in which it rises, linearly.
         freeze_last_layer_epochs (int): Epochs in which the last layer of the student's head stays fixed.
-        clip_grad (float, optional): Largest l2 norm of a gradient. Each parameter is clipped by its own, as in the
-            original code; MMEngine's ``clip_grad`` goes by the norm of all together.
+        clip_grad (float, optional): Largest l2 norm of a gradient. Each parameter is clipped by its own norm, as in the
+            original code; MMEngine's ``clip_grad`` clips by the norm of all parameters together.
     """
 
     priority = 'ABOVE_NORMAL'  # before checkpoints are written

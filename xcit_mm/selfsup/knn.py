@@ -24,7 +24,7 @@ def progress_bar(items: Iterable, total: int, title: str) -> Iterable:
 def extract_features(
     loader, preprocess: Callable[[dict], dict], features_of: Callable[[Tensor], Tensor], title: str
 ) -> Tuple[Tensor, Tensor]:
-    """This process's share of a data set's features.
+    """Compute this process's share of a data set's features.
 
     Args:
         loader: Data loader of MMPretrain, in order, of this process's share of the images.
@@ -67,7 +67,7 @@ def knn_accuracy(
         test_features (Tensor): l2-normalised, (M, C); of all test images, in every process.
         test_labels (Tensor): (M,).
         ks (Sequence[int]): Numbers of neighbours.
-        temperature (float): Of the weights.
+        temperature (float): Temperature of the weights.
         chunk_size (int): Test images at a time.
         num_classes (int, optional): By default one more than the largest label.
 
@@ -93,7 +93,7 @@ def knn_accuracy(
             similarity, neighbours = (torch.cat(all_gather(t), dim=1) for t in (similarity, neighbours))
             similarity, best = similarity.topk(most, dim=1)
             neighbours = neighbours.gather(1, best)
-        # The same share for every class, and no overflow at low temperatures.
+        # Subtracting the maximum scales all votes alike, and prevents overflow at low temperatures.
         weights = ((similarity - similarity[:, :1]) / temperature).exp()
         is_vote = similarity > float('-inf')
         for k in ks:

@@ -15,15 +15,15 @@ class LinearProbe(ImageClassifier):
     """A linear classifier on the features of a frozen XCiT.
 
     The features are the class tokens after the last blocks, each normalised by the backbone's last norm, and
-    optionally the mean of the patch tokens. Only the head learns; the backbone is in eval mode and keeps no
-    gradients. The backbone's weights come from its ``init_cfg``, so a checkpoint of the head alone is enough to test.
+    optionally the mean of the patch tokens. Only the head learns; the backbone is in eval mode and gets no gradients.
+    The backbone's weights come from its ``init_cfg``, so a checkpoint of the head alone is enough to test.
 
     Args:
         backbone (dict): Config of an XCiT; its ``out_type`` and ``out_indices`` are set here.
         num_last_blocks (int): Number of class tokens to concatenate, 1 or 2.
         average_patches (bool): Concatenate the mean of the patch tokens too.
-        **kwargs: As for :class:`mmpretrain.models.ImageClassifier`. ``head.in_channels`` is to be
-            (num_last_blocks + average_patches) times the channels of the backbone.
+        **kwargs: As for :class:`mmpretrain.models.ImageClassifier`. ``head.in_channels`` must be (num_last_blocks +
+            average_patches) times the channels of the backbone.
 
     Raises:
         ValueError: If ``num_last_blocks`` is not 1 or 2, or ``head.in_channels`` is another number.

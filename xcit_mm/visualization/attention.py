@@ -68,13 +68,14 @@ def load_input(checkpoint: str, backbone: XCiT, cfg: Optional[Config] = None) ->
     """How the images of a backbone are read and normalised.
 
     Args:
-        checkpoint (str): As for :func:`load_backbone`. Those of training runs hold their config.
-        backbone (XCiT): From there.
-        cfg (Config, optional): Of the model, in place of the one in the checkpoint. Without any, images are read in
-            colour and normalised as was published of these weights, or as for ImageNet.
+        checkpoint (str): As for :func:`load_backbone`. A checkpoint of a training run holds its config.
+        backbone (XCiT): The backbone of that checkpoint.
+        cfg (Config, optional): Config of the model, instead of the one in the checkpoint. Without either, images are
+            read in colour and normalised as published for these weights, else as for ImageNet.
 
     Raises:
-        UsageError: If the backbone takes other images than these, or the loading of the config is not known here.
+        UsageError: If there is no config and the backbone does not take 3 channels, or the loading step of the config
+            is unknown.
     """
     loaded = _load(checkpoint)
     cfg = cfg or config_in_checkpoint(loaded)
@@ -99,7 +100,7 @@ def load_input(checkpoint: str, backbone: XCiT, cfg: Optional[Config] = None) ->
 
 @contextmanager
 def _inputs_of(layers: List[nn.Module], read: Callable):
-    """Within it, collect ``read(layer, *inputs)`` for each call of the layers, in order."""
+    """Collect ``read(layer, *inputs)`` for each call of the layers inside the context, in order."""
     found = []
     handles = [layer.register_forward_pre_hook(lambda m, args: found.append(read(m, *args))) for layer in layers]
     try:
@@ -119,8 +120,8 @@ def class_attention(backbone: XCiT, images: Tensor, block: int = -1) -> Tensor:
         block (int): Which of the class-attention blocks.
 
     Returns:
-        Tensor: (B, heads, ceil(H / p), ceil(W / p)): the weights of the patches. Together with the weight of the class
-        token on itself, which is left out, those of a head sum to 1.
+        Tensor: (B, heads, ceil(H / p), ceil(W / p)): the weights of the patches. The weights of a head sum to 1
+        together with that of the class token on itself, which is left out.
     """
     rows, columns = (-(-side // backbone.patch_size) for side in images.shape[-2:])
     layer: Any = cast(Any, backbone.cls_attn_blocks[block]).attn

@@ -52,9 +52,9 @@ def colours_of(classes: Optional[Sequence[str]], palette=None, number: int = 0) 
 
 
 def palette_of(cfg: Config) -> Optional[list]:
-    """The colours that the test data of a config have by their own, in its config or its type; None if they have none.
+    """The palette of the test data, from their metainfo in the config or from their class; None if there is none.
 
-    Those that a library draws by chance for data without any are none: two classes can get the same green.
+    The random colours that a library gives data without a palette do not count: two classes can get the same green.
     """
     loaders = find_loaders(cfg)
     loader = loaders.get('test') or loaders.get('val')

@@ -1,4 +1,4 @@
-"""A picture of a run while it goes on: the loss, the learning rate, and what validation says."""
+"""A plot of a run in progress: loss, learning rate and validation metrics."""
 
 import json
 import os
@@ -12,18 +12,18 @@ from mmengine.hooks import Hook
 
 from ..registry import HOOKS
 
-SECONDS = 30  # between two drawings, which take about half a second
-POINTS = 500  # of the loss that are drawn, each the mean of those around it
+SECONDS = 30  # between two plots, which take about half a second each
+POINTS = 500  # of the loss curve, each the mean of its interval
 
 
 @HOOKS.register_module()
 class CurveHook(Hook):
-    """Draws ``curve.png`` into the work folder after every validation and every half a minute.
+    """Draw ``curve.png`` into the work folder after every validation and every half a minute.
 
-    What it draws is kept in ``curve.json``, so that a resumed run goes on with it.
+    The values are kept in ``curve.json``, so a resumed run continues the curve.
 
     Args:
-        monitor (str): The number of validation by which the best checkpoint is chosen; it is marked.
+        monitor (str): Validation metric that chooses the best checkpoint; its best value is marked.
     """
 
     priority = 'VERY_LOW'
@@ -76,13 +76,13 @@ class CurveHook(Hook):
 def draw_curve(
     train: List[list], val: List[list], monitor: Optional[str], path: Path, end: Optional[int] = None
 ) -> None:
-    """Loss and learning rate above, the numbers of validation below.
+    """Plot loss and learning rate above, validation metrics below.
 
     Args:
-        train (list): Iteration, loss and learning rate of each.
-        val (list): Iteration, and numbers by name.
-        monitor (str, optional): The number whose best value is marked.
-        path (Path): Of the picture.
+        train (list): Iteration, loss and learning rate of each point.
+        val (list): Iteration and metrics by name, of each validation.
+        monitor (str, optional): The metric whose best value is marked.
+        path (Path): File of the picture.
         end (int, optional): The last iteration of the run.
     """
     import numpy as np

@@ -24,7 +24,7 @@ def to_input(image: np.ndarray, device='cpu') -> Tensor:
 
 
 def resize_short_side(image: np.ndarray, size: Optional[int]) -> np.ndarray:
-    """The image with its short side of ``size`` pixels; None: as it is."""
+    """Resize the short side to ``size`` pixels; None leaves the image as it is."""
     height, width = image.shape[:2]
     if size is None or min(height, width) == size:
         return image
@@ -41,14 +41,14 @@ def to_pixels(patches: Tensor, patch_size: int, height: int, width: int, smooth:
 
 
 def heat_map(values: np.ndarray) -> np.ndarray:
-    """(H, W) -> colours from the least to the largest value."""
+    """Values (H, W) -> colours (H, W, 3), scaled from the smallest to the largest value."""
     low, high = float(values.min()), float(values.max())
     scaled = (values - low) / max(high - low, 1e-12)
     return cv2.applyColorMap(np.rint(255 * scaled).astype(np.uint8), cv2.COLORMAP_INFERNO)
 
 
 def overlay(image: np.ndarray, colours: np.ndarray) -> np.ndarray:
-    """Colours laid over an image."""
+    """Blend colours over an image."""
     return cv2.addWeighted(image, 1 - OVERLAY, colours, OVERLAY, 0)
 
 
@@ -63,12 +63,12 @@ def masked(image: np.ndarray, mask: np.ndarray) -> np.ndarray:
 
 
 def draw(image: np.ndarray, attention: Tensor, patch_size: int, mass: float = 0.6) -> dict:
-    """All pictures of one image.
+    """Draw all pictures of one image.
 
     Args:
         image (np.ndarray): What the model saw.
         attention (Tensor): (heads, rows, columns).
-        patch_size (int): Of the model.
+        patch_size (int): Patch size of the model.
         mass (float): Share of the attention that the masks keep.
 
     Returns:
@@ -99,7 +99,7 @@ def contact_sheet(image: np.ndarray, pictures: dict, tile: int = 240) -> np.ndar
 
 
 def grid(rows: Sequence[Sequence[tuple]], tile: int) -> np.ndarray:
-    """Rows of (caption, picture or None) -> one picture; each is made as wide as ``tile``."""
+    """Rows of (caption, picture or None) -> one picture; each is scaled to a width of ``tile`` pixels."""
     first = next(picture for row in rows for _, picture in row if picture is not None)
     height = max(1, round(tile * first.shape[0] / first.shape[1]))
     letters = max(9, tile // 16)

@@ -1,7 +1,7 @@
 """Predictions and annotations drawn on images: boxes, masks, label maps and classes. Images are (H, W, 3) uint8, RGB.
 
-Lines and letters are sized by the image, and masks are blended inside of their boxes alone, so that a photograph of
-twelve megapixels takes as long as its decoding.
+Lines and letters scale with the image. Masks are blended only inside their boxes, so drawing on a photograph of twelve
+megapixels takes no longer than decoding it.
 """
 
 import os
@@ -16,13 +16,13 @@ from PIL import Image, ImageDraw, ImageFont
 from ..large_images.masks import Mask, crop_of
 from .colours import DARK, Colour, text_colour
 
-MAP_FILL = 0.6  # how much of its colour covers a pixel of a label map
+MAP_FILL = 0.6  # opacity of a label map
 LEAST_LETTERS = 9  # px
-MAP_SIDE = 512  # px, long side of the label map on which places for names are looked for
+MAP_SIDE = 512  # px, long side to which label maps are reduced to place the names
 
 
 def fill(share: float) -> float:
-    """How much of its colour covers an instance of that share of the image: the smaller, the more."""
+    """Opacity of an instance that covers that share of the image: the smaller, the more opaque."""
     return 0.6 - 0.3 * min(1.0, share) ** 0.5
 
 
@@ -42,20 +42,20 @@ def _font(size: int):
 
 
 def put_tag(image: np.ndarray, text: str, place: Tuple[int, int], colour: Colour, above: bool = False) -> int:
-    """Write text on a ground of that colour, in place, moved to where it is wholly inside of the image.
+    """Write text on a background of that colour, in place, shifted so that it lies inside the image.
 
     Args:
-        image (np.ndarray): Written to.
+        image (np.ndarray): (H, W, 3), changed in place.
         text (str): One line.
         place (tuple[int, int]): x and y of the upper left corner; of the lower left one with ``above``.
-        colour: Of the ground.
-        above (bool): Whether the text stands above the place, if there is room.
+        colour: Colour of the background.
+        above (bool): Put the text above the place, if there is room.
 
     Returns:
         int: The height of the tag in pixels.
     """
     size = letter_size(image)
-    # A small picture has smaller letters before it has half a name.
+    # Smaller letters rather than a name that is cut off.
     while size > 6 and _font(size).getlength(text) > image.shape[1] - size // 2:
         size -= 1
     font, pad = _font(size), max(1, size // 6)
@@ -86,12 +86,12 @@ def draw_detections(
     scores: Optional[Sequence[float]] = None,
     masks: Optional[Sequence[Mask]] = None,
 ) -> np.ndarray:
-    """Boxes with class names, and masks if there are any.
+    """Draw boxes with class names, and masks if there are any.
 
     Args:
         image (np.ndarray): (H, W, 3).
         boxes (np.ndarray): (N, 4), x1, y1, x2, y2 in pixels.
-        labels (Sequence[int]): N classes.
+        labels (Sequence[int]): N class indices.
         classes (Sequence[str], optional): Their names.
         colours: One for each class.
         scores (Sequence[float], optional): N.
@@ -113,7 +113,7 @@ def draw_detections(
     for i in order:
         if has_area[i]:
             x1, y1, x2, y2 = corners[i].tolist()
-            if width > 1:  # a line beneath, black or white, that parts the box from a background of its colour
+            if width > 1:  # a black or white outline sets the box off from a background of its colour
                 cv2.rectangle(image, (x1, y1), (x2, y2), text_colour(colours[labels[i]]), width + max(2, width // 2))
             cv2.rectangle(image, (x1, y1), (x2, y2), colours[labels[i]], width)
     for i in order:
@@ -147,9 +147,9 @@ def _blend_mask(image: np.ndarray, mask: Mask, colour: Colour, width: int) -> No
 def draw_map(
     image: np.ndarray, labels: np.ndarray, classes: Sequence[str], colours: Sequence[Colour], names: bool = True
 ) -> np.ndarray:
-    """A label map (H, W) laid over an image, with the name of each class in the middle of its largest part.
+    """Draw a label map (H, W) over an image, with the name of each class in the middle of its largest part.
 
-    Pixels of other values than those of classes, such as ignored ones, stay as they are.
+    Pixels whose value is no class, such as 255, stay as they are.
     """
     labels = np.asarray(labels)
     if labels.shape != image.shape[:2]:
@@ -165,7 +165,7 @@ def draw_map(
     small = cv2.resize(labels.astype(np.uint16), shape, interpolation=cv2.INTER_NEAREST)
     for label in np.unique(small) if names else ():
         if label < len(colours):
-            # The point farthest from all others; the border counts as such.
+            # The point farthest from all other classes and from the border.
             inside = cv2.copyMakeBorder((small == label).astype(np.uint8), 1, 1, 1, 1, cv2.BORDER_CONSTANT, value=0)
             row, column = np.unravel_index(cv2.distanceTransform(inside, cv2.DIST_L2, 3).argmax(), inside.shape)
             text, size = str(classes[label]), letter_size(image)
@@ -175,7 +175,7 @@ def draw_map(
 
 
 def draw_classes(image: np.ndarray, lines: Sequence[Tuple[str, Colour]]) -> np.ndarray:
-    """Lines of text in the upper left corner, each on its colour."""
+    """Write lines of text in the upper left corner, each on its colour."""
     image, y = image.copy(), 0
     for text, colour in lines:
         y += put_tag(image, text, (0, y), colour)
@@ -183,12 +183,12 @@ def draw_classes(image: np.ndarray, lines: Sequence[Tuple[str, Colour]]) -> np.n
 
 
 def side_by_side(pictures: Sequence[np.ndarray]) -> np.ndarray:
-    """Pictures of one size in a row."""
+    """Join pictures of one size in a row."""
     return np.concatenate(list(pictures), axis=1)
 
 
 def write_picture(path: str, picture: np.ndarray) -> None:
-    """Write an RGB picture, in the format of its name; its folder is made.
+    """Write an RGB picture, in the format of its suffix, and create its folder.
 
     Raises:
         OSError: If it cannot be written.

@@ -20,7 +20,7 @@ KNOWN = ('mmdet', 'mmseg', 'mmpretrain')
 
 
 def draw_results(cfg: Config, folder: str) -> None:
-    """Let a test draw its results.
+    """Make a test draw its results.
 
     Args:
         cfg (Config): Changed in place.
@@ -35,7 +35,7 @@ def draw_results(cfg: Config, folder: str) -> None:
         os.makedirs(folder, exist_ok=True)
         writable = os.access(folder, os.W_OK)
     except OSError as error:
-        raise UsageError(f'--show-dir {folder} cannot be made ({error.strerror})') from None
+        raise UsageError(f'--show-dir {folder} cannot be created ({error.strerror})') from None
     if not writable:
         raise UsageError(f'--show-dir {folder} cannot be written to')
     hook = (cfg.get('default_hooks') or {}).get('visualization') or {}
@@ -47,13 +47,13 @@ def draw_results(cfg: Config, folder: str) -> None:
 
 @HOOKS.register_module()
 class PicturesHook(Hook):
-    """Draws every image of a test, as large as it is, and says at the end where the pictures are.
+    """Draw every image of a test at full size, and print at the end where the pictures are.
 
-    Detectors and segmentors: the annotations on the left, the predictions on the right. A picture has the name of its
-    image with the folders that its data set has.
+    Detectors and segmentors: the annotations on the left, the predictions on the right. A picture keeps the name of its
+    image and the sub-folders of its data set.
 
     Args:
-        folder (str): It is made.
+        folder (str): Where the pictures go; created if missing.
         score_thr (float): Detections of lower scores are left out.
     """
 
@@ -114,7 +114,7 @@ class PicturesHook(Hook):
                 scores = found.scores.tolist()
             boxes = getattr(found.bboxes, 'tensor', found.bboxes).numpy()
             masks = found.get('masks')
-            if masks is not None and not isinstance(masks, list):  # RLE is of the image itself
+            if masks is not None and not isinstance(masks, list):  # RLE has the size of the original image
                 masks = np.asarray(getattr(masks, 'to_ndarray', lambda m=masks: m)(), bool)
                 masks = masks if masks.shape[1:] == image.shape[:2] else None  # of a resized image
             parts.append(

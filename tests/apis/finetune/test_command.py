@@ -108,7 +108,7 @@ def test_a_second_run_has_a_folder_of_its_own_and_an_old_one_is_never_overwritte
     run('data', *OPTIONS, '--dry-run')
     assert sorted(path.name for path in Path('runs').iterdir()) == ['data', 'data_2']
     assert 'is not empty' in fails('data', *OPTIONS, '--out-dir', 'runs/data', capsys=capsys)
-    assert 'no run in runs/other' in fails('data', '--out-dir', 'runs/other', '--resume', capsys=capsys)
+    assert 'no run to continue in runs/other' in fails('data', '--out-dir', 'runs/other', '--resume', capsys=capsys)
 
 
 def test_boxes_alone_make_a_faster_rcnn_and_masks_a_mask_rcnn(capsys):
@@ -128,7 +128,7 @@ def test_what_was_found_is_shown_with_its_problems(capsys):
     run('data', *OPTIONS, '--dry-run')
     shown = capsys.readouterr().out.replace('\n', ' ')
     assert 'image that cannot be read: 1 (disk/broken.png)' in shown
-    assert 'image that is there twice: 1' in shown
+    assert 'image that exists twice: 1' in shown
     assert 'were drawn for validation' in shown
 
 

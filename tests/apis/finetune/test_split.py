@@ -89,7 +89,7 @@ def test_augmented_copies_and_copies_of_a_file_are_groups(tmp_path):
     groups = {picture.path.rsplit('/', 1)[-1]: picture.group for picture in data.pictures}
     assert groups['a_jpg.rf.1.png'] == groups['a_jpg.rf.2.png'] == 'a'
     assert groups['x.png'] == groups['y.png'] is not None
-    assert data.problems.count('image that is there twice') >= 1
+    assert data.problems.count('image that exists twice') >= 1
 
 
 def test_a_split_that_divides_a_group_is_named(tmp_path):

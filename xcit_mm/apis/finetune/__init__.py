@@ -1,6 +1,6 @@
 """From a folder of images to a trained model: read any usual format, choose a recipe, train, report.
 
-:mod:`formats` tells what a folder is, the readers make one :class:`~.data.Data` of it, :mod:`split` divides it,
+:mod:`formats` detects the format of a folder, the readers make one :class:`~.data.Data` of it, :mod:`split` divides it,
 :mod:`show` says what was found, :mod:`write` writes it as the libraries read it, :mod:`recipe` and :mod:`config` write
-an ordinary config, and :mod:`report` looks at the result. :mod:`command` is the command line.
+an ordinary config, and :mod:`report` summarises the result. :mod:`command` is the command line.
 """

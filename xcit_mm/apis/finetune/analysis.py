@@ -1,4 +1,4 @@
-"""Numbers of a report: by class, confusion, precision and recall; by the libraries' functions where they have them."""
+"""The figures of a report: metrics by class, confusion matrix, precision and recall."""
 
 from typing import Dict, List, NamedTuple, Tuple
 
@@ -6,18 +6,18 @@ import numpy as np
 
 from .records import by_class
 
-SCORE, OVERLAP = 0.3, 0.5  # of detections that count, and of a box and its object
+SCORE, OVERLAP = 0.3, 0.5  # lowest score of a detection that counts; IoU of a box with its object
 
 
 class Analysis(NamedTuple):
     """What a report shows.
 
     Attributes:
-        columns (list[str]): Names of the numbers of each class.
+        columns (list[str]): Names of the metrics of each class.
         rows (list[list[float]]): One for each class; NaN where nothing can be measured.
-        confusion (np.ndarray): Truth x prediction, as counts; of detectors with a last row and column 'nothing'.
+        confusion (np.ndarray): Truth x prediction, as counts; detectors have a last row and column 'nothing'.
         curves (dict): Recall and precision by class name.
-        badness (list[float]): Of each record, the greater the worse.
+        badness (list[float]): For each record; the greater, the worse.
     """
 
     columns: List[str]
@@ -28,13 +28,13 @@ class Analysis(NamedTuple):
 
 
 def analyse(task: str, records: List[dict], classes: List[str], metrics: Dict[str, float]) -> Analysis:
-    """Look at the records of a test.
+    """Compute the figures of a report from the records of a test.
 
     Args:
         task (str): One of :data:`.data.TASKS`.
         records (list[dict]): Of :class:`.records.Records`.
-        classes (list[str]): Names.
-        metrics (dict): What the test measured; detectors have their AP by class there.
+        classes (list[str]): Names in the order of the labels.
+        metrics (dict): Metrics of the test; those of detectors hold the AP by class.
     """
     if task == 'classification':
         return _classified(records, classes)
@@ -62,7 +62,7 @@ def _classified(records: List[dict], classes: List[str]) -> Analysis:
             order = np.argsort(-scores[:, label], kind='stable')
             hits = np.cumsum(truth[order] == label)
             curves[name] = hits / support[label], hits / np.arange(1, len(hits) + 1)
-    # The surer a wrong answer, the worse; then right answers that were nearly wrong.
+    # Wrong predictions first, the most confident one the worst; then correct ones by their margin.
     badness = [float(one['scores'].max() - one['scores'][one['truth']]) for one in records]
     return Analysis(['images', 'precision %', 'recall %', 'F1 %'], rows, confusion, curves, badness)
 
@@ -78,7 +78,7 @@ def _segmented(records: List[dict], classes: List[str]) -> Analysis:
 
 
 def _lost(record: dict) -> float:
-    """One minus the mean IoU of the classes that an image has."""
+    """1 - mean IoU over the classes in an image."""
     confusion = record['confusion']
     hits, truth, found = np.diag(confusion), confusion.sum(1), confusion.sum(0)
     there = truth > 0
@@ -135,8 +135,8 @@ def _detected(records: List[dict], classes: List[str], metrics: Dict[str, float]
 def confuse(record: dict, number: int) -> np.ndarray:
     """Objects x detections of one image, (number + 1, number + 1); each object has the detection that overlaps it most.
 
-    Detections below :data:`SCORE` do not count, nor do those that overlap a crowd. The last row are detections of
-    nothing, the last column objects that were missed.
+    Detections below :data:`SCORE` do not count, nor do those that overlap a crowd. The last row holds false positives,
+    the last column missed objects.
     """
     from mmdet.evaluation.functional import bbox_overlaps
 

@@ -91,7 +91,9 @@ def read_csv(files: Files, options: Options, paths: List[str]) -> Data:
             split = split_word(values.get('split', '')) or said
             image = index.find(values['file'], path, split)
             if image is None:
-                problems.add('row whose image is not there', f'{where} ({values["file"]})', 'put it back, or remove it')
+                problems.add(
+                    'row whose image does not exist', f'{where} ({values["file"]})', 'put it back, or remove it'
+                )
             else:
                 rows.append((image, split, values.get('group') or None, values['label']))
     labels: Dict[str, set] = {}

@@ -14,9 +14,9 @@ from typing import List, Optional
 DESCRIPTION = """Train a model on a folder of labelled images, and report on it.
 
 DATA is COCO JSON, Pascal VOC, YOLO, LabelMe, images with label maps, a folder for each class, or a CSV of file and
-label. What it is found to be is shown, with labelled images, before anything is trained; what is not clear is refused
-with the option that decides it. The run's folder gets an ordinary config, the best and the last checkpoint, a live
-curve and a report."""
+label. Before training, the command shows what it found, with labelled images. Ambiguous data are refused, with the
+option that decides. The run's folder gets an ordinary config, the best and the last checkpoint, a live curve and a
+report."""
 EXAMPLES = """examples:
   xcit-mm finetune my_images
   xcit-mm finetune my_images --model xcit_t12_16 --epochs 30 --dry-run
@@ -34,9 +34,9 @@ def parse_args(arguments: Optional[List[str]] = None) -> argparse.Namespace:
     add = parser.add_argument
     add('data', metavar='DATA', help='folder of labelled images, or the .json, data.yaml or .csv that describes them')
     add('--out-dir', metavar='FOLDER', help='folder of the run (default: runs/NAME, with a number if it exists)')
-    add('--resume', action='store_true', help='go on with the run of --out-dir from its last checkpoint')
-    add('--dry-run', action='store_true', help='look at the data and write the config, and train nothing')
-    group = parser.add_argument_group('model and schedule, by default to suit the data')
+    add('--resume', action='store_true', help='continue the run of --out-dir from its last checkpoint')
+    add('--dry-run', action='store_true', help='check the data and write the config, without training')
+    group = parser.add_argument_group('model and schedule, by default chosen for the data')
     add = group.add_argument
     add('--model', default='xcit_s12_16', help='such as xcit_t12_8 or upernet_xcit_s12_16 (default: %(default)s)')
     add('--weights', help="file or address to start from, or 'none' (default: the published weights)")
@@ -46,7 +46,7 @@ def parse_args(arguments: Optional[List[str]] = None) -> argparse.Namespace:
     add('--lr', type=float, help='learning rate of the head')
     add('--gpus', type=int, default=1, help='default: 1')
     add('--no-flip', action='store_true', help='do not mirror images: digits, text, left and right hands')
-    group = parser.add_argument_group('data, where they do not say it themselves')
+    group = parser.add_argument_group('data, where the files leave it open')
     add = group.add_argument
     add('--task', help='classification, detection, instance-segmentation or semantic-segmentation')
     add('--format', help='coco, voc, yolo, labelme, maps, folders or csv')
@@ -59,9 +59,9 @@ def parse_args(arguments: Optional[List[str]] = None) -> argparse.Namespace:
         '--val-share',
         type=float,
         default=0.2,
-        help='of images to validate on, if none are named (default: %(default)s)',
+        help='share of images to validate on, if the data name none (default: %(default)s)',
     )
-    add('--seed', type=int, default=0, help='of that division (default: 0)')
+    add('--seed', type=int, default=0, help='of the random split (default: 0)')
     return parser.parse_args(arguments)
 
 
@@ -80,13 +80,13 @@ def main(arguments: Optional[List[str]] = None) -> None:
 
 
 def run(args: argparse.Namespace) -> Path:
-    """Everything that the command does.
+    """Read the data, write the config, train, test and report.
 
     Returns:
         Path: The folder of the run.
 
     Raises:
-        UsageError: Where something is wrong or unclear; before training begins, nothing is left behind then.
+        UsageError: If something is wrong or ambiguous; if before training, nothing is left behind.
     """
     from . import formats, recipe, show, split
 
@@ -114,10 +114,10 @@ def run(args: argparse.Namespace) -> Path:
 
 
 def _folder(args: argparse.Namespace) -> Path:
-    """The folder of the run, which is not made yet.
+    """The folder of the run, not created yet.
 
     Raises:
-        UsageError: If it cannot be made, holds another run, or holds none to resume.
+        UsageError: If it cannot be created, holds another run, or holds none to resume.
     """
     from ...errors import UsageError
 
@@ -125,7 +125,7 @@ def _folder(args: argparse.Namespace) -> Path:
     folder = Path(args.out_dir) if args.out_dir else Path('runs') / name
     if args.resume:
         if not (folder / 'config.py').is_file():
-            raise UsageError(f'there is no run in {folder} to go on with (no config.py); name it with --out-dir')
+            raise UsageError(f'there is no run to continue in {folder} (no config.py); name its folder with --out-dir')
         return folder
     if not args.out_dir:
         number = 1
@@ -133,15 +133,17 @@ def _folder(args: argparse.Namespace) -> Path:
             number += 1
             folder = Path('runs') / f'{name}_{number}'
     elif folder.is_dir() and any(folder.iterdir()):
-        raise UsageError(f'{folder} is not empty; choose another --out-dir, or go on with its run by --resume')
+        raise UsageError(f'{folder} is not empty; choose another --out-dir, or continue its run with --resume')
     there = next(parent for parent in [folder, *folder.resolve().parents] if parent.exists())
     if not there.is_dir() or not os.access(there, os.W_OK):
-        raise UsageError(f'the folder {folder} cannot be made: {there} cannot be written to; choose another --out-dir')
+        raise UsageError(
+            f'the folder {folder} cannot be created: {there} cannot be written to; choose another --out-dir'
+        )
     return folder
 
 
 def _options(args: argparse.Namespace, folder: Path):
-    """What the user says about the data; of a run that is resumed, what was said when it began."""
+    """The user's options about the data; those of the first call for a resumed run."""
     from .data import Options
 
     kept = folder / 'data' / 'options.json'
@@ -154,7 +156,7 @@ def _options(args: argparse.Namespace, folder: Path):
 
 
 def _prepare(data, chosen, folder: Path, options) -> None:
-    """Contact sheet, annotations and config; nothing is left of them if something is wrong."""
+    """Write contact sheet, annotations and config; remove them all on an error."""
     from . import show
     from .config import config_text
     from .write import write
@@ -177,10 +179,10 @@ def _prepare(data, chosen, folder: Path, options) -> None:
 
 
 def _check_space(folder: Path, chosen) -> None:
-    """Whether the disk has room for the checkpoints.
+    """Refuse a disk without room for the checkpoints.
 
     Raises:
-        UsageError: If it has not.
+        UsageError: If too little space is free.
     """
     import torch
     from mmengine.config import Config
@@ -208,7 +210,7 @@ def _train(folder: Path, resume: bool = False) -> str:
 
 
 def _run_training(config: Path, folder: Path, args: argparse.Namespace) -> None:
-    """Train as ``xcit-mm train`` does: here, or in a process for each GPU."""
+    """Train as ``xcit-mm train`` does: in this process, or in one for each GPU."""
     from ...errors import UsageError
 
     if args.gpus > 1:
@@ -216,7 +218,9 @@ def _run_training(config: Path, folder: Path, args: argparse.Namespace) -> None:
         words += ['-m', 'xcit_mm', 'train', str(config), '--out-dir', str(folder / 'train'), '--launcher', 'pytorch']
         code = subprocess.call([sys.executable, *words, *(['--resume'] if args.resume else [])])
         if code:
-            raise UsageError(f'training ended with code {code}; what is above says why. {_train(folder, True)} goes on')
+            raise UsageError(
+                f'training ended with code {code}; see the messages above. {_train(folder, True)} continues it'
+            )
         return
     from ...resilience.checkpointing import has_checkpoint
     from ..training import train
@@ -240,9 +244,9 @@ def report(data, folder: Path, seconds: Optional[float] = None) -> Path:
     """Test the best checkpoint of a run, and write the report.
 
     Args:
-        data (Data): What it was trained on, divided.
-        folder (Path): Of the run.
-        seconds (float, optional): That training took.
+        data (Data): The data that it was trained on, with splits.
+        folder (Path): Folder of the run.
+        seconds (float, optional): Duration of the training.
 
     Returns:
         Path: The page.
@@ -281,7 +285,7 @@ def report(data, folder: Path, seconds: Optional[float] = None) -> Path:
 
 
 def _link_checkpoints(folder: Path) -> Path:
-    """``best.pth`` and ``last.pth``, whatever iteration they are of; the best."""
+    """Link the checkpoints as ``best.pth`` and ``last.pth``; return the best."""
     from ...errors import UsageError
 
     newest = sorted((folder / 'train').glob('best_*.pth'), key=os.path.getmtime)

@@ -14,8 +14,8 @@ def config_text(data: Data, recipe: Recipe, annotations: Dict[str, str], run: Pa
     """The text of the config.
 
     Args:
-        data (Data): Divided.
-        recipe (Recipe): For it.
+        data (Data): With splits.
+        recipe (Recipe): Recipe for the data.
         annotations (dict): Files of :func:`.write.write`, by split.
         run (Path): The folder of the run.
     """

@@ -30,13 +30,13 @@ class Picture:
 
     Attributes:
         path (str): Its file.
-        split (str, optional): 'train', 'val' or 'test', if the data say it.
-        group (str, optional): Images of one group are not divided between training and validation.
+        split (str, optional): 'train', 'val' or 'test', if the data name it.
+        group (str, optional): Images of one group stay in one split.
         width, height (int): In pixels, as its annotations count them.
-        objects (list[dict]): Of detection: 'label', 'bbox' [x, y, w, h] in pixels, 'area', 'iscrowd' and, with masks,
+        objects (list[dict]): For detection: 'label', 'bbox' [x, y, w, h] in pixels, 'area', 'iscrowd' and, with masks,
             'segmentation' as COCO writes it.
-        label (int, optional): Of classification.
-        map (str, optional): Of semantic segmentation: the file of its label map.
+        label (int, optional): For classification.
+        map (str, optional): For semantic segmentation: the file of its label map.
     """
 
     path: str
@@ -50,7 +50,7 @@ class Picture:
 
 
 class Problems:
-    """Faults of the data, by kind: which files, and what to do."""
+    """Errors in the data, by kind: which files, and what to do."""
 
     def __init__(self) -> None:
         self.found: Dict[Tuple[str, str], List[str]] = {}
@@ -65,7 +65,7 @@ class Problems:
         return sum(len(files) for (kind, _), files in self.found.items() if kind == what)
 
     def lines(self) -> List[Tuple[str, str, str]]:
-        """What with how often, the first files, and what to do."""
+        """For each kind: what and how often, the first files, and what to do."""
         return [
             (f'{what}: {len(files)}', ', '.join(files[:3]) + (', ...' if len(files) > 3 else ''), mend)
             for (what, mend), files in self.found.items()
@@ -77,15 +77,15 @@ class Data:
     """Labelled images of one task.
 
     Attributes:
-        root (str): The folder that all images lie in.
+        root (str): The folder that holds all images.
         format (str): One of :data:`FORMATS`.
         task (str): One of :data:`TASKS`.
         classes (list[str]): Names in the order of the labels.
         pictures (list[Picture]): The images that can be used.
-        problems (Problems): What is wrong with the others, or with annotations.
+        problems (Problems): Errors in the other images, or in annotations.
         notes (list[str]): What was decided, and why.
         palette (list, optional): An RGB colour for each class.
-        values (dict): Of label maps: the class, or 255 for none, of each number or colour in them.
+        values (dict): For label maps: the class, or 255 for none, of each number or colour.
     """
 
     root: str
@@ -102,7 +102,7 @@ class Data:
         return [picture for picture in self.pictures if picture.split == split]
 
     def counts(self, split: Optional[str] = None) -> Counter:
-        """Images or objects by label; of label maps nothing."""
+        """Images or objects by label; empty for label maps."""
         counts: Counter = Counter()
         for picture in self.pictures:
             if split in (None, picture.split):
@@ -120,17 +120,17 @@ def labels_of(picture: Picture) -> List[int]:
 
 @dataclass
 class Options:
-    """What a user may say about the data, where they do not say it themselves.
+    """What a user may say about the data, where the files leave it open.
 
     Attributes:
         format, task (str, optional): Of :data:`FORMATS` and :data:`TASKS`.
         classes (list[str], optional): Names in the order of the labels.
         legend (str, optional): File of names with numbers or colours of label maps.
         annotations (str, optional): Glob of COCO files, where there are several of one split.
-        label_column (str, optional): Of a CSV file.
-        group_by (str, optional): Regular expression; what it finds in a file's name, or its first group, is the group.
-        val_share (float): Of the images to validate on, if the data are not split.
-        seed (int): Of the split.
+        label_column (str, optional): Column of the labels in a CSV file.
+        group_by (str, optional): Regular expression; its match in a file's name, or its first group, is the group.
+        val_share (float): Share of the images to validate on, if the data are not split.
+        seed (int): Seed of the split.
     """
 
     format: Optional[str] = None
@@ -187,9 +187,9 @@ def survey(folder: Path) -> Files:
 
 
 def split_word(name: str) -> Optional[str]:
-    """The split that a folder's or file's name says: 'val' for 'valid', 'instances_val2017.json'; None if it says none.
+    """The split that the name of a folder or file means: 'val' for 'valid', 'instances_val2017.json'.
 
-    A name that says two, such as 'trainval', says none.
+    None for a name that means none, or two, such as 'trainval'.
     """
     words = set(re.findall('[a-z]+', os.path.splitext(name.lower())[0]))
     found = [split for split, known in SPLITS.items() if words & set(known)]
@@ -197,7 +197,7 @@ def split_word(name: str) -> Optional[str]:
 
 
 def split_of(path: str, root: str) -> Optional[str]:
-    """The split that the folders below ``root`` say, the innermost first."""
+    """The split that the folders below ``root`` name, the innermost first."""
     parts = os.path.relpath(path, root).split(os.sep)[:-1]
     return next((split for split in map(split_word, reversed(parts)) if split), None)
 
@@ -214,15 +214,15 @@ class Index:
             self.by_stem.setdefault(os.path.splitext(name)[0], []).append(path)
 
     def find(self, name: str, near: str, split: Optional[str] = None) -> Optional[str]:
-        """The image of that name; of several, the one whose folders agree best with the name, split and annotation.
+        """The image of that name; of several, the one whose folders match name, split and annotation best.
 
         Args:
             name (str): As annotations write it.
             near (str): The file of the annotation.
-            split (str, optional): Of the annotation.
+            split (str, optional): Split of the annotation.
 
         Raises:
-            UsageError: If several images would do as well.
+            UsageError: If several images match equally well.
         """
         parts = name.replace('\\', '/').split('/')
         found = self.by_name.get(parts[-1]) or self.by_stem.get(parts[-1])
@@ -248,11 +248,11 @@ class Index:
 
 
 def sizes(path: str) -> Optional[Tuple[Tuple[int, int], Tuple[int, int]]]:
-    """Width and height as stored and as turned by the EXIF note, of the header alone; None if it cannot be read."""
+    """Width and height as stored and after EXIF rotation, from the header alone; None if it cannot be read."""
     try:
         with Image.open(path) as image:
             stored = image.size
-            # Of a PNG without the note, Pillow would decode all pixels to look behind them.
+            # For a PNG without EXIF data, Pillow would decode all pixels to search behind them.
             has_note = image.format != 'PNG' or 'exif' in image.info
             turned = has_note and image.getexif().get(EXIF_ORIENTATION, 1) in (5, 6, 7, 8)
     except Exception:  # of any plugin

@@ -1,8 +1,8 @@
 """Readers of boxes and polygons: COCO, Pascal VOC, YOLO and LabelMe.
 
 They are short and our own. supervision (0.31) reads the first three, but holds every polygon as a dense mask of the
-whole image and writes an approximation of it, needs Python 3.10, and ends at the first line that is wrong; here all
-faults are collected with file and line.
+whole image and writes an approximation of it, needs Python 3.10, and stops at the first wrong line. These readers
+collect all errors with file and line.
 """
 
 import fnmatch
@@ -41,7 +41,7 @@ def is_voc(path: str) -> bool:
 
 
 def is_yolo(path: str) -> bool:
-    """Whether a text has lines of a class and four numbers or more; None of them is wrong."""
+    """True if every line of a text is a class and four or more numbers."""
     lines = [line for line in _ends(path).splitlines()[:20] if line.strip()]
     return bool(lines) and all(re.fullmatch(r'\d+(\s+-?\d*\.?\d+(e-?\d+)?){4,}\s*', line) for line in lines)
 
@@ -54,7 +54,7 @@ def _ends(path: str) -> str:
 
 
 class _Collector:
-    """What the four readers share: images by name, their sizes, objects, faults."""
+    """What the four readers share: images by name, their sizes, objects, errors."""
 
     def __init__(self, files: Files, options: Options):
         self.files, self.options, self.problems = files, options, Problems()
@@ -64,7 +64,7 @@ class _Collector:
         self.kinds: Counter = Counter()
 
     def picture(self, name: str, near: str, split: Optional[str], said: Tuple[int, int] = (0, 0)) -> Optional[Picture]:
-        """The image of an annotation; None if it is not there, cannot be read, or has another size than ``said``."""
+        """The image of an annotation; None if it does not exist, cannot be read, or has another size than ``said``."""
         where = self.files.relative(near)
         path = self.index.find(name, near, split)
         if path is None:
@@ -89,7 +89,7 @@ class _Collector:
         return self.pictures[path]
 
     def add(self, picture: Picture, label: int, box, where: str, polygons=None, crowd: int = 0) -> None:
-        """One object; its box is x1, y1, x2, y2 in pixels."""
+        """Add one object; its box is x1, y1, x2, y2 in pixels."""
         x1, y1, x2, y2 = map(float, box)
         width, height = picture.width, picture.height
         if x2 - x1 < 1 or y2 - y1 < 1:
@@ -113,7 +113,7 @@ class _Collector:
         picture.objects.append(one)
 
     def label(self, name: str) -> Optional[int]:
-        """The label of a class; None if the user named classes, and this is none of them."""
+        """The label of a class; None if the user named classes without this one."""
         if name not in self.names:
             if self.options.classes:
                 return None
@@ -144,12 +144,12 @@ class _Collector:
 
 
 def _natural(name: str) -> list:
-    """Sorts 2 before 10."""
+    """Sort key that puts 2 before 10."""
     return [(0, int(part), '') if part.isdigit() else (1, 0, part) for part in re.findall(r'\d+|\D+', name)]
 
 
 def task_of(boxes: int, masks: int, wanted: Optional[str], format: str) -> str:
-    """Boxes alone: detection. Masks alone: instance segmentation. Both: for the user to say."""
+    """Detection for boxes alone, instance segmentation for masks alone; the user decides on a mixture."""
     if wanted not in (None, 'detection', 'instance-segmentation'):
         raise UsageError(
             f'--task {wanted}: the data ({format}) are objects with boxes{" and masks" * bool(masks)}; expected '
@@ -168,7 +168,7 @@ def task_of(boxes: int, masks: int, wanted: Optional[str], format: str) -> str:
 
 
 def _area(polygon: Sequence[float]) -> float:
-    """Of a polygon x1, y1, x2, y2, ..., in pixels (the shoelace formula)."""
+    """Area of a polygon x1, y1, x2, y2, ..., in pixels (the shoelace formula)."""
     xs, ys = polygon[0::2], polygon[1::2]
     return abs(sum(x * ys[i - 1] - xs[i - 1] * y for i, (x, y) in enumerate(zip(xs, ys)))) / 2
 
@@ -262,7 +262,7 @@ def _are_numbers(values, length: Optional[int] = None) -> bool:
 
 
 def read_voc(files: Files, options: Options, paths: List[str]) -> Data:
-    """An XML file for each image; ``ImageSets/Main`` says the splits if it is there."""
+    """An XML file for each image; ``ImageSets/Main`` lists the splits if it exists."""
     found, listed = _Collector(files, options), _image_sets(files)
     difficult = 0
     for path in paths:
@@ -275,7 +275,7 @@ def read_voc(files: Files, options: Options, paths: List[str]) -> Data:
         stem = os.path.splitext(os.path.basename(path))[0]
         split = listed.get(stem) or split_of(path, files.root)
         there = root.findtext('filename') or ''
-        # Renamed images keep the old name inside of their annotation; the file's own name is the surer one.
+        # Annotations of renamed images keep the old name; the name of the annotation file is more reliable.
         image_name = stem if found.index.by_stem.get(stem) else there
         width, height = (int(_number(root.findtext(f'size/{side}')) or 0) for side in ('width', 'height'))
         picture = found.picture(image_name, path, split, (width, height))
@@ -331,7 +331,7 @@ def _number(text: Optional[str]) -> Optional[float]:
 
 
 def read_yolo(files: Files, options: Options, paths: List[str]) -> Data:
-    """A text for each image: a class, and a box or polygon in shares of the image's sides, in each line."""
+    """A text for each image: each line is a class, and a box or polygon as fractions of the image's sides."""
     found = _Collector(files, options)
     settings, yaml_path = _data_yaml(files)
     found.names = options.classes or _yolo_names(files, settings, yaml_path)
@@ -443,7 +443,7 @@ def _yolo_splits(files: Files, settings: dict, yaml_path: Optional[str]) -> Dict
         for entry in [entries] if isinstance(entries, str) else entries:
             at = _locate(str(entry), str(settings.get('path') or ''), os.path.dirname(yaml_path or ''), files.root)
             if at is None:
-                continue  # folders by name say it, as in exports whose paths are of another machine
+                continue  # the names of folders tell, as in exports with paths of another machine
             if os.path.isdir(at):
                 splits.update((image, split) for image in files.images if image.startswith(at + os.sep))
                 continue
@@ -467,7 +467,7 @@ def _locate(entry: str, base: str, folder: str, root: str) -> Optional[str]:
 
 
 def _label_file(image: str, texts: Dict[str, List[str]]) -> Optional[str]:
-    """The text of an image: in ``labels`` where it lies in ``images``, beside it, or the one of its name."""
+    """The text of an image: in ``labels`` for one in ``images``, beside it, or the only one of its name."""
     stem = os.path.splitext(image)[0]
     found = texts.get(os.path.basename(stem), ())
     head, _, tail = stem.rpartition(f'{os.sep}images{os.sep}')
@@ -542,6 +542,6 @@ def _outline(shape: dict) -> Optional[List[List[float]]]:
 
 
 def is_yolo_or_empty(path: str) -> bool:
-    """Whether a text may belong to an image: one without objects is empty, and one may have wrong lines."""
+    """True if a text may hold the labels of an image: it is empty, or begins with a number."""
     text = _ends(path).strip()
     return not text or bool(re.match(r'\d', text))

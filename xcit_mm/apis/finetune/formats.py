@@ -1,4 +1,4 @@
-"""What a folder of labelled images is, and its contents. What is not clear is refused with the option that decides."""
+"""Detect the format of a folder of labelled images, and read it. Ambiguous data are refused."""
 
 import os
 from pathlib import Path
@@ -22,7 +22,7 @@ def read(path: Union[str, Path], options: Options) -> Data:
         options (Options): What the user says about them.
 
     Raises:
-        UsageError: If there is nothing to read, or more than one thing it could be.
+        UsageError: If there is nothing to read, or several formats fit.
     """
     path = Path(path).expanduser()
     if options.task not in (None, *TASKS):
@@ -57,7 +57,7 @@ def read(path: Union[str, Path], options: Options) -> Data:
 
 
 def _candidates(files: Files) -> Dict[str, Callable[[Files, Options], Data]]:
-    """All formats that the files could be in."""
+    """All formats that fit the files, with their readers."""
     others = files.others
     coco = [path for path in others.get('.json', ()) if detection.is_coco(path)]
     rest = [path for path in others.get('.json', ()) if path not in coco]
@@ -92,12 +92,12 @@ def _candidates(files: Files) -> Dict[str, Callable[[Files, Options], Data]]:
 
 
 def _may_be_labels(path: str) -> bool:
-    """Whether a text may have the labels of an image, and is no list of images."""
+    """True if a text may hold the labels of an image, and is no list of images."""
     return os.path.basename(os.path.dirname(path)) != 'Main' and detection.is_yolo_or_empty(path)
 
 
 def _checked(data: Data) -> Data:
-    """Whether what was read can be trained on at all."""
+    """Refuse data that cannot be trained on."""
     problems = '; '.join(f'{what} ({where})' for what, where, _ in data.problems.lines()[:4])
     why = f'. Found: {problems}' if problems else ''
     if not data.pictures:
@@ -115,7 +115,7 @@ def _checked(data: Data) -> Data:
     if most and len(data.classes) > most:
         raise UsageError(
             f'{data.root} ({data.format}) has {len(data.classes)} classes, and {data.task} takes {most} at most. Are '
-            f'these names of classes? --classes A,B,... takes a part of them'
+            f'these names of classes? --classes A,B,... selects some of them'
         )
     return data
 

@@ -15,7 +15,7 @@ from .data import IGNORED, Data, Files, Options, Picture, Problems, sizes, some,
 LOSSLESS = ('.png', '.bmp', '.tif', '.tiff', '.pgm', '.ppm')
 MOST_COLOURS = 64  # in one map; a photograph has more
 LOOKED_AT = 10  # files of a folder that tell whether it holds maps
-# What is added to an image's name for its map.
+# Suffixes that turn the name of an image into that of its map.
 SUFFIX = re.compile(r'[-_ .]?(mask|masks|label|labels|labelids|labeltrainids|gt|seg|segmentation|l|annotation)$', re.I)
 LEGENDS = (
     'labelmap.txt',
@@ -39,7 +39,7 @@ def find_pairs(files: Files) -> Dict[str, str]:
     images: List[str] = []
     for paths in by_folder.values():
         lossless = [path for path in paths if path.lower().endswith(LOSSLESS)]
-        # Beside their images, maps are told by their suffix; else all of a folder are maps, or none.
+        # Maps beside their images are known by their suffix; else all files of a folder are maps, or none.
         marked = [path for path in lossless if SUFFIX.search(_stem(path)) and SUFFIX.sub('', _stem(path))]
         mixed = len(lossless) < len(paths)
         tried = lossless if mixed or not marked or len(marked) == len(lossless) else marked
@@ -63,7 +63,7 @@ def _stem(path: str) -> str:
 
 
 def _closeness(image: str, path: str) -> Tuple[bool, int]:
-    """Of several maps of one name, that of the same split lies nearest."""
+    """Sort key for maps of one name: the same split counts first, then common folders."""
     theirs, ours = (set(os.path.dirname(one).split(os.sep)) for one in (path, image))
     return split_of(path, '/') == split_of(image, '/'), len(theirs & ours)
 
@@ -99,7 +99,7 @@ def read_map(path: str, as_colours: bool = False) -> np.ndarray:
 
 
 def values_of(labels: np.ndarray) -> Counter:
-    """How many pixels have each number or colour."""
+    """Number of pixels of each number or colour."""
     if labels.ndim == 2:
         counts = np.bincount(labels.ravel().astype(np.int64), minlength=1)
         return Counter({int(i): int(counts[i]) for i in np.flatnonzero(counts)})
@@ -109,7 +109,7 @@ def values_of(labels: np.ndarray) -> Counter:
 
 
 def read_maps(files: Files, options: Options, pairs: Dict[str, str]) -> Data:
-    """Images with a label map each."""
+    """Read images with a label map each."""
     if options.task not in (None, 'semantic-segmentation'):
         raise UsageError(f'--task {options.task}: the data are images with label maps: semantic-segmentation')
     problems, notes = Problems(), []
@@ -172,7 +172,7 @@ def _palette(path: str) -> Optional[List[Tuple[int, int, int]]]:
 
 
 def _legend(files: Files, options: Options) -> Dict[Value, str]:
-    """Names by number or colour, of the user's file or of one that lies beside the maps."""
+    """Names by number or colour, from the user's file or from one beside the maps."""
     if options.legend:
         if not os.path.isfile(options.legend):
             raise UsageError(f'there is no file {options.legend} (--legend)')
@@ -185,7 +185,7 @@ def _legend(files: Files, options: Options) -> Dict[Value, str]:
 
 
 def _read_legend(path: str) -> Dict[Value, str]:
-    """Lines of a name and a colour or a number, in any order and with any separators; names alone count from 0."""
+    """Read lines of a name and a colour or a number, in any order and with any separators; names alone count from 0."""
     legend: Dict[Value, str] = {}
     plain: List[str] = []
     with open(path, encoding='utf-8-sig') as file:
@@ -211,7 +211,7 @@ def _classes(totals: Counter, legend: Dict[Value, str], options: Options, notes:
     """Class names, and the class of each value.
 
     Raises:
-        UsageError: If the values do not say what they mean.
+        UsageError: If the classes of the values are ambiguous.
     """
     there = sorted(totals, key=lambda value: (isinstance(value, tuple), value))
     if legend:

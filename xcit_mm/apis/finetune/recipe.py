@@ -1,7 +1,7 @@
 """Settings that fit the data: the model and its start, image size, batch, schedule, learning rate, average.
 
-The rules are few and stated beside the numbers; what they gave is shown before anything is trained, and is in the
-config. Learning rates follow the square root of the batch, as suits AdamW.
+The rules are few and stated beside the numbers. Their results are shown before training, and are in the config.
+Learning rates scale with the square root of the batch size, as suits AdamW.
 """
 
 import os
@@ -54,7 +54,7 @@ LENGTHS = {
     ('semantic-segmentation', True): (40_000, 20, 200),
     ('semantic-segmentation', False): (80_000, 40, 300),
 }
-# Learning rate at a batch, and how much it falls from block to block (1: not at all).
+# Learning rate at a batch size, and its decay from block to block (1: none).
 RATES = {
     ('classification', True): (6e-4, 64, 0.75),
     ('classification', False): (4e-4, 32, 1.0),
@@ -84,18 +84,18 @@ class Recipe:
 
     Attributes:
         head (str, optional): 'faster_rcnn', 'mask_rcnn', 'sem_fpn', 'upernet', or None for a classifier.
-        arch (str), patch_size (int): Of the backbone.
+        arch (str), patch_size (int): Arch and patch size of the backbone.
         base (str): Name of the published config that is inherited from.
         weights (str, optional): What training starts from; None for random weights.
-        whole (bool): Whether these are of a whole detector or segmentor, or of a backbone.
+        whole (bool): True if these are weights of a whole detector or segmentor, not of a backbone.
         size (int): Short side, or side of the crop, in pixels.
         batch (int): Images for each GPU.
         gpus (int): Processes.
         epochs, val_interval (int): In epochs.
-        iterations (int): Of an epoch.
+        iterations (int): Iterations in an epoch.
         lr, layer_decay (float): Learning rate of the head, and its factor from block to block.
-        ema_momentum (float): Of the average; its horizon is a twentieth of the run.
-        flip (bool): Whether images are mirrored in training.
+        ema_momentum (float): Momentum of the weight average; its horizon is a twentieth of the run.
+        flip (bool): Flip images in training.
         workers (int): Processes that load data.
         amp (bool): Mixed precision.
     """
@@ -134,7 +134,7 @@ class Recipe:
 
     @property
     def frozen_norms(self) -> bool:
-        """Whether batch norms of the backbone keep the statistics they came with."""
+        """True if batch norms of the backbone keep their pretrained statistics."""
         return self.pretrained and self.batch < SMALL_BATCH
 
     @property
@@ -161,7 +161,7 @@ def parse_model(name: str, task: str) -> Tuple[Optional[str], str, int]:
     """Head, arch and patch size of a name such as 'xcit_s12_16' or 'upernet_xcit_s12_16'.
 
     Raises:
-        UsageError: If it is none, or its head is one for another task.
+        UsageError: If there is no such model, or its head is for another task.
     """
     found = _MODEL.fullmatch(name)
     if not found or found[2] not in ARCHS:
@@ -187,10 +187,10 @@ def choose(
     gpus: int = 1,
     flip: bool = True,
 ) -> Recipe:
-    """Settings for these data; what is given is taken, the rest follows the data.
+    """Choose the settings: given ones are kept, the rest follow from the data.
 
     Raises:
-        UsageError: If what is given cannot be.
+        UsageError: If a given setting is impossible.
     """
     head, arch, patch_size = parse_model(model, data.task)
     for name, value in (('size', size), ('batch', batch), ('epochs', epochs), ('lr', lr), ('gpus', gpus)):
@@ -235,12 +235,12 @@ def choose(
 
 
 def _iterations(task: str, images: int, batch: int) -> int:
-    """Of an epoch; classifiers and segmentors leave a part of a batch out."""
+    """Iterations in an epoch; classifiers and segmentors drop an incomplete batch."""
     return -(-images // batch) if task in ('detection', 'instance-segmentation') else max(1, images // batch)
 
 
 def _base(head: Optional[str], arch: str, patch_size: int) -> str:
-    """The published config of that size, or else of the nearest one."""
+    """The published config of that size, else of the nearest one."""
     folder = mim_dir() / 'configs'
     prefix = f'{head}_' if head else ''
     for candidate in (arch, 't12', 's12'):
@@ -253,7 +253,7 @@ def _base(head: Optional[str], arch: str, patch_size: int) -> str:
 def _weights(
     data: Data, given: Optional[str], head: Optional[str], arch: str, patch_size: int
 ) -> Tuple[Optional[str], bool]:
-    """What to start from, and whether that is a whole detector or segmentor. Says so where it cannot be loaded."""
+    """The weights to start from, and whether they are of a whole model; adds a note if they cannot be loaded."""
     if given == 'none':
         data.notes.append('training starts from random weights, as --weights none says')
         return None, False
@@ -263,7 +263,7 @@ def _weights(
             raise UsageError(f'--weights {given}: there is no such file')
         state = load_checkpoint_file(path)
         state = state.get('state_dict', state)
-        # A classifier's head is of its own classes, even where their number is the same.
+        # A classifier's head belongs to its own classes, even if their number is the same.
         whole = head is not None and any(key.startswith('backbone.') for key in state)
         return given if is_address(given) else os.path.abspath(path), whole
     known = 'mask_rcnn' if head == 'faster_rcnn' else head
@@ -297,7 +297,7 @@ def _fetch(address: str) -> str:
 
 
 def _size(data: Data, pretrained: bool) -> int:
-    """Short side in pixels. What is small is enlarged, up to what the published recipes use."""
+    """Short side in pixels. Small images are enlarged, up to the size of the published recipes."""
     short = median(min(one.width, one.height) for one in data.pictures)
     if data.task == 'classification':
         # A pretrained classifier saw objects at this size; from random weights, small images need no more pixels.
@@ -315,9 +315,9 @@ def _steps(size: float) -> int:
 
 
 def _batch(task: str, size: int, train: int, pretrained: bool) -> int:
-    """A power of two: what fits, and leaves at least eight iterations in an epoch where there are so many images.
+    """The largest power of two that fits, with at least eight iterations in an epoch if there are enough images.
 
-    From random weights, steps count for more than the size of each.
+    From random weights, the number of steps matters more than the batch size.
     """
     images, pixels, most = BATCHES[task]
     area = size * size * (1333 / 800 if task in ('detection', 'instance-segmentation') else 1)

@@ -1,4 +1,4 @@
-"""What a test leaves of every image for the report: truth and prediction, small enough to keep all of them."""
+"""Truth and prediction of every tested image for the report, small enough to keep all of them."""
 
 from typing import Any, Dict, List, Optional, Sequence
 
@@ -10,11 +10,11 @@ from .data import IGNORED
 
 
 class Records(BaseMetric):
-    """Keeps truth and prediction of each image instead of scoring them.
+    """Keep truth and prediction of each image instead of scoring them.
 
     Args:
         task (str): One of :data:`.data.TASKS`.
-        num_classes (int): For the confusion of segmentors.
+        num_classes (int): For the confusion matrix of segmentors.
 
     Attributes:
         records (list[dict]): 'path' and, by task, 'truth' and 'scores' (classification); 'boxes', 'labels', 'crowd' and
@@ -70,16 +70,16 @@ class Records(BaseMetric):
 
 
 def _array(values: Any) -> np.ndarray:
-    """Of a tensor, of boxes with a tensor, or of an array."""
+    """Convert a tensor, boxes that hold a tensor, or an array."""
     values = getattr(values, 'tensor', values)
     return values.cpu().numpy() if hasattr(values, 'cpu') else np.asarray(values)
 
 
 def by_class(labels: np.ndarray, rows: np.ndarray, num_classes: int) -> List[np.ndarray]:
-    """Rows of an array, apart for each class."""
+    """Split the rows of an array by class."""
     return [rows[labels == label] for label in range(num_classes)]
 
 
 def best_first(records: List[dict], key, limit: Optional[int] = None) -> List[dict]:
-    """Records in the order of a number, the greatest first."""
+    """Sort records by ``key``, the greatest first."""
     return sorted(records, key=key, reverse=True)[:limit]

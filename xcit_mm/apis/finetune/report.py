@@ -1,4 +1,4 @@
-"""The report of a run: a page with numbers by class, confusion, curves and the worst predictions beside the truth."""
+"""The report of a run: a page with metrics by class, confusion matrix, curves and the worst predictions."""
 
 import html
 import math
@@ -18,8 +18,8 @@ from .show import open_picture
 
 WORST, WIDTH = 12, 480  # pictures, and pixels of each
 LEAST_TILE = 240  # pixels of the long side of an image
-NAMED = 30  # classes at most whose names a confusion matrix or a legend has
-CURVES = 10  # at most, those of the lowest area first
+NAMED = 30  # most classes that a confusion matrix or a legend names
+CURVES = 10  # at most, those with the smallest area under them first
 STYLE = (
     'body{font:15px/1.5 system-ui,sans-serif;max-width:1100px;margin:2em auto;padding:0 1em}'
     'table{border-collapse:collapse}td,th{padding:.2em .8em;border-bottom:1px solid #ddd;text-align:right}'
@@ -41,14 +41,14 @@ def write_report(
     """Write ``report.html`` and its pictures.
 
     Args:
-        folder (Path): Of the run.
-        data (Data): What was trained on.
-        split (str): That was tested.
+        folder (Path): Folder of the run.
+        data (Data): The data that was trained on.
+        split (str): The split that was tested.
         records (list[dict]): Of :class:`.records.Records`.
-        analysis (Analysis): Of these.
-        metrics (dict): Of the test.
+        analysis (Analysis): Analysis of the records.
+        metrics (dict): Metrics of the test.
         facts (Sequence[str]): Lines about the run: model, schedule, speed, memory.
-        commands (Sequence[str]): What to do next.
+        commands (Sequence[str]): Commands to run next.
 
     Returns:
         Path: The page.
@@ -99,7 +99,7 @@ def write_report(
 
 
 def headline(metrics: Dict[str, float]) -> Dict[str, float]:
-    """Numbers of the whole, without those by class."""
+    """The overall metrics, without those by class."""
     return {
         key: float(value)
         for key, value in metrics.items()
@@ -124,7 +124,7 @@ def _number(value: float) -> str:
 
 def _worst_words(task: str) -> str:
     if task == 'classification':
-        return '<p>The surest wrong answers first, then the right ones that were closest to wrong.</p>'
+        return '<p>The most confident wrong predictions first, then the correct ones with the smallest margin.</p>'
     scores = '' if task == 'semantic-segmentation' else f' (scores from {SCORE})'
     return f'<p>Truth on the left, prediction on the right{scores}.</p>'
 
@@ -148,7 +148,7 @@ def _figure(width: float, height: float):
 
 
 def draw_confusion(confusion: np.ndarray, classes: Sequence[str], path: Path) -> None:
-    """Truth x prediction, each row as shares."""
+    """Plot truth x prediction, each row as shares."""
     names = [*classes, 'nothing'] if len(confusion) > len(classes) else list(classes)
     shares = confusion / np.maximum(confusion.sum(1, keepdims=True), 1)
     side = min(12.0, 3 + 0.45 * len(names))
@@ -169,7 +169,7 @@ def draw_confusion(confusion: np.ndarray, classes: Sequence[str], path: Path) ->
 
 
 def draw_curves(curves: Dict[str, tuple], path: Path) -> None:
-    """Precision by recall, of the classes where it is worst."""
+    """Plot precision over recall, of the worst classes."""
     figure, axes = _figure(8, 5.5)
     integrate = getattr(np, 'trapezoid', None) or np.trapz
     area = {name: float(integrate(precision, recall)) for name, (recall, precision) in curves.items()}
@@ -183,7 +183,7 @@ def draw_curves(curves: Dict[str, tuple], path: Path) -> None:
 
 
 def _draw_worst(data: Data, split: str, records: List[dict], analysis: Analysis, folder: Path):
-    """Pictures of the worst predictions, with their names."""
+    """Draw the worst predictions; return the pictures with the names of their images."""
     by_path = {picture.path: picture for picture in data.of(split)}
     colours = colours_of(data.classes, data.palette)
     order = sorted(range(len(records)), key=lambda i: -analysis.badness[i])[:WORST]
@@ -195,7 +195,7 @@ def _draw_worst(data: Data, split: str, records: List[dict], analysis: Analysis,
             continue
         try:
             image = open_picture(picture)
-        except Exception:  # of any decoder; such an image was scored by nothing
+        except Exception:  # of any decoder; no metric scored such an image
             continue
         tile = _draw(data, picture, record, image, colours)
         scale = min(1.0, WIDTH / tile.shape[1])

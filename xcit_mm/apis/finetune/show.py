@@ -30,12 +30,12 @@ def counts_by_split(data: Data) -> Dict[str, Counter]:
 
 
 def object_sides(data: Data) -> List[float]:
-    """Of each object the root of its box's area, in pixels; sorted."""
+    """Square root of the box area of each object, in pixels, sorted."""
     return sorted((one['bbox'][2] * one['bbox'][3]) ** 0.5 for picture in data.of('train') for one in picture.objects)
 
 
 def print_found(data: Data, counts: Dict[str, Counter], console: Optional[Console] = None) -> None:
-    """Classes, counts, sizes, notes and problems, before anything is trained."""
+    """Print classes, counts, sizes, notes and problems, before training."""
     console = console or Console(highlight=False)
     unit = {'classification': 'images', 'semantic-segmentation': 'pixels'}.get(data.task, 'objects')
     splits = [split for split in SPLITS if data.of(split)]
@@ -73,7 +73,7 @@ def print_found(data: Data, counts: Dict[str, Counter], console: Optional[Consol
 
 
 def draw_sheet(data: Data, path: Path) -> None:
-    """A contact sheet of labelled training images, of as many classes as there are places.
+    """Draw a contact sheet of labelled training images, with as many classes as fit.
 
     Raises:
         UsageError: If none of them can be decoded.
@@ -103,7 +103,7 @@ def draw_sheet(data: Data, path: Path) -> None:
 
 
 def _choose(pictures: Sequence[Picture]) -> List[Picture]:
-    """Images in an order in which those with labels that were not seen yet come first."""
+    """Order the images so that those with new labels come first."""
     seen: Counter = Counter()
     left, chosen = list(pictures[:: max(1, len(pictures) // 500)]), []
     while left and len(chosen) < 4 * SHEET:
@@ -115,7 +115,7 @@ def _choose(pictures: Sequence[Picture]) -> List[Picture]:
 
 
 def open_picture(picture: Picture) -> np.ndarray:
-    """The pixels (H, W, 3) RGB, turned if its annotations count them so.
+    """The pixels (H, W, 3) RGB, rotated by EXIF if its annotations refer to the rotated image.
 
     Raises:
         OSError: If they cannot be decoded.

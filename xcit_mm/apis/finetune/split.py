@@ -1,4 +1,4 @@
-"""Training, validation and test images: as the data say, or divided by chance with each class in both parts."""
+"""Training, validation and test images: as the data name them, or drawn at random with each class in both."""
 
 import hashlib
 import os
@@ -10,12 +10,12 @@ from typing import Dict, List, Optional
 from ...errors import UsageError
 from .data import Data, Options, Picture, labels_of
 
-# What Roboflow adds to the name of an image for each of its augmented copies.
+# Suffix that Roboflow adds to the name of an image for each augmented copy.
 AUGMENTED = re.compile(r'(_(jpe?g|png|bmp|webp))?\.rf\.[0-9A-Za-z]+$')
 
 
 def divide(data: Data, options: Options) -> None:
-    """Give every image a split, in place. A test split is only what the data name so.
+    """Give every image a split, in place. Only data that are named test become the test split.
 
     Raises:
         UsageError: If the images cannot be divided, or nothing is left to train on.
@@ -45,7 +45,7 @@ def divide(data: Data, options: Options) -> None:
 
 
 def _group(data: Data, options: Options) -> None:
-    """Images that must not be divided: augmented copies, copies of one file, and what the user's expression finds."""
+    """Group images that must stay in one split: augmented copies, copies of one file, and matches of ``--group-by``."""
     pattern = None
     if options.group_by:
         try:
@@ -77,14 +77,14 @@ def _group(data: Data, options: Options) -> None:
             for picture in same:
                 picture.group = group
             data.problems.add(
-                'image that is there twice',
+                'image that exists twice',
                 ' = '.join(data.relative(picture.path) for picture in same[:3]),
                 'remove the copy, if it is none on purpose',
             )
     groups = {picture.group for picture in data.pictures if picture.group}
     if groups and len(groups) < len(data.pictures):
         grouped = sum(picture.group is not None for picture in data.pictures)
-        data.notes.append(f'{grouped} images are of {len(groups)} groups, which stay together')
+        data.notes.append(f'{grouped} images belong to {len(groups)} groups, which stay together')
 
 
 def _draw(data: Data, options: Options) -> None:
@@ -120,7 +120,7 @@ def _draw(data: Data, options: Options) -> None:
     while left:
         rarest = min((label for label in remaining if remaining[label] > 0), key=lambda one: (remaining[one], one))
         for name in [name for name in left if labels[name][rarest]]:
-            # Ties, as of a class of two images, go to training first.
+            # Ties, as for a class of two images, go to training first.
             split = max(shares, key=lambda one: (round(lacking[one][rarest], 6), round(room[one], 6), one == 'train'))
             _deal(groups[name], split)
             size[split] += 1
@@ -141,7 +141,7 @@ def _deal(pictures: List[Picture], split: str) -> None:
 
 
 def _check_leaks(data: Data) -> None:
-    """Groups that the data's own splits divide: what is validated on was trained on."""
+    """Report groups that the data's own splits divide, so that training images leak into validation."""
     splits: Dict[str, set] = defaultdict(set)
     first: Dict[str, str] = {}
     for picture in data.pictures:
@@ -153,11 +153,11 @@ def _check_leaks(data: Data) -> None:
             data.problems.add(
                 f'images of one group in {" and ".join(sorted(found))}',
                 first[group],
-                'the numbers will be too good; keep all of a group in one split',
+                'the metrics will be too high; keep all of a group in one split',
             )
 
 
 def absent(data: Data, split: str, counts: Optional[Counter] = None) -> List[str]:
-    """Classes that a split has nothing of."""
+    """Classes without an image, object or pixel in a split."""
     counts = data.counts(split) if counts is None else counts
     return [name for label, name in enumerate(data.classes) if not counts[label]]

@@ -67,5 +67,5 @@ def size_on_disk(folder: Path) -> int:
 
 
 def suffixes(data: Data) -> Counter:
-    """How many images have which suffix."""
+    """Number of images of each suffix."""
     return Counter(os.path.splitext(picture.path)[1].lower() for picture in data.pictures)

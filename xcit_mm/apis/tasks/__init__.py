@@ -1,1 +1,1 @@
-"""What each library's models are asked, and how their answers are put into words and pictures."""
+"""One task for each library: predict, describe the results, and draw them."""

@@ -27,7 +27,7 @@ class Classifier(Task):
         return draw_classes(image, [(f'{self.name(int(label))} {float(score):.2f}', self.colours[int(label)])])
 
     def summarise(self, results: Sequence[dict]) -> dict:
-        """How often each class is the best, and how sure the model is of it."""
+        """In how many images each class is the best, and its mean score."""
         scores = defaultdict(list)
         for result in results:
             best = result['predictions'][0]

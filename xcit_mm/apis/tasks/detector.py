@@ -41,7 +41,7 @@ class Detector(Task):
         return draw_detections(image, found.bboxes.numpy(), labels, self.classes, self.colours, scores, masks)
 
     def summarise(self, results: Sequence[dict]) -> dict:
-        """How many objects of each class, and how sure the model is of them."""
+        """Number of objects and mean score of each class."""
         scores = defaultdict(list)
         for result in results:
             for detection in result['detections']:

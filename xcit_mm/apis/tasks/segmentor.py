@@ -26,7 +26,7 @@ class Segmentor(Task):
         return draw_map(image, labels, [self.name(i) for i in range(len(self.colours))], self.colours)
 
     def summarise(self, results: Sequence[dict]) -> dict:
-        """Mean part of the image that each class takes, and in how many images it is."""
+        """Mean share of the image of each class, and the number of images that contain it."""
         parts = defaultdict(list)
         for result in results:
             for found in result['classes']:

@@ -11,7 +11,7 @@ from ...errors import UsageError
 from ...visualization.colours import colours_of, palette_of
 from ..model import build
 
-# What a model or a transform says of an image that it does not take.
+# What a model or a transform raises for an image that it does not take.
 FAILURES = (AssertionError, IndexError, KeyError, OSError, RuntimeError, TypeError, ValueError)
 HIGH = 255
 
@@ -20,7 +20,7 @@ class Task:
     """A model with its weights.
 
     Args:
-        cfg (Config): Of the model.
+        cfg (Config): Config of the model.
         checkpoint (str): File or address of its weights.
         device (str): Where it runs.
 
@@ -53,7 +53,7 @@ class Task:
     def predict(self, images: Sequence[dict]) -> list:
         """What :meth:`Reader.read` returned -> for each image a data sample, or the reason why there is none.
 
-        Images of one size are computed together; others would be padded, and attention sees the whole image.
+        Only images of one size share a batch: others would be padded, and attention sees the padding.
         """
         found: List[Union[object, str]] = [''] * len(images)
         groups: Dict[tuple, List[int]] = {}
@@ -70,7 +70,7 @@ class Task:
                 samples = self.model.test_step(self.collate([packed[number] for number in numbers]))
             except FAILURES as error:
                 samples = [self.reason(error, images[number]) for number in numbers]
-                if len(numbers) > 1:  # one of them may be to blame, or their number
+                if len(numbers) > 1:  # the cause may be one of them, or the batch size
                     samples = [self.predict([images[number]])[0] for number in numbers]
             for number, sample in zip(numbers, samples):
                 found[number] = sample
@@ -89,7 +89,7 @@ class Task:
         return f'{type(error).__name__}: {lines[0][:300]}'
 
     def warn(self, image: dict) -> Optional[str]:
-        """What is odd about the values of an image: those of another depth than the config normalises."""
+        """A warning if the values of an image have another depth than those that the config normalises."""
         pixels = image['img']
         high = float(pixels.max())
         meant = None
