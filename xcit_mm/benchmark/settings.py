@@ -1,4 +1,4 @@
-"""What is measured: a setting is a piece of work that every contender does, a row what came out for one of them."""
+"""What is measured: a setting is work that every contender does, a row the result of one of them."""
 
 import re
 from dataclasses import dataclass
@@ -13,7 +13,7 @@ def parse_size(text: str) -> Tuple[int, int]:
     """'224' -> (224, 224), '800x1216' -> (800, 1216): height and width in pixels.
 
     Raises:
-        ValueError: If the text is no size, or the image is below 32 pixels.
+        ValueError: If the text is not a size, or a side is below 32 pixels.
     """
     found = re.fullmatch(r'(\d+)(?:x(\d+))?', text)
     size = (int(found[1]), int(found[2] or found[1])) if found else (0, 0)
@@ -31,7 +31,7 @@ class Setting:
     Attributes:
         arch (str), patch_size (int): Of the XCiT.
         height, width, batch (int): Of the input.
-        dtype (str): 'fp32', 'bf16' or 'fp16'; weights and input are of this type, or with ``autocast`` the operators.
+        dtype (str): 'fp32', 'bf16' or 'fp16', of weights and input; with ``autocast``, of the operators.
         mode (str): 'inference', or 'training': forward and backward pass in train mode, from a random
             gradient of the output.
         compiled (bool): By torch.compile.
@@ -83,7 +83,7 @@ class Setting:
 
 @dataclass
 class Row:
-    """What was measured for one contender at one setting; None: not measured.
+    """Results of one contender at one setting; None: not measured.
 
     Attributes:
         seconds, fastest (float): Median and minimum of the rounds, for the whole batch.
