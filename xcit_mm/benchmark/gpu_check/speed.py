@@ -33,7 +33,7 @@ def speed_record(name: str, row: Row) -> dict:
 
 
 def peak_memory(name: str, setting: Setting) -> int:
-    """Bytes that the second of two runs takes above the weights and what the first one left."""
+    """Peak memory in bytes of the second of two runs, above the weights and what the first one left."""
     step = Step(build(name, setting, random_weights(setting.arch, setting.patch_size)), setting)
     image = as_input(make_image(setting), setting)
     step(image)
