@@ -192,10 +192,10 @@ def maps_of(model: nn.Module, image: Tensor, blocks: str, indices: Sequence[int]
     """The maps after some blocks of a peer's XCiT, without class attention, which MMPretrain runs even for a map.
 
     Args:
-        model (nn.Module): Of timm or MMPretrain.
+        model (nn.Module): A model of timm or MMPretrain.
         image (Tensor): (B, 3, H, W).
         blocks (str): The model's name of its blocks, see :data:`BLOCKS`.
-        indices (Sequence[int]): Of the blocks, rising.
+        indices (Sequence[int]): Indices of blocks, ascending.
 
     Returns:
         tuple[Tensor]: (B, C, h, w) for each index.

@@ -19,10 +19,10 @@ class Case:
     Attributes:
         part (str): One of :data:`PARTS`.
         batch, height, width, channels (int): B, rows and columns of tokens, C.
-        dtype (torch.dtype): Of matmuls and of hidden values.
-        stream (torch.dtype): Of the tokens; fp32 under autocast.
-        keep (bool): With stochastic depth.
-        device (str): Of the tensors.
+        dtype (torch.dtype): Dtype of matmuls and of hidden values.
+        stream (torch.dtype): Dtype of the tokens; fp32 under autocast.
+        keep (bool): Whether stochastic depth is used.
+        device (str): Device of the tensors.
     """
 
     part: str

@@ -39,9 +39,9 @@ def measure(
 
     Args:
         setting (Setting): The work.
-        names (Sequence[str]): Of :data:`~xcit_mm.benchmark.contenders.NAMES`.
+        names (Sequence[str]): Contenders, out of :data:`~xcit_mm.benchmark.contenders.NAMES`.
         rounds (int): How often each is timed.
-        tell (Callable): Told what is being done.
+        tell (Callable): Takes a line of progress.
         shortest_turn (float): Seconds, see :data:`SHORTEST_TURN`.
 
     Returns:
@@ -54,7 +54,7 @@ def measure(
     rows = {name: Row(name, setting) for name in names}
     with memory_limit(available_memory(setting.device), setting.device):
         work = _first_runs(setting, rows, tell)
-        peak_multiply_adds, work[PEAK] = _matrix_product(setting)
+        peak_multiply_adds, work[PEAK] = _large_matmul(setting)
         seconds, failed = _in_turns(work, rounds, shortest_turn, tell, setting.device)
     for name, row in rows.items():
         if name in failed:
@@ -136,7 +136,7 @@ def _deviation(out: Tensor, reference: Tensor) -> Tuple[float, float]:
     return largest.item(), (torch.linalg.vector_norm(difference) / torch.linalg.vector_norm(reference)).item()
 
 
-def _matrix_product(setting: Setting) -> Tuple[int, Callable[[], Any]]:
+def _large_matmul(setting: Setting) -> Tuple[int, Callable[[], Any]]:
     """MACs of a large square matmul, and the matmul, by the faster library."""
     n = 2048 if setting.device == 'cpu' else 8192
     a, b = (torch.randn(n, n, device=setting.device).to(DTYPES[setting.dtype]) for _ in range(2))
@@ -188,7 +188,7 @@ def _check(rows: Dict[str, Row]) -> None:
     """Note deviations beyond the tolerance."""
     ours = rows.get(OURS)
     for row in rows.values():
-        # Written so that a NaN does not pass.
+        # In this form NaN does not pass.
         if row.deviation is not None and row.setting.dtype == 'fp32' and not row.deviation < FP32_TOLERANCE:
             row.note = f'deviates by {row.deviation:.1e}, more than {FP32_TOLERANCE:.0e}'
         elif row.rms is not None and not math.isfinite(row.rms):

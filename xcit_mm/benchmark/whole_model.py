@@ -52,7 +52,7 @@ class Work:
 
     Attributes:
         config (str): Path of the config file.
-        height, width, batch (int): Of the images.
+        height, width, batch (int): Size of the batch of images.
         training (bool): Training iteration or inference.
         dtype (str): 'fp32', or the type of autocast.
         device (str): 'cpu' or 'cuda'.
@@ -275,8 +275,8 @@ def profile(work: Work, rounds: int, tell: Callable[[str], None] = lambda text: 
 
     Args:
         work (Work): What is done.
-        rounds (int): How often; the numbers are medians.
-        tell (Callable): Told what is being done.
+        rounds (int): Number of rounds; the results are medians.
+        tell (Callable): Takes a line of progress.
 
     Returns:
         dict: Seconds by part, in the order of the data, and by 'forward' and 'backward'; the parts add up to the

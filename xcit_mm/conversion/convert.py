@@ -54,7 +54,7 @@ class Conversion:
     Attributes:
         source_layout, target_layout (str): What :class:`~xcit_mm.checkpoint.Layout` calls them.
         arch (Arch): The backbone.
-        num_classes (int): Of the linear head; 0 if there is none.
+        num_classes (int): Classes of the linear head; 0 if there is none.
         source_tensors, target_tensors (int): How many were taken and written.
         left_out (list[str]): What the old file holds and the new one does not, in words.
         compared (str): Whose models were run on the two files, in words.

@@ -55,9 +55,9 @@ def describe_images(meta: dict, published: Optional[Weights], in_channels: int) 
     """The images that a checkpoint's model was trained on, from the config in it or from what was published.
 
     Args:
-        meta (dict): Of the checkpoint; MMEngine keeps the text of the config in it, which is read and never run.
+        meta (dict): Meta of the checkpoint. It holds the text of MMEngine's config, which is parsed and never run.
         published (Weights, optional): If the file is a published one.
-        in_channels (int): Of the model.
+        in_channels (int): Input channels of the model.
 
     Raises:
         UsageError: If the images are BGR, which timm's are never.
@@ -116,8 +116,8 @@ def find_published(source: str, path: str, arch, num_classes: int) -> Optional[W
     Args:
         source (str): File or address that was given.
         path (str): Its file on this machine.
-        arch (Arch): Of the tensors; a file of the same name may be a model of the user's.
-        num_classes (int): Of its head; 0 if there is none.
+        arch (Arch): Arch of the tensors, since a user's own file may have the same name.
+        num_classes (int): Classes of its head; 0 if there is none.
     """
     from ..models.xcit import ARCHS
 

@@ -56,9 +56,8 @@ class CheckedLoading(Mixin):
         why_nothing (str): What was left out, for the message if nothing is left.
 
     Raises:
-        UsageError: If the file has no annotations in COCO's format, identifiers are used twice, a class of the config
-            is none of its categories or several; if nothing is left to train on; or, in testing, if annotations are
-            wrong.
+        UsageError: If the file is not in COCO's format or uses an id twice; if a class of the config is not exactly
+            one of its categories; if nothing is left to train on; or, in testing, if annotations are wrong.
     """
 
     annotations: Any = None

@@ -32,7 +32,7 @@ def folder_labels(
         dict[str, int]: Labels by folder.
 
     Raises:
-        UsageError: With both lists, if the assignment is ambiguous.
+        UsageError: If both lists are given and the assignment is ambiguous.
     """
     folders = sorted(folders)
     classes = None if classes is None else list(map(str, classes))

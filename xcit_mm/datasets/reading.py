@@ -50,7 +50,7 @@ class Reader:
     """The loading of a test pipeline, and the rest of it without annotations.
 
     Args:
-        pipeline (Sequence[dict]): Of a config.
+        pipeline (Sequence[dict]): The test pipeline of a config.
         scope (str): The library that its transforms are from.
 
     Attributes:
@@ -269,7 +269,7 @@ class ModelInput(NamedTuple):
 
     Attributes:
         reader (Reader): Reads the files.
-        order (str): Of the channels that the model sees: 'RGB' or 'BGR'.
+        order (str): Order of the channels that the model sees, 'RGB' or 'BGR'.
         mean, std (tuple[float, ...]): Subtracted and divided by, per channel in that order; () for none.
     """
 

@@ -29,7 +29,7 @@ def roi_align_forward(
     Args:
         rois (Tensor): Index of the image, x1, y1, x2, y2.
         argmax_y, argmax_x (Tensor): Shaped as ``output``; filled with the place of each maximum if ``pool_mode`` is 0.
-        sampling_ratio (int): Samples of a bin along each axis; 0 for as many as the RoI is large.
+        sampling_ratio (int): Samples of a bin along each axis; 0 for one per pixel of a bin, rounded up.
         pool_mode (int): 0 for the maximum of the samples, 1 for their mean.
         aligned (bool): Whether pixel (0, 0) has its centre at (0.5, 0.5).
     """

@@ -19,7 +19,7 @@ class Family(NamedTuple):
     Attributes:
         page (str): Name of its page.
         pattern (str): Regular expression of the names of its configs.
-        title (str): Of the page.
+        title (str): Title of the page.
         about (str): What its configs have in common, with the page that tells more.
     """
 

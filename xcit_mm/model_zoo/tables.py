@@ -36,8 +36,8 @@ class Row:
 
     Attributes:
         model (Model): What was published.
-        parameters (Parameters, optional): Of the config's model; None if its library is not installed.
-        multiply_adds (int): Of this backbone's layers.
+        parameters (Parameters, optional): Those of the config's model; None if its library is not installed.
+        multiply_adds (int): MACs of this backbone's layers.
         multiply_adds_mmpretrain (int, optional): Those of MMPretrain's, for classifiers and where it is installed.
         measured (dict[str, float]): Measured accuracies by the names of the published ones.
     """

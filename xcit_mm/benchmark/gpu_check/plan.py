@@ -15,11 +15,11 @@ class Plan:
 
     Attributes:
         device (str): 'cuda', or 'cpu' to try the check itself, at sizes without meaning.
-        arch (str): Of the XCiT whose outputs are compared and profiled.
+        arch (str): Arch of the XCiT that is compared and profiled.
         small, large (tuple[int, int]): Height and width of a classifier's and of a detector's image.
-        batch (int): Of a classifier.
+        batch (int): Batch size of a classifier.
         dtypes (tuple[str, ...]): Half-precision types that are timed.
-        modes (tuple[str, ...]): Of torch.compile.
+        modes (tuple[str, ...]): Modes of torch.compile.
         rounds (int): How often each contender is timed.
         peers (list[str]): Contenders that are installed.
     """

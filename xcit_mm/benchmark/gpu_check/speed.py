@@ -45,7 +45,7 @@ def ratios(records: Sequence[dict]) -> List[dict]:
     """For each piece of work the best mode of ours beside the best mode of a peer.
 
     Args:
-        records (Sequence[dict]): Of :func:`checks` with the section 'Speed'.
+        records (Sequence[dict]): Those of the checks in the section 'Speed'.
 
     Returns:
         list[dict]: ``work``, ``setting``, ``seconds``, ``mode`` and ``peak_memory`` of ours; ``peer``,
