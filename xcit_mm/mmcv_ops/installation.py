@@ -51,7 +51,7 @@ class Target(NamedTuple):
 
     @property
     def state(self) -> str:
-        """Of our file: 'absent', 'whole', 'broken' (ours, but cut off or of another version) or 'foreign'."""
+        """State of our file: 'absent', 'whole', 'broken' (ours, but cut off or of another version) or 'foreign'."""
         try:
             text = self.file.read_text(encoding='utf-8', errors='replace')
         except FileNotFoundError:
