@@ -54,7 +54,7 @@ def parse_args() -> argparse.Namespace:
         default='work_dirs/attention',
         help='folder for the pictures (default: %(default)s)',
     )
-    parser.add_argument('--size', type=int, help='resize the short side to so many pixels (default: as the image is)')
+    parser.add_argument('--size', type=int, help='resize the short side to this many pixels (default: as the image is)')
     parser.add_argument(
         '--block', type=int, choices=(-1, -2), default=-1, help='last class-attention block, or the one before'
     )
@@ -137,7 +137,7 @@ class Drawing:
 
 
 def draw_all(drawing: Drawing, named: list, out: Path) -> dict:
-    """Draw everything; what could not be drawn, with the reason."""
+    """Draw everything; return what could not be drawn, with the reason."""
     failed = {}
     with Progress(*COLUMNS, disable=len(named) < 2) as progress:
         for name, source in progress.track(named, description='images'):

@@ -60,7 +60,7 @@ PRESETS = {
 }
 # Notes about limits of the machine.
 HARMLESS = ('left out', 'not compared', 'memory not measured', 'out of memory')
-# What a preset decides.
+# The options that a preset sets.
 DECIDED = ('sizes', 'batch', 'dtypes', 'modes', 'compile', 'features')
 
 
@@ -92,7 +92,7 @@ def parse_args() -> argparse.Namespace:
         help=f'context is {", ".join(CONTEXT)} (default: timm mmpretrain, and context for --scaling)',
     )
     parser.add_argument('--device', choices=['cpu', 'cuda'], default='cpu')
-    parser.add_argument('--rounds', type=int, help='how often each is timed (default: 5, 3 for --scaling)')
+    parser.add_argument('--rounds', type=int, help='number of timings of each (default: 5, 3 for --scaling)')
     parser.add_argument('--memory', action='store_true', help='peak memory too, a fresh process per row')
     parser.add_argument('--memory-limit', type=float, metavar='GB', help='for --scaling (default: 80 %% of the free)')
     parser.add_argument(
@@ -101,7 +101,7 @@ def parse_args() -> argparse.Namespace:
     parser.add_argument('--out-dir', '--out', dest='out', type=Path, metavar='DIR', default=Path('work_dirs/benchmark'))
     args = parser.parse_args()
     if args.preset and any(getattr(args, name) for name in DECIDED):
-        parser.error(f'--preset decides about {", ".join(f"--{name}" for name in DECIDED)}')
+        parser.error(f'--preset sets {", ".join(f"--{name}" for name in DECIDED)}; leave them out')
     if (args.batch or 1) < 1 or (args.rounds or 1) < 1:
         parser.error('--batch and --rounds are at least 1')
     try:

@@ -1,5 +1,5 @@
 #!/usr/bin/env python
-"""Export a model, or the backbone of one, and compare it with PyTorch before it counts as done.
+"""Export a model, or its backbone, and compare it with PyTorch.
 
     tools/export.py configs/mask_rcnn_xcit_s12_8_3x_coco.py CHECKPOINT mask_rcnn.onnx --from-pixels --size 800 1216
     tools/export.py configs/sem_fpn_xcit_s12_8_80k_ade20k.py CHECKPOINT sem_fpn.onnx --size 512 512
@@ -36,7 +36,7 @@ def parse_args(argv: Optional[Sequence[str]] = None) -> argparse.Namespace:
         nargs='+',
         default=(),
         metavar='FILE',
-        help='compare on these instead of generated images; for int8 also find the ranges on them, a hundred or so',
+        help='compare on these instead of generated images; int8 is calibrated on them too, a hundred or so',
     )
     parser.add_argument(
         '--precision', choices=['fp32', 'fp16', 'int8'], default='fp32', help='fp16 for GPUs, int8 for CPUs'

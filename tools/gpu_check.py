@@ -5,7 +5,7 @@
     tools/gpu_check.py --budget 120                                # the most important two minutes of it
     tools/gpu_check.py --write-docs work_dirs/gpu_check/gpu_check.json     # its tables into docs/performance.md
 
-On a GPU that does nothing else. The most telling checks come first, and what the budget is too small for is named.
+On a GPU that does nothing else. The most important checks come first; those that do not fit the budget are named.
 """
 
 import argparse
@@ -43,9 +43,9 @@ def main() -> None:
         found = run(Plan.of(args.device), args.budget, args.out_dir, lambda text: print(text, flush=True))
         print(f'\n{found["machine"]["about"]}\ngpu_check.json and gpu_check.md are in {args.out_dir}')
         if found['left_out']:
-            print(f'Left out for want of time: {len(found["left_out"])} checks, named there')
+            print(f'Left out for lack of time: {len(found["left_out"])} checks, named there')
         if found['failed']:
-            raise UsageError(f'{found["failed"]} things are wrong or failed, see {args.out_dir / "gpu_check.md"}')
+            raise UsageError(f'{found["failed"]} checks are wrong or failed, see {args.out_dir / "gpu_check.md"}')
 
 
 if __name__ == '__main__':

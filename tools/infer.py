@@ -1,5 +1,5 @@
 #!/usr/bin/env python
-"""Let a trained model look at images, and write down and draw what it finds.
+"""Run a trained model on images, and write and draw its results.
 
     tools/infer.py configs/mask_rcnn_xcit_s12_8_3x_coco.py CHECKPOINT photos clip.mp4 --out-dir results
     tools/infer.py xcit_s12_16_in1k published 'photos/**/*.jpg'
@@ -22,7 +22,7 @@ NAMED = 20
 
 
 def parse_args() -> argparse.Namespace:
-    parser = argparse.ArgumentParser(description='Let a trained model look at images.')
+    parser = argparse.ArgumentParser(description='Run a trained model on images.')
     parser.add_argument('model', help='config file, or name of a published model')
     parser.add_argument('checkpoint', help="file or address of the weights, or 'published' for those of the name")
     parser.add_argument(
@@ -30,9 +30,9 @@ def parse_args() -> argparse.Namespace:
     )
     parser.add_argument('--out-dir', default='results', help='folder for results and pictures (default: results)')
     parser.add_argument('--score-thr', type=float, default=0.3, help='leave out detections below this (default: 0.3)')
-    parser.add_argument('--batch-size', type=int, default=1, help='images that are computed together (default: 1)')
-    parser.add_argument('--tiles', type=int, metavar='SIZE', help='cut large images into tiles of that many pixels')
-    parser.add_argument('--overlap', type=float, default=0.25, help='of tiles, as a part of their size (default: 0.25)')
+    parser.add_argument('--batch-size', type=int, default=1, help='images in a forward pass (default: 1)')
+    parser.add_argument('--tiles', type=int, metavar='SIZE', help='cut large images into tiles of this many pixels')
+    parser.add_argument('--overlap', type=float, default=0.25, help='overlap, as a share of the tile (default: 0.25)')
     parser.add_argument('--no-overlays', action='store_true', help='draw nothing')
     parser.add_argument('--device', help='such as cuda:0 or cpu (default: a GPU if there is one)')
     parser.add_argument(
@@ -56,7 +56,7 @@ def report(folder: Path) -> int:
         )
         print(f'  {name:20} {shown}')
     if len(summary['classes']) > NAMED:
-        print(f'  and {len(summary["classes"]) - NAMED} classes more')
+        print(f'  and {len(summary["classes"]) - NAMED} more classes')
     if summary['left_out']:
         listed = ', '.join(f'{number} {suffix}' for suffix, number in summary['left_out'].items())
         print(f'left out of the folders, no images: {listed}')
@@ -85,7 +85,7 @@ def main() -> None:
             inferencer(images, args.out_dir, args.score_thr, args.batch_size, not args.no_overlays)
         except KeyboardInterrupt:
             report(Path(args.out_dir))
-            print('Interrupted: these are the results until then.', file=sys.stderr)
+            print('Interrupted: these are the results so far.', file=sys.stderr)
             sys.exit(130)
         failed = report(Path(args.out_dir))
     if failed:

@@ -49,7 +49,7 @@ def parse_args() -> argparse.Namespace:
     parser.add_argument(
         '--baselines',
         action='store_true',
-        help='also test the pixels of the same crops, and a network of random weights',
+        help='also test the pixels of the same crops, and a network with random weights',
     )
     parser.add_argument('--out', metavar='FILE', help='write the accuracies to this .json file')
     args = parser.parse_args()
@@ -143,7 +143,7 @@ def main() -> None:
             if is_imagenet(loader):
                 read_as_released(loader)
         adapt_to_device(cfg)
-        # Testing needs no loops; what a runner would train with is only read.
+        # Testing needs no loops; the settings of training are only read.
         for split in ('val', 'test', 'train'):
             cfg.pop(f'{split}_cfg', None)
         loaders = {split: cfg.pop(f'{split}_dataloader', None) for split in ('train', 'val', 'test')}

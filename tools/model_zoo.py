@@ -4,7 +4,7 @@
     tools/model_zoo.py                                        # all 66 models, about a minute
     tools/model_zoo.py --task detection --format markdown
     tools/model_zoo.py --model 'xcit_s12_*' --format csv --out s12.csv
-    tools/model_zoo.py --evaluate data --weights-dir weights  # test them; a repeated call goes on where it stopped
+    tools/model_zoo.py --evaluate data --weights-dir weights  # test them; a repeated call continues where it stopped
 
 docs/models.md, docs/configs/, model-index.yml and configs/metafile.yml are written by this tool too.
 """
@@ -65,7 +65,7 @@ def parse_args() -> argparse.Namespace:
         default=Path('work_dirs/model_zoo'),
         help='for results and logs',
     )
-    testing.add_argument('--retry-failed', action='store_true', help='run again what failed in an earlier call')
+    testing.add_argument('--retry-failed', action='store_true', help='rerun the tests that failed in an earlier call')
     testing.add_argument('--cfg-options', nargs='+', default=[], metavar='KEY=VALUE', help='settings for all configs')
     args = parser.parse_args()
     if (args.update_docs or args.metafiles) and (args.task or args.model or args.evaluate or args.out):
@@ -117,7 +117,7 @@ def update_files(args: argparse.Namespace) -> None:
 
 def main() -> None:
     args = parse_args()
-    # The libraries remark on every model that is built; standard output is for the tables alone.
+    # The libraries log every model that is built; standard output is for the tables alone.
     MMLogger.get_instance('mmengine').setLevel(logging.WARNING)
     warnings.filterwarnings('ignore', category=UserWarning)
     with clear_errors():
@@ -140,7 +140,7 @@ def main() -> None:
                 print(summary(rows), file=sys.stderr)
         if failed:
             reasons = '\n'.join(f'  {name}: {reason}' for name, reason in failed.items())
-            raise UsageError(f'failed tests: {len(failed)}; once mended, repeat with --retry-failed.\n{reasons}')
+            raise UsageError(f'failed tests: {len(failed)}; once fixed, repeat with --retry-failed.\n{reasons}')
 
 
 if __name__ == '__main__':

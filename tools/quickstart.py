@@ -57,11 +57,11 @@ HINTS = {
 
 
 class SetupError(Exception):
-    """Set-up cannot go on; the message says why and what to try."""
+    """Set-up cannot continue; the message says why and what to try."""
 
 
 def clock(start):
-    """How long ago that was, for people."""
+    """The time since ``start``, as text."""
     minutes, seconds = divmod(round(time.monotonic() - start), 60)
     return f'{minutes} min {seconds:02d} s' if minutes else f'{seconds} s'
 
@@ -83,7 +83,7 @@ def run(command, lock, cwd, log=None, env=None):
         if interrupted:
             raise KeyboardInterrupt
         os.ftruncate(lock, 0)
-        os.pwrite(lock, f'{os.getpid()} {process.pid}'.encode(), 0)  # who started what
+        os.pwrite(lock, f'{os.getpid()} {process.pid}'.encode(), 0)  # this process and the one it started
         if log:
             follow(process.stdout, log)
         return process.wait()
@@ -93,7 +93,7 @@ def run(command, lock, cwd, log=None, env=None):
 
 
 def stop(process):
-    """End a command and everything it started. Interrupted, pip still tidies up; then patience ends."""
+    """Stop a command and everything it started: by SIGINT, on which pip tidies up, then SIGTERM, then SIGKILL."""
     for number, patience in ((signal.SIGINT, 15), (signal.SIGTERM, 5), (signal.SIGKILL, 5)):
         with contextlib.suppress(ProcessLookupError, PermissionError, subprocess.TimeoutExpired):
             if process.poll() is None or number == signal.SIGKILL:  # the last also for what outlived the command
@@ -131,7 +131,7 @@ def follow(stdout, log):
 def locked(path, busy):
     """Hold a lock file, saying so if that means to wait; gives its file descriptor.
 
-    Jobs under the lock inherit it. One whose starter was killed is ended: it would go on for minutes, or for ever.
+    Jobs under the lock inherit it. One whose starter was killed is ended: it would run for minutes, or for ever.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
     fd = os.open(str(path), os.O_RDWR | os.O_CREAT, 0o644)
@@ -249,7 +249,7 @@ class Setup:
         self.verified.write_text(self.state())
 
     def install(self):
-        """Bring the environment to where it is known to work."""
+        """Bring the environment to a verified state."""
         start = time.monotonic()
         with locked(self.home / 'lock', 'A set-up is at work in this checkout') as self.lock:
             if self.ready():
@@ -299,7 +299,7 @@ def demo(setup, again, lock):
     if again and pointer.exists():
         pointer.unlink()
     resume = ['--resume'] if pointer.exists() else []  # one that is finished ends at once
-    title = f'{"Going on with" if resume else "Training"} Mask R-CNN on XCiT (in all 12 to 25 min on two cores)'
+    title = f'{"Resuming" if resume else "Training"} Mask R-CNN on XCiT (in all 12 to 25 min on two cores)'
     step(2, title, 'tools/train.py', CONFIG, '--work-dir', WORK_DIR, *resume)
     checkpoint = f'{WORK_DIR}/{Path(pointer.read_text().strip()).name}'  # the checkout may have been moved since
     begin, options = time.time(), ['--work-dir', f'{WORK_DIR}/test', '--show-dir', f'{WORK_DIR}/test/pictures']

@@ -6,7 +6,7 @@
         --peer mmpretrain::deit/deit-small_4xb256_in1k.py DEIT --peer mmpretrain::resnet/resnet50_8xb32_in1k.py RESNET
 
 At every size the short side is resized to it and the centre cropped. Results are kept in the work folder, and
---resume goes on where an earlier call stopped.
+--resume continues where an earlier call stopped.
 """
 
 import argparse
@@ -170,7 +170,7 @@ def main() -> None:
             print(f'Results: {folder / "results.csv"}, {folder / "resolution.png"}')
         if failed:
             listed = ''.join(f'\n  {line}' for line in failed)
-            raise UsageError(f'{len(failed)} of the tests failed, the others are in {folder}:{listed}')
+            raise UsageError(f'{len(failed)} of the tests failed; the others are in {folder}:{listed}')
         end_processes()
 
 

@@ -56,7 +56,7 @@ def parse_args() -> argparse.Namespace:
         '0.875; images are read as the release does, not turned by their EXIF note',
     )
     parser.add_argument(
-        '--real-labels', metavar='FILE', help='classifiers: also test against several right answers (real.json)'
+        '--real-labels', metavar='FILE', help='classifiers: also score against the ReaL labels (real.json)'
     )
     parser.add_argument(
         '--average', action='store_true', help='test the average of the weights that the checkpoint keeps'
@@ -66,10 +66,13 @@ def parse_args() -> argparse.Namespace:
         '--tiles',
         type=int,
         metavar='SIZE',
-        help='detectors and segmentors: cut large images into tiles of that many pixels, and merge what is found',
+        help='detectors and segmentors: cut large images into tiles of this many pixels, and merge the results',
     )
     parser.add_argument(
-        '--overlap', type=float, default=0.25, help='of neighbouring tiles, as a part of their size (default: 0.25)'
+        '--overlap',
+        type=float,
+        default=0.25,
+        help='overlap, as a share of the tile (default: 0.25)',
     )
     args = parser.parse_args()
     if args.tiles is not None and args.tta:

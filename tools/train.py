@@ -35,7 +35,7 @@ def parse_args() -> argparse.Namespace:
     parser.add_argument(
         '--average',
         action='store_true',
-        help='validate, choose and save the average of the weights instead of the weights (classifiers)',
+        help='classifiers: validate, select and save the average of the weights instead of the weights',
     )
     parser.add_argument('--tensorboard', action='store_true', help='write TensorBoard scalars to the work folder too')
     return parser.parse_args()

@@ -342,7 +342,7 @@ def test_all_that_people_hand_over_is_read(classifier, images, served):
 
 def test_what_is_no_image_is_said(classifier, images):
     for given, text in (
-        (torch.zeros(3, 8, 8), r'torch.Tensor is no image. Expected a file, a folder.*\.numpy\(\) is an array'),
+        (torch.zeros(3, 8, 8), r'torch.Tensor is no image. Expected a file, a folder.*\.numpy\(\)'),
         (None, 'NoneType is no image'),
         (np.zeros((0, 8, 3), np.uint8), r'shape \(0, 8, 3\) and type uint8 is empty'),
         (np.zeros((8, 8, 3)), 'is not what the config reads: give uint8'),

@@ -111,7 +111,7 @@ def test_what_is_wrong_counts_and_stops_nothing(tmp_path, monkeypatch):
 def test_budget_names_what_it_is_too_small_for(tmp_path):
     content = run(PLAN, 1e-9, tmp_path, lambda text: None)
     assert not content['records'] and len(content['left_out']) == len(checks(PLAN))
-    assert 'Not measured for want of time: Correctness: outputs' in (tmp_path / 'gpu_check.md').read_text()
+    assert 'Not measured for lack of time: Correctness: outputs' in (tmp_path / 'gpu_check.md').read_text()
 
 
 def test_a_gpu_gets_every_mode_and_the_most_telling_first():
@@ -217,7 +217,7 @@ def test_tables_go_into_the_docs(found, page):
         assert 'Not measured yet' not in text and text.count('| times as fast |') == 1
 
 
-@pytest.mark.parametrize('content, says', [('{}', 'is no file of'), ('nonsense', 'is no file of'), (None, 'of a CPU')])
+@pytest.mark.parametrize('content, says', [('{}', 'not written'), ('nonsense', 'not written'), (None, 'of a CPU')])
 def test_other_files_stay_out_of_the_docs(found, page, content, says):
     source = page.with_name('other.json')
     source.write_text(json.dumps(found[1]) if content is None else content)

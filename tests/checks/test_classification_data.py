@@ -182,7 +182,7 @@ def test_names_that_differ_in_case(tmp_path):
 )
 def test_which_folder_is_which_class(folders, classes, declared, of_imagenet, expected):
     if expected is None:
-        with pytest.raises(UsageError, match='not known which is which'):
+        with pytest.raises(UsageError, match='they cannot be matched'):
             folder_labels(folders, classes, declared, of_imagenet)
     else:
         assert folder_labels(folders, classes, declared, of_imagenet) == expected
@@ -198,7 +198,7 @@ def test_imagenet_itself_passes(tmp_path, capsys):
     assert 'Note' not in capsys.readouterr().out
     for split in ('train', 'val'):
         (tmp_path / split / folders[0]).rename(tmp_path / split / 'tench')
-    assert 'not known which is which' in refused(config(tmp_path, number=1000))
+    assert 'they cannot be matched' in refused(config(tmp_path, number=1000))
 
 
 def test_splits_with_other_folders(tmp_path):

@@ -379,7 +379,7 @@ BROKEN = {
     'another model': (lambda state: {'layer1.0.conv1.weight': torch.ones(1)}, ['holds no XCiT', 'layer1.0.conv1']),
     'no tensors': (lambda state: {'epoch': 3}, ['holds no XCiT', 'none']),
     'a block missing': (lambda state: _without(state, 'blocks.1.attn'), ['missing', 'blocks.1.attn']),
-    'the first block missing': (lambda state: _without(state, 'blocks.0.gamma1'), ['arch cannot be told']),
+    'the first block missing': (lambda state: _without(state, 'blocks.0.gamma1'), ['arch cannot be inferred']),
     'half a head': (lambda state: _without(state, 'head.bias'), ['head.fc.bias']),
     'weights that are not a number': (
         lambda state: dict(state, cls_token=state['cls_token'] / 0),

@@ -22,7 +22,7 @@ def test_every_config_is_on_the_page_of_one_family_with_what_it_says_of_itself()
 def test_a_config_of_no_family_is_named(tmp_path):
     (tmp_path / 'configs').mkdir()
     (tmp_path / 'configs/resnet.py').write_text('"""None of ours."""')
-    with pytest.raises(ValueError, match=r'resnet\.py is of no family'):
+    with pytest.raises(ValueError, match=r'resnet\.py belongs to no family'):
         family_pages(tmp_path)
 
 

@@ -15,7 +15,7 @@ from .settings import DTYPES, Setting
 
 OURS = 'xcit_mm'
 PEERS = ('timm', 'mmpretrain')
-# What the peers call their XCA blocks.
+# Each peer's name of its XCA blocks.
 BLOCKS = {'timm': 'blocks', 'mmpretrain': 'xca_layers'}
 PACKAGES = {
     'timm': 'timm.models.xcit',
@@ -31,7 +31,7 @@ NAMES = (OURS, *PACKAGES)
 
 
 def installed(names: Sequence[str]) -> Tuple[List[str], List[str]]:
-    """Divide names into contenders whose package can be imported, and notes about those left out."""
+    """Split names into the contenders whose package can be imported, and notes on those left out."""
     found, notes = [], []
     for name in names:
         try:
@@ -44,7 +44,7 @@ def installed(names: Sequence[str]) -> Tuple[List[str], List[str]]:
 
 
 class Contender(nn.Module):
-    """A model, and how it is run to give one tensor."""
+    """A model and the function that runs it to one tensor."""
 
     def __init__(self, model: nn.Module, run: Callable[[nn.Module, Tensor], Tensor]):
         super().__init__()
@@ -57,7 +57,7 @@ class Contender(nn.Module):
 
 
 def build(name: str, setting: Setting, weights: Dict[str, Tensor]) -> Contender:
-    """A contender in fp32 on the CPU; an XCiT with the given weights, others with their start values."""
+    """Build a contender in fp32 on the CPU: an XCiT with the given weights, any other with its initial weights."""
     if name in PEERS:
         with torch.device('meta'):
             contender = make(name, setting)
@@ -78,7 +78,7 @@ def _without_prefix(key: str) -> str:
 
 
 def random_weights(arch: str, patch_size: int, seed: int = 0) -> Dict[str, Tensor]:
-    """Weights of a whole XCiT by our names. No term is hidden behind a zero or a one, and no branch is negligible."""
+    """Random weights of a whole XCiT by our names: no parameter is 0 or 1, and every branch contributes."""
     generator = torch.Generator().manual_seed(seed)
     weights = XCiT(arch, patch_size, 'raw').state_dict()
     for key, tensor in weights.items():
@@ -99,7 +99,7 @@ def multiply_adds(name: str, setting: Setting) -> int:
 
 
 class Step:
-    """One contender ready to do the work of one setting.
+    """A contender, prepared for the work of one setting.
 
     Args:
         contender (Contender): On the CPU, in fp32; it is moved, cast and compiled here.
@@ -133,13 +133,13 @@ class Step:
 
 
 def make_image(setting: Setting) -> Tensor:
-    """The same seeded image for everybody, (B, 3, H, W), fp32."""
+    """A seeded image (B, 3, H, W) in fp32, the same for every contender."""
     generator = torch.Generator().manual_seed(1)
     return torch.randn(setting.batch, 3, setting.height, setting.width, generator=generator).to(setting.device)
 
 
 def upstream(out: Tensor) -> Tensor:
-    """A seeded random gradient for an output; that of a sum would be all but zero in front of every norm."""
+    """Seeded random gradient of an output. The gradient of its sum would nearly vanish at the first norm."""
     generator = torch.Generator().manual_seed(2)
     return torch.randn(out.shape, generator=generator).to(out)
 
@@ -149,7 +149,7 @@ def as_input(image: Tensor, setting: Setting) -> Tensor:
 
 
 def make(name: str, setting: Setting, drop_path_rate: float = 0.0) -> Contender:
-    """A contender on the default device, with start values."""
+    """Build a contender on the default device, with initial weights."""
     if name == OURS:
         out_type = 'featmap' if setting.features == 'map' else 'cls_token'
         return Contender(XCiT(setting.arch, setting.patch_size, out_type), lambda model, image: model(image)[0])
@@ -178,7 +178,7 @@ def _make_peer(name: str, setting: Setting, drop_path_rate: float) -> Contender:
         model = import_module(PACKAGES[name]).Xcit(num_classes=0, embed_dim=arch['embed_dims'], **options)
     else:
         model = import_module(PACKAGES[name]).backbones.XCiT(embed_dims=arch['embed_dims'], **options)
-        # As it is, it does not run in half precision: the position features stay fp32 in front of this layer.
+        # Half precision fails without this: the position features enter this layer in fp32.
         model.pos_embed.token_projection.register_forward_pre_hook(
             lambda module, args: (args[0].to(module.conv.weight.dtype),)
         )
@@ -192,10 +192,10 @@ def maps_of(model: nn.Module, image: Tensor, blocks: str, indices: Sequence[int]
     """The maps after some blocks of a peer's XCiT, without class attention, which MMPretrain runs even for a map.
 
     Args:
-        model (nn.Module): Of timm or MMPretrain.
+        model (nn.Module): A model of timm or MMPretrain.
         image (Tensor): (B, 3, H, W).
         blocks (str): The model's name of its blocks, see :data:`BLOCKS`.
-        indices (Sequence[int]): Of the blocks, rising.
+        indices (Sequence[int]): Indices of blocks, ascending.
 
     Returns:
         tuple[Tensor]: (B, C, h, w) for each index.

@@ -1,4 +1,4 @@
-"""The Triton kernels of a block beside the same maths in plain PyTorch: differences from fp64, times and traffic."""
+"""The Triton kernels of a block beside plain PyTorch: errors against fp64, times and memory traffic."""
 
 from dataclasses import dataclass
 from typing import Callable, Dict, List, NamedTuple, Optional, Sequence, Tuple
@@ -14,15 +14,15 @@ PARTS = ('lpi', 'lpi, frozen statistics', 'moments', 'affine', 'mlp')
 
 @dataclass
 class Case:
-    """Tokens of a block and the types they are worked on in.
+    """The shape and dtypes of one part of a block.
 
     Attributes:
         part (str): One of :data:`PARTS`.
         batch, height, width, channels (int): B, rows and columns of tokens, C.
-        dtype (torch.dtype): Of matmuls and of hidden values.
-        stream (torch.dtype): Of the tokens; fp32 under autocast.
-        keep (bool): With stochastic depth.
-        device (str): Of the tensors.
+        dtype (torch.dtype): Dtype of matmuls and of hidden values.
+        stream (torch.dtype): Dtype of the tokens; fp32 under autocast.
+        keep (bool): Whether stochastic depth is used.
+        device (str): Device of the tensors.
     """
 
     part: str
@@ -36,7 +36,7 @@ class Case:
     device: str = 'cuda'
 
     def tensors(self) -> List[Tensor]:
-        """The inputs with gradients, the tokens first, as :func:`plain` takes them: seeded, in fp32 but the tokens."""
+        """Seeded inputs of :func:`plain` that require gradients, tokens first; all but the tokens are fp32."""
         generator = torch.Generator().manual_seed(0)
         B, C = self.batch, self.channels
 
@@ -56,7 +56,7 @@ class Case:
         return found
 
     def factors(self) -> Optional[Tensor]:
-        """Stochastic depth's (B, 1, 1): the first image is dropped."""
+        """Factors (B, 1, 1) of stochastic depth; the first image is dropped."""
         if not self.keep:
             return None
         return torch.tensor([0.0, 1.25, 1.25])[torch.arange(self.batch) % 3].view(-1, 1, 1).to(self.device)
@@ -70,7 +70,7 @@ class Case:
 
 
 def plain(case: Case, tensors: Sequence[Tensor], dtype: torch.dtype) -> Tuple[Tensor, ...]:
-    """One part of a block as autocast runs it, in PyTorch's own operators: outputs to compare."""
+    """Compute one part of a block with PyTorch's operators, in the dtypes of autocast."""
     x, weight, bias, *rest = tensors
     C = case.channels
     normed = F.layer_norm(x, (C,), weight.to(x.dtype), bias.to(x.dtype), EPS).to(dtype)
@@ -100,7 +100,7 @@ def plain(case: Case, tensors: Sequence[Tensor], dtype: torch.dtype) -> Tuple[Te
 
 
 def fused(case: Case, tensors: Sequence[Tensor]) -> Tuple[Tensor, ...]:
-    """The same by the kernels, with a backward pass."""
+    """Compute the same with the kernels that have a backward pass."""
     from ..ops.triton import lpi, mlp, xca
 
     x, weight, bias, *rest = tensors
@@ -117,7 +117,7 @@ def fused(case: Case, tensors: Sequence[Tensor]) -> Tuple[Tensor, ...]:
 
 
 def fused_inference(case: Case, tensors: Sequence[Tensor]) -> Tuple[Tensor, ...]:
-    """The same by the kernels, without a backward pass; LPI with frozen statistics only."""
+    """Compute the same with the inference kernels; LPI needs frozen statistics."""
     from ..ops.triton import lpi, mlp, xca
 
     x, weight, bias, *rest = tensors
@@ -133,14 +133,14 @@ def fused_inference(case: Case, tensors: Sequence[Tensor]) -> Tuple[Tensor, ...]
 
 
 class Errors(NamedTuple):
-    """Root mean square of the difference from fp64 over that of the value, for the kernels and for plain PyTorch."""
+    """Relative RMS error against fp64, of the kernels and of plain PyTorch."""
 
     fused: float
     plain: float
 
 
 def compare(case: Case, backward: bool = True) -> Dict[str, Errors]:
-    """Outputs, and gradients of all inputs for a random gradient of the outputs."""
+    """Compare the outputs, and the gradients of all inputs for a random gradient of the outputs."""
     tensors = case.tensors()
     exact = [t.double() for t in tensors]
     runs: List[Tuple[Callable, Sequence[Tensor]]] = [
@@ -161,7 +161,7 @@ def compare(case: Case, backward: bool = True) -> Dict[str, Errors]:
         found.append(values)
     if case.part != 'lpi':
         with torch.no_grad():
-            # The MLP's GELU is of hidden values rounded for the backward pass, if there is one.
+            # With a backward pass, the MLP's GELU takes the rounded hidden values that are saved for it.
             limit = 4 * torch.finfo(case.dtype).eps
             for value, again in zip(found[1], fused_inference(case, tensors)):
                 error = _error(again, value.double())
@@ -177,14 +177,14 @@ def _error(value: Tensor, exact: Tensor) -> float:
 
 
 class Kernel(NamedTuple):
-    """What one kernel moves and computes, for each value (token and channel) of the tokens.
+    """Memory traffic and arithmetic of one kernel, per token and channel.
 
     Attributes:
         name (str): What it computes.
-        stream (float): Values read and written in the type of the tokens.
-        hidden (float): The same in the type of the matmuls.
-        flops (float): Of matmuls, over the number of channels.
-        instructions (float): Of others, as counted in the loop of the kernel.
+        stream (float): Values read and written in the dtype of the tokens.
+        hidden (float): Values read and written in the dtype of the matmuls.
+        flops (float): FLOPs of matmuls, over the number of channels.
+        instructions (float): Other instructions, as counted in the kernel's loop.
     """
 
     name: str
@@ -209,7 +209,7 @@ LPI = (
         NORM_BACKWARD,
     ],
 )
-# Of each part of a block, forward and backward. Matmuls of the MLP's backward pass for the weights are cuBLAS's.
+# Kernels of each part of a block, forward and backward. cuBLAS computes the gradients of the MLP's weights.
 KERNELS: Dict[str, Tuple[List[Kernel], List[Kernel]]] = {
     'lpi': LPI,
     'lpi, frozen statistics': LPI,
@@ -242,12 +242,12 @@ KERNELS: Dict[str, Tuple[List[Kernel], List[Kernel]]] = {
     ),
 }
 KEPT = {'mlp': 4}  # values that the forward pass writes for the backward pass alone
-# An H100 SXM by its data sheet, and the shares of it that good kernels reach.
+# Peak rates of an H100 SXM by its data sheet, and the shares of them that good kernels reach.
 BANDWIDTH, TENSOR_FLOPS, LANES = 0.85 * 3.35e12, 0.6 * 989e12, 0.7 * 132 * 128 * 1.755e9
 
 
 def predicted_kernel(kernel: Kernel, case: Case) -> Tuple[float, float]:
-    """Bytes, and seconds of an H100 in half precision: the longest of memory, tensor cores and other instructions."""
+    """Bytes, and seconds on an H100 in half precision: the maximum over memory, tensor cores and other instructions."""
     values = case.batch * case.height * case.width * case.channels
     moved = values * (kernel.stream * case.stream.itemsize + kernel.hidden * case.dtype.itemsize)
     computing = values * kernel.flops * case.channels / TENSOR_FLOPS
@@ -255,7 +255,7 @@ def predicted_kernel(kernel: Kernel, case: Case) -> Tuple[float, float]:
 
 
 def predicted(case: Case, backward: bool) -> Tuple[float, float]:
-    """Bytes and seconds of all kernels of a part: inference, or a forward and a backward pass."""
+    """Bytes and seconds, summed over the kernels of a part: inference, or a forward and a backward pass."""
     forward, back = KERNELS[case.part]
     found = [predicted_kernel(kernel, case) for kernel in (forward + back if backward else forward)]
     if backward:

@@ -1,4 +1,4 @@
-"""The machine: what it is, how much memory it has, and how to take no more than that."""
+"""The machine: its description, its free memory, and a limit on what a process allocates."""
 
 import os
 import platform
@@ -27,7 +27,7 @@ def _processor() -> str:
 
 
 def available_memory(device: str) -> Optional[int]:
-    """Bytes that are free now; None where the system does not say."""
+    """Free memory in bytes; None if the system does not report it."""
     if device == 'cuda':
         return torch.cuda.mem_get_info()[0]
     meminfo = Path('/proc/meminfo')
@@ -36,16 +36,16 @@ def available_memory(device: str) -> Optional[int]:
 
 
 def process_memory(field: str) -> int:
-    """Bytes, of a field of /proc/self/status."""
+    """A field of /proc/self/status, in bytes."""
     line = next(line for line in STATUS.read_text().splitlines() if line.startswith(f'{field}:'))
     return int(line.split()[1]) * 1024
 
 
 @contextmanager
 def memory_limit(limit: Optional[int], device: str):
-    """Inside, taking more than ``limit`` bytes above the present is an error, instead of the end of the process.
+    """Raise inside once the process allocates more than ``limit`` bytes above the present, instead of being killed.
 
-    None, and on the CPU another system than Linux: no limit.
+    Without effect if ``limit`` is None, and for the CPU of a system other than Linux.
     """
     if limit is None or device == 'cpu' and not STATUS.exists():
         yield
@@ -68,7 +68,7 @@ def memory_limit(limit: Optional[int], device: str):
 
 
 def reason(error: BaseException) -> str:
-    """An error in one line; all of the many ways of being out of memory in the same words."""
+    """An error in one line; every kind of out-of-memory error in the same words."""
     words = str(error).lower()
     if isinstance(error, MemoryError) or any(w in words for w in ("can't allocate", 'out of memory', 'bad_alloc')):
         return 'out of memory'

@@ -19,10 +19,10 @@ from .machine import STATUS, memory_limit, process_memory, reason
 from .settings import Setting
 
 MEASURED = (
-    'Peak memory: how far a fresh process rises, in one piece of work, above what it has when the model and the input '
-    'exist and the model has run once on 64x64 pixels. So activations, workspaces, the output and in training the '
-    'gradients; not the weights, the input and the libraries. On the CPU the high-water mark of the resident set as '
-    "the Linux kernel keeps it, on CUDA that of PyTorch's allocator."
+    'Peak memory: the rise of a fresh process during one piece of work, above what it holds once the model and the '
+    'input exist and the model has run on 64x64 pixels. It counts activations, workspaces, the output and in training '
+    'the gradients; not the weights, the input and the libraries. On the CPU it is the high-water mark of the resident '
+    "set that the Linux kernel keeps, on CUDA that of PyTorch's allocator."
 )
 WARM_UP_PIXELS = 64
 
@@ -30,7 +30,7 @@ WARM_UP_PIXELS = 64
 def peak_memory(
     name: str, setting: Setting, limit: Optional[int] = None, timeout: Optional[float] = None
 ) -> Tuple[Optional[int], str]:
-    """Start the process and read its answer.
+    """Measure in a fresh process.
 
     Args:
         name (str): Contender.
@@ -39,7 +39,7 @@ def peak_memory(
         timeout (float, optional): Seconds.
 
     Returns:
-        tuple[int or None, str]: Bytes; or None and the reason why they are unknown.
+        tuple[int or None, str]: Bytes; or None and the reason why they were not measured.
     """
     request = {'name': name, 'setting': asdict(setting), 'limit': limit}
     return ask_process('xcit_mm.benchmark.memory', request, timeout)
@@ -62,9 +62,9 @@ def ask_process(module: str, request: dict, timeout: Optional[float] = None) -> 
     except subprocess.TimeoutExpired:
         return None, f'memory not measured: not done in {timeout:.0f} s'
     if done.returncode == -9:
-        return None, 'out of memory: the system ended the process'
+        return None, 'out of memory: the system killed the process'
     if request.get('limit') and done.returncode in (-signal.SIGSEGV, -signal.SIGABRT):
-        # Native code that does not look whether it got memory.
+        # Native code that does not check its allocations.
         return None, _out_of_memory(request['limit'])
     try:
         found = json.loads(done.stdout.splitlines()[-1])
@@ -75,7 +75,7 @@ def ask_process(module: str, request: dict, timeout: Optional[float] = None) -> 
 
 
 def answer(measure: Callable[[dict], int]) -> None:
-    """In the fresh process: print the bytes that were measured for the request, or why there are none."""
+    """In the fresh process: print the bytes measured for the request, or why there are none."""
     warnings.filterwarnings('ignore')
     request = json.loads(sys.argv[1])
     limit = request['limit']
@@ -84,7 +84,7 @@ def answer(measure: Callable[[dict], int]) -> None:
         peak = measure(request)
     except Exception as error:
         why = reason(error)
-        # Without memory, oneDNN says no more than that it could not create a primitive.
+        # Out of memory, oneDNN only says that it could not create a primitive.
         if why == 'out of memory' or limit and 'could not create' in why:
             why = _out_of_memory(limit)
         else:
@@ -97,10 +97,10 @@ def _out_of_memory(limit: Optional[int]) -> str:
 
 
 def rise(work: Callable[[], object], device: str, limit: Optional[int] = None) -> int:
-    """Bytes by which this process rises above the present while it does a piece of work.
+    """Peak memory of one piece of work, in bytes above what this process holds at its start.
 
     Raises:
-        RuntimeError: If the system does not say; or if more than ``limit`` is needed.
+        RuntimeError: If the system does not report it, or if more than ``limit`` is needed.
     """
     gc.collect()
     if device == 'cuda':
@@ -112,9 +112,9 @@ def rise(work: Callable[[], object], device: str, limit: Optional[int] = None) -
             torch.cuda.synchronize()
         return torch.cuda.max_memory_allocated() - before
     if not STATUS.exists():
-        raise RuntimeError('on the CPU only on Linux')
-    return_free_memory()  # or the work would take what the warm-up freed again, unseen
-    Path('/proc/self/clear_refs').write_text('5')  # sets the high-water mark to the present
+        raise RuntimeError('on the CPU it needs Linux')
+    return_free_memory()  # else the work would reuse what the warm-up freed, uncounted
+    Path('/proc/self/clear_refs').write_text('5')  # resets the high-water mark
     before = process_memory('VmRSS')
     with memory_limit(limit, 'cpu'):
         work()
@@ -122,7 +122,7 @@ def rise(work: Callable[[], object], device: str, limit: Optional[int] = None) -
 
 
 def return_free_memory() -> None:
-    """Give back what GNU's C library keeps of freed memory; nothing with another one."""
+    """Return the freed memory that glibc keeps to the system; a no-op with other C libraries."""
     with contextlib.suppress(OSError, AttributeError):
         ctypes.CDLL('libc.so.6').malloc_trim(0)
 
@@ -131,7 +131,7 @@ def _measure(request: dict) -> int:
     setting = Setting(**request['setting'])
     step = Step(build(request['name'], setting, random_weights(setting.arch, setting.patch_size)), setting)
     image = as_input(make_image(setting), setting)
-    # Compiled code is made for one size, and making it takes memory that is not the work's.
+    # torch.compile specialises on the size, and compiling takes memory of its own.
     step(image if setting.compiled else image[..., :WARM_UP_PIXELS, :WARM_UP_PIXELS])
     step.forget()
     return rise(lambda: step(image), setting.device, request['limit'])

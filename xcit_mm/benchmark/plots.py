@@ -1,4 +1,4 @@
-"""Pictures of growing images: how time and memory rise with the tokens."""
+"""Plots over growing images: time and memory against the number of tokens."""
 
 from collections import defaultdict
 from pathlib import Path
@@ -34,7 +34,7 @@ def curves(rows: Sequence[Row], quantity: str) -> Dict[str, List[Tuple[int, floa
 
 
 def families(rows: Sequence[Row]) -> Dict[str, List[Row]]:
-    """The rows that differ in nothing but the size of the image and the contender."""
+    """Group the rows that differ only in image size and contender."""
     found = defaultdict(list)
     for row in rows:
         found[row.setting.family].append(row)

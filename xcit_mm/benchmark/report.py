@@ -1,4 +1,4 @@
-"""What was found, on the console and as CSV and Markdown; the files are complete after every setting."""
+"""Results on the console, as CSV and as Markdown; the files are complete after every setting."""
 
 import csv
 from dataclasses import asdict, fields
@@ -15,14 +15,14 @@ from .plots import slopes
 from .settings import Row, Setting
 
 EXPLANATION = (
-    'Time: median of rounds in which every contender does the work once, in turns, in one process with the same '
-    "weights. Over ours: the time over this project's in the same round, median of the rounds. Deviation: of the "
-    "output from that of this project's reference in fp32 (attention over tokens, one module after the other, as "
-    'the paper writes it), largest difference over largest value; rms: root mean square of one over the other; '
-    'gradient: as deviation, of the gradient of the image. On the CPU and with a batch of 1, that of timm and '
-    'MMPretrain can be wrong altogether: PyTorch 2.10 misreads the layout in memory of the gradient that their '
-    'patch embedding passes to batch norm. Of peak: MACs of the layers (not of what replaces them) in this '
-    'time, over those of a large matmul in the same round and type. Who needs fewer than the layers can pass 100 %.'
+    'Time: median of interleaved rounds, in which every contender does the work once, in one process with the same '
+    "weights. Over ours: the time over this project's in the same round, median of the rounds. Deviation: largest "
+    "difference of the output from this project's fp32 reference (the paper's form of attention, one module after the "
+    'other) over its largest value. rms: the same with root mean squares. Gradient: the deviation of the gradient of '
+    'the image. On the CPU with a batch of 1, the gradient of timm and MMPretrain can be wrong: PyTorch 2.10 misreads '
+    'the memory layout of the gradient that their patch embedding passes to batch norm. Of peak: MACs of the layers '
+    '(not of what replaces them) in this time, over those of a large matmul in the same round and dtype. An '
+    'implementation that needs fewer MACs than the layers can exceed 100 %.'
 )
 
 # heading -> text of a row's cell, '' for none

@@ -1,4 +1,4 @@
-"""Time and memory from small to very large images, leaving out who cannot follow."""
+"""Time and memory from small to very large images, without the contenders that exceed a limit."""
 
 from dataclasses import replace
 from typing import Callable, Dict, Iterator, List, Optional, Sequence, Tuple
@@ -23,16 +23,18 @@ def scaling(
     time_limit: float,
     tell: Callable[[str], None] = lambda text: None,
 ) -> Iterator[List[Row]]:
-    """Measure growing images. Memory comes first, in a process that is stopped at the limit, so that nobody takes the
-    whole machine down; only who stays within it is timed.
+    """Measure growing images.
+
+    Memory comes first, in a process that is stopped at the limit, so that no contender exhausts the machine. Only
+    those within the limit are timed.
 
     Args:
         setting (Setting): The work; its size is replaced.
         sizes (Sequence[tuple[int, int]]): Heights and widths.
         names, rounds, tell: See :func:`~xcit_mm.benchmark.timing.measure`.
         memory_limit (int): Bytes above the weights.
-        time_limit (float): Seconds for one pass. Who is expected to take longer, from the last size and in proportion
-            to the tokens, is left out.
+        time_limit (float): Seconds for one pass. A contender is left out if it is expected to take longer, by its
+            time at the last size in proportion to the tokens.
 
     Yields:
         list[Row]: One size after the other.

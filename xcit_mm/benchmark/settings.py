@@ -1,4 +1,4 @@
-"""What is measured: a setting is a piece of work that every contender does, a row what came out for one of them."""
+"""What is measured: a setting is work that every contender does, a row the result of one of them."""
 
 import re
 from dataclasses import dataclass
@@ -13,7 +13,7 @@ def parse_size(text: str) -> Tuple[int, int]:
     """'224' -> (224, 224), '800x1216' -> (800, 1216): height and width in pixels.
 
     Raises:
-        ValueError: If the text is no size, or the image is below 32 pixels.
+        ValueError: If the text is not a size, or a side is below 32 pixels.
     """
     found = re.fullmatch(r'(\d+)(?:x(\d+))?', text)
     size = (int(found[1]), int(found[2] or found[1])) if found else (0, 0)
@@ -29,12 +29,12 @@ class Setting:
     """One piece of work.
 
     Attributes:
-        arch (str), patch_size (int): Of the XCiT.
-        height, width, batch (int): Of the input.
-        dtype (str): 'fp32', 'bf16' or 'fp16'; weights and input are of this type, or with ``autocast`` the operators.
+        arch (str), patch_size (int): The XCiT's.
+        height, width, batch (int): Size of the input.
+        dtype (str): 'fp32', 'bf16' or 'fp16', of weights and input; with ``autocast``, of the operators.
         mode (str): 'inference', or 'training': forward and backward pass in train mode, from a random
             gradient of the output.
-        compiled (bool): By torch.compile.
+        compiled (bool): Whether torch.compile is used.
         compile_mode (str): Its mode: 'default', 'reduce-overhead' (CUDA graphs) or 'max-autotune'.
         features (str): 'map': the last block's map, without class attention; 'cls': the class token.
         device (str): 'cpu' or 'cuda'.
@@ -83,18 +83,17 @@ class Setting:
 
 @dataclass
 class Row:
-    """What was measured for one contender at one setting; None: not measured.
+    """Results of one contender at one setting; None: not measured.
 
     Attributes:
         seconds, fastest (float): Median and minimum of the rounds, for the whole batch.
         ratio (float): Time over that of this project's backbone in the same round, median of the rounds.
-        deviation, rms (float): Of the output from the reference of this project's backbone in fp32: the largest
-            difference over the largest value, and the root of the summed squares of one over the other.
-        gradient (float): As ``deviation``, of the gradient of the image; in training.
-        multiply_adds (int): Of the contender's layers; None for other models than XCiT, and in training.
-        of_peak (float): MACs per second, over those of a large matmul in the same round, median of
-            the rounds.
-        compile_seconds (float): First call of a compiled model.
+        deviation, rms (float): Deviation of the output from this project's reference in fp32: the largest difference
+            over the largest value, and the same with root mean squares.
+        gradient (float): In training, the deviation of the gradient of the image.
+        multiply_adds (int): MACs of the contender's layers; None for other models than XCiT, and in training.
+        of_peak (float): MACs per second over those of a large matmul in the same round, median of the rounds.
+        compile_seconds (float): Duration of the first call of a compiled model.
         peak_memory (int): Bytes, see :mod:`xcit_mm.benchmark.memory`.
         note (str): Why it was left out, or what is wrong with it.
     """

@@ -1,4 +1,4 @@
-"""Outputs first, then time: all contenders of a setting in one process, in turns."""
+"""Compare the outputs, then time all contenders of a setting in one process, interleaved."""
 
 import math
 import time
@@ -18,7 +18,7 @@ from .settings import DTYPES, Row, Setting
 FP32_TOLERANCE = 1e-5
 # Of the gradient of the image.
 GRADIENT_TOLERANCE = 1e-4
-# In half precision all is rounding, which differs by chance from one implementation to the next.
+# In half precision the deviation is rounding error, which differs by chance between implementations.
 HALF_MARGIN = 1.25
 # A shorter piece of work is repeated within its turn until it takes this long.
 SHORTEST_TURN = 0.2
@@ -34,27 +34,27 @@ def measure(
 ) -> List[Row]:
     """Compare the outputs of contenders and time them.
 
-    Every contender is built with the same weights, runs once, is compared, and from then on does the work once per
-    round, in an order that rotates. A large matmul takes part, as the machine's peak in these very rounds.
+    Every contender is built with the same weights, runs once and is compared. Then every round times each contender
+    once, in rotating order. A large matmul takes part, as the machine's peak in the same rounds.
 
     Args:
         setting (Setting): The work.
-        names (Sequence[str]): Of :data:`~xcit_mm.benchmark.contenders.NAMES`.
+        names (Sequence[str]): Contenders, out of :data:`~xcit_mm.benchmark.contenders.NAMES`.
         rounds (int): How often each is timed.
-        tell (Callable): Told what is being done.
+        tell (Callable): Takes a line of progress.
         shortest_turn (float): Seconds, see :data:`SHORTEST_TURN`.
 
     Returns:
         list[Row]: In the order of ``names``. One that fails says so in its ``note`` and stops none of the others.
     """
     if setting.device == 'cuda':
-        torch.backends.cudnn.allow_tf32 = False  # PyTorch's default for convolutions, and no fp32
+        torch.backends.cudnn.allow_tf32 = False  # PyTorch's default for convolutions is TF32, not fp32
     if setting.compiled:
-        torch._dynamo.reset()  # otherwise a second size would be compiled for any size
+        torch._dynamo.reset()  # else the second size would be compiled with dynamic shapes
     rows = {name: Row(name, setting) for name in names}
     with memory_limit(available_memory(setting.device), setting.device):
         work = _first_runs(setting, rows, tell)
-        peak_multiply_adds, work[PEAK] = _matrix_product(setting)
+        peak_multiply_adds, work[PEAK] = _large_matmul(setting)
         seconds, failed = _in_turns(work, rounds, shortest_turn, tell, setting.device)
     for name, row in rows.items():
         if name in failed:
@@ -70,7 +70,7 @@ def measure(
 
 
 def _first_runs(setting: Setting, rows: Dict[str, Row], tell: Callable[[str], None]) -> Dict[str, Callable[[], None]]:
-    """Build every contender and compare its output; the work of those that can do it."""
+    """Build every contender and compare its output; return the work of those that succeed."""
     weights = random_weights(setting.arch, setting.patch_size)
     image = make_image(setting)
     tell('the reference')
@@ -109,7 +109,7 @@ def _reference_outputs(setting: Setting, weights: Dict[str, Tensor], image: Tens
 
 
 def _first_run(step: Step, image: Tensor, reference: Optional[tuple], row: Row) -> Callable[[], Any]:
-    """Run a step once, and fill in how it deviates; the step as it is to be timed."""
+    """Run a step once and record its deviation; return the step to be timed."""
     setting = step.setting
     start = time.perf_counter()
     out = step(image)
@@ -119,7 +119,7 @@ def _first_run(step: Step, image: Tensor, reference: Optional[tuple], row: Row) 
     if reference is not None:
         row.deviation, row.rms = _deviation(out, reference[0])
     if reference is not None and setting.training and not setting.compiled:
-        # Not compiled: an image with a gradient is other work than the one that is timed.
+        # Not compiled: with the image's gradient the graph is another than the one that is timed.
         image = image.clone().requires_grad_()
         step(image)
         row.gradient = _deviation(image.grad, reference[1])[0]
@@ -136,7 +136,7 @@ def _deviation(out: Tensor, reference: Tensor) -> Tuple[float, float]:
     return largest.item(), (torch.linalg.vector_norm(difference) / torch.linalg.vector_norm(reference)).item()
 
 
-def _matrix_product(setting: Setting) -> Tuple[int, Callable[[], Any]]:
+def _large_matmul(setting: Setting) -> Tuple[int, Callable[[], Any]]:
     """MACs of a large square matmul, and the matmul, by the faster library."""
     n = 2048 if setting.device == 'cpu' else 8192
     a, b = (torch.randn(n, n, device=setting.device).to(DTYPES[setting.dtype]) for _ in range(2))
@@ -175,7 +175,7 @@ def _in_turns(
 
 
 def _in_same_rounds(times: List[float], of_other: List[float]) -> float:
-    """Median ratio: a machine that has slower minutes has them for both."""
+    """Median of the ratios within a round, which cancels slow spells of the machine."""
     return median(time / other for time, other in zip(times, of_other))
 
 
@@ -185,14 +185,14 @@ def _synchronise(device: str) -> None:
 
 
 def _check(rows: Dict[str, Row]) -> None:
-    """Note what deviates too far."""
+    """Note deviations beyond the tolerance."""
     ours = rows.get(OURS)
     for row in rows.values():
-        # Written so that a NaN does not pass.
+        # In this form NaN does not pass.
         if row.deviation is not None and row.setting.dtype == 'fp32' and not row.deviation < FP32_TOLERANCE:
             row.note = f'deviates by {row.deviation:.1e}, more than {FP32_TOLERANCE:.0e}'
         elif row.rms is not None and not math.isfinite(row.rms):
-            row.note = 'its output has values that are no numbers'
+            row.note = 'its output has NaN or Inf'
     if ours and ours.gradient is not None and ours.setting.dtype == 'fp32' and not ours.gradient < GRADIENT_TOLERANCE:
         ours.note = f'its gradient deviates by {ours.gradient:.1e}, more than {GRADIENT_TOLERANCE:.0e}'
     if ours and ours.rms is not None and ours.setting.dtype != 'fp32':

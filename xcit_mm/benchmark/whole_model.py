@@ -52,7 +52,7 @@ class Work:
 
     Attributes:
         config (str): Path of the config file.
-        height, width, batch (int): Of the images.
+        height, width, batch (int): Size of the batch of images.
         training (bool): Training iteration or inference.
         dtype (str): 'fp32', or the type of autocast.
         device (str): 'cpu' or 'cuda'.
@@ -70,7 +70,7 @@ class Work:
 
 
 class Clock:
-    """Seconds for each part, forward and backward; every moment counts for the part that was entered last."""
+    """Seconds of each part, forward and backward; time counts for the part that was entered last."""
 
     def __init__(self, device: str):
         self.device = device
@@ -97,19 +97,19 @@ class Clock:
         self._parts.pop()
 
     def turn(self, part: str, direction: str) -> None:
-        """From now on something else happens, until the next turn."""
+        """Charge time to another part and direction, until the next turn."""
         self._charge()
         self._parts[-1] = (part, direction)
 
     def take(self) -> Dict[Tuple[str, str], float]:
-        """What has gathered since the last time."""
+        """Take the seconds by part and direction since the last call."""
         self._charge()
         seconds, self.seconds = dict(self.seconds), defaultdict(float)
         return seconds
 
 
 class Mark(torch.autograd.Function):
-    """The end of a part in the forward pass, and so its beginning in the backward pass."""
+    """Mark the end of a part in the forward pass, which is its start in the backward pass."""
 
     @staticmethod
     def forward(ctx, x: Tensor, clock: Clock, part: str) -> Tensor:
@@ -123,7 +123,7 @@ class Mark(torch.autograd.Function):
 
 
 def _marked(value, clock: Clock, part: str):
-    """Tensors in tuples, lists and dicts, with a mark each."""
+    """Put a :class:`Mark` on every tensor in tuples, lists and dicts."""
     if isinstance(value, Tensor):
         return Mark.apply(value, clock, part) if value.requires_grad else value
     if type(value) in (tuple, list):
@@ -143,7 +143,7 @@ def _modules(model: nn.Module, path: str) -> list:
 
 
 def watch(model: nn.Module, clock: Clock) -> None:
-    """Let a clock know which part of a model is at work."""
+    """Tell a clock which part of a model is running."""
 
     def watched(method, part):
         @wraps(method)
@@ -164,7 +164,7 @@ def watch(model: nn.Module, clock: Clock) -> None:
 
 
 class PeerPyramid(BaseModule):
-    """A peer's XCiT with this project's pyramid: what a detector had to make do with before.
+    """A peer's XCiT with this project's pyramid: the baseline of a detector.
 
     Args:
         name (str): The peer.
@@ -185,11 +185,11 @@ class PeerPyramid(BaseModule):
 
 
 class Runs:
-    """A model with initial weights that does the work.
+    """A model with initial weights, ready for the work.
 
     Args:
         work (Work): What is done.
-        watched (bool): Put a clock on its parts, which waits for a GPU after every one of them.
+        watched (bool): Time its parts; a GPU is synchronised after each of them.
     """
 
     def __init__(self, work: Work, watched: bool = True):
@@ -205,7 +205,7 @@ class Runs:
         torch.manual_seed(0)
         self.model = MODELS.build(cfg.model).to(work.device).train(work.training)
         if self.detects and not work.training:
-            # Of random weights no object comes out: let every proposal be one, as in a crowded image.
+            # Random weights detect nothing: keep every proposal, as in a crowded image.
             self.model.roi_head.bbox_head.fc_cls.bias.data[0] += 10.0
         self.optimizer = build_optim_wrapper(self.model, cfg.optim_wrapper) if work.training else None
         self.clock = Clock(work.device)
@@ -265,7 +265,7 @@ class Runs:
         return loss.detach()
 
     def warm_up(self) -> None:
-        """The work on a part of the image, so that large images need not be done twice."""
+        """Do the work on a crop, so that large images are not computed twice."""
         self(self.data(*(min(side, WARM_UP_PIXELS) for side in (self.work.height, self.work.width))))
         self.clock.take()
 
@@ -275,8 +275,8 @@ def profile(work: Work, rounds: int, tell: Callable[[str], None] = lambda text: 
 
     Args:
         work (Work): What is done.
-        rounds (int): How often; the numbers are medians.
-        tell (Callable): Told what is being done.
+        rounds (int): Number of rounds; the results are medians.
+        tell (Callable): Takes a line of progress.
 
     Returns:
         dict: Seconds by part, in the order of the data, and by 'forward' and 'backward'; the parts add up to the

@@ -1,4 +1,4 @@
-"""The architecture of a backbone, told by its tensors."""
+"""The architecture of a backbone, inferred from its tensors."""
 
 from dataclasses import asdict, dataclass
 from typing import Any, Dict, Optional
@@ -49,7 +49,7 @@ def infer_arch(state: StateDict, patch_size: Optional[int] = None) -> Arch:
     hidden, conv = state.get('blocks.0.mlp.fc1.bias'), state.get('patch_embed.proj.0.0.weight')
     if len(numbers) < 4 or hidden is None or conv is None or conv.dim() != 4 or not all(numbers.values()):
         raise CheckpointError(
-            'the arch cannot be told, since tensors of the first block or of the patch embedding are missing or '
+            'the arch cannot be inferred: tensors of the first block or of the patch embedding are missing or '
             'misshapen; expected a whole XCiT backbone'
         )
     parts: Dict[str, set] = {}

@@ -54,7 +54,7 @@ class Conversion:
     Attributes:
         source_layout, target_layout (str): What :class:`~xcit_mm.checkpoint.Layout` calls them.
         arch (Arch): The backbone.
-        num_classes (int): Of the linear head; 0 if there is none.
+        num_classes (int): Classes of the linear head; 0 if there is none.
         source_tensors, target_tensors (int): How many were taken and written.
         left_out (list[str]): What the old file holds and the new one does not, in words.
         compared (str): Whose models were run on the two files, in words.
@@ -98,7 +98,7 @@ def convert(source: str, target: str, to: str, force: bool = False) -> Conversio
     try:
         # On the meta device first: a file may claim an arch much larger than its tensors.
         with torch.device('meta'), warnings.catch_warnings():
-            warnings.simplefilter('ignore')  # PyTorch's, about every copy to a tensor without memory
+            warnings.simplefilter('ignore')  # PyTorch's, about every copy to a meta tensor
             _Ours(old).load(old.path)
         ours: Any = _Ours(old)
         theirs: Any = (_TimmFolder if to == 'hf' else _IMPLEMENTATIONS.get(layout.name, _Ours))(old)
@@ -237,7 +237,7 @@ class _Checkpoint:
 
     @property
     def out_strides(self) -> Tuple[int, ...]:
-        """Those of the pyramid: the file has the layers of all maps that are finer than the patches."""
+        """Strides of the pyramid: the file has the layers of every map finer than the patches."""
         levels = {key.split('.')[2] for key in self.state if key.startswith('backbone.pyramid.')}
         strides = zip(('fpn1', 'fpn2', 'fpn3', 'fpn4'), MultiScaleAdapter.STRIDES)
         return tuple(stride for level, stride in strides if level in levels or stride >= self.arch.patch_size)
@@ -424,7 +424,7 @@ def _patches_of_stem(arch: Arch) -> int:
 
 
 def _set_patch_size(stem: nn.Module, arch: Arch) -> None:
-    """Make patches of 4 of another implementation's patches of 16, as RobustBench does."""
+    """Turn another implementation's patches of 16 into patches of 4, as RobustBench does."""
     if arch.patch_size == 4:
         for conv in [module for module in stem.modules() if isinstance(module, nn.Conv2d)][:2]:
             conv.stride = (1, 1)

@@ -1,4 +1,4 @@
-"""A folder as timm and the Hugging Face hub take a model: ``model.safetensors``, ``config.json`` and a model card."""
+"""A model folder for timm and the Hugging Face hub: ``model.safetensors``, ``config.json`` and a model card."""
 
 import json
 import os
@@ -35,13 +35,13 @@ CLASSES = {'ImageNet-1k': 1000, 'ImageNet-1k without labels': 0, 'CIFAR-10': 10,
 
 @dataclass(frozen=True)
 class Images:
-    """What a model's images are like, in timm's words.
+    """The input of a model, in timm's terms.
 
     Attributes:
         size (int): Edge in pixels.
         crop (float): Share of the resized image's short side that is kept.
         mean, std (tuple): Of the channels in RGB order, for values from 0 to 1.
-        origin (str): How this is known.
+        origin (str): Where these values come from, in words.
     """
 
     size: int
@@ -55,9 +55,9 @@ def describe_images(meta: dict, published: Optional[Weights], in_channels: int) 
     """The images that a checkpoint's model was trained on, from the config in it or from what was published.
 
     Args:
-        meta (dict): Of the checkpoint; MMEngine keeps the text of the config in it, which is read and never run.
+        meta (dict): Meta of the checkpoint. It holds the text of MMEngine's config, which is parsed and never run.
         published (Weights, optional): If the file is a published one.
-        in_channels (int): Of the model.
+        in_channels (int): Input channels of the model.
 
     Raises:
         UsageError: If the images are BGR, which timm's are never.
@@ -116,8 +116,8 @@ def find_published(source: str, path: str, arch, num_classes: int) -> Optional[W
     Args:
         source (str): File or address that was given.
         path (str): Its file on this machine.
-        arch (Arch): Of the tensors; a file of the same name may be a model of the user's.
-        num_classes (int): Of its head; 0 if there is none.
+        arch (Arch): Arch of the tensors, since a user's own file may have the same name.
+        num_classes (int): Classes of its head; 0 if there is none.
     """
     from ..models.xcit import ARCHS
 
@@ -150,9 +150,9 @@ def timm_arch(arch) -> Tuple[str, dict]:
 
     if arch.patch_size == 4:
         raise CheckpointError(
-            'timm has no patches of 4: it would build the model with patches of 16 from these tensors, and compute '
-            'something else. --to timm writes the tensors, for whoever sets the stride of the first two convolutions '
-            'to 1'
+            'timm has no patches of 4: it would build the model with patches of 16 from these tensors, and its outputs '
+            'would be wrong. --to timm writes the tensors; they need a model whose first two convolutions have '
+            'stride 1'
         )
     sizes = arch.embed_dims, arch.depth, arch.num_heads
     named = {(a['embed_dims'], a['depth'], a['num_heads']): name for name, a in ARCHS.items()}
@@ -228,7 +228,7 @@ def write_card(
 ) -> None:
     """``README.md``: the header that the hub reads, the model card, and what is known of the data.
 
-    What is not known stands there as a question to whoever uploads it, and nothing is made up.
+    What is not known is marked TODO for the person who uploads it; nothing is made up.
     """
     task = 'image-classification' if num_classes else 'image-feature-extraction'
     header = [f'tags: [{task}, timm, xcit]', 'library_name: timm', f'pipeline_tag: {task}']
@@ -288,7 +288,7 @@ def write_card(
 
 
 def _remarks(published: Optional[Weights]) -> List[str]:
-    """What the data of published weights bring with them."""
+    """Limits that published weights take from their data."""
     if published is None:
         return ['- TODO: who or what is in the images, what is missing from them, what the model must not be used for']
     lines = []

@@ -16,11 +16,11 @@ from ..errors import UsageError
 SHOWN_IDS = 3
 # Mistakes that would change a score silently, or that make an annotation impossible to match.
 HARMLESS = ('box outside the image', 'box without area', 'unknown category', 'unknown image')
-# Boxes count as outside where they reach this share of the side beyond it; annotators overshoot by a pixel or two.
+# A box is outside if it exceeds the image by this share of a side; annotators overshoot by a pixel or two.
 BEYOND = 0.05
-# So many boxes have to be outside before another way to write them is tried, and so many have to fit it.
+# Boxes, and their share, that must be outside before another format is tried; the share that must fit that format.
 LEAST_OUTSIDE, SHARE_OUTSIDE, SHARE_FITTING = 3, 0.2, 0.98
-# With at least so many boxes, a file of which most are outside is not a matter of a few sloppy ones.
+# From this many boxes on, most of them outside means a wrong file, not a few sloppy annotations.
 MANY_BOXES = 10
 NO_MASK, CROWD, NORMALISED = 'no mask', 'crowd (iscrowd=1)', 'normalised box (all numbers between 0 and 1)'
 
@@ -97,7 +97,7 @@ def check_tables(content, name: str) -> None:
 
 
 def _other_format(content) -> str:
-    """What a JSON file is, if it is one that is often taken for COCO's."""
+    """Name the format of a JSON file that is often taken for COCO's."""
     first = content[0] if isinstance(content, list) and content else None
     if isinstance(first, dict) and 'score' in first and 'bbox' in first:
         return '. It is a list of detections, as a test writes them; annotations are the file that was tested on'
@@ -129,7 +129,7 @@ def _check_unique(rows: List[dict], table: str, name: str) -> None:
 
 
 def unify_ids(content: dict, name: str) -> List[str]:
-    """Let annotations name images and categories as the tables do: 1, 1.0, "1" and "001" are one, if no two rows are.
+    """Write the ids in annotations as the tables do: 1, 1.0, "1" and "001" are one, unless two rows share the number.
 
     Args:
         content (dict): Changed in place.
@@ -309,8 +309,8 @@ def sort_out(content: dict, classes: Sequence[str], with_masks: bool, test_mode:
 
     Args:
         content (dict): Annotations get the keys that the libraries ask for and many tools do not write.
-        with_masks (bool): Masks are asked for.
-        test_mode (bool): For testing, where what only training leaves out is good.
+        with_masks (bool): Whether masks are needed.
+        test_mode (bool): For testing; annotations that only training leaves out are then good.
     """
     images = {image['id']: image for image in content['images']}
     names = {category['id']: category['name'] for category in content['categories']}
@@ -341,7 +341,7 @@ def sort_out(content: dict, classes: Sequence[str], with_masks: bool, test_mode:
 
 
 def counted(reasons: Reasons) -> str:
-    """Reasons with how many there are and the first ids."""
+    """Reasons with their counts and first ids."""
     return ', '.join(f'{reason}: {len(ids)} (id {some(map(str, ids))})' for reason, ids in reasons.items())
 
 
@@ -352,7 +352,7 @@ def some(texts, limit: int = SHOWN_IDS) -> str:
 
 
 def advice(reasons: Reasons, content: dict) -> str:
-    """What to do about the reason that most annotations are left out for; '' if there is nothing to say."""
+    """What to do about the most frequent reason; '' if there is nothing to say."""
     if not reasons:
         return ''
     reason = max(reasons, key=lambda one: len(reasons[one]))
@@ -392,9 +392,9 @@ def _mistake(annotation: dict, images: dict, names: dict) -> Optional[str]:
         value = annotation.get(key) or 0
         if value not in (0, 1, '0', '1'):
             return f'{key} that is neither 0 nor 1'
-        if key == 'iscrowd' or key in annotation:  # the metric asks for it, and takes the text "0" for a yes
+        if key == 'iscrowd' or key in annotation:  # the metric needs it, and takes the text "0" for true
             annotation[key] = int(value)
-    # Many tools do not write it; MMDetection and the metric ask for it.
+    # Many tools do not write it; MMDetection and the metric need it.
     return None if _is_number(annotation.setdefault('area', width * height)) else 'area that is not a number'
 
 

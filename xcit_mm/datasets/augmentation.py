@@ -1,4 +1,4 @@
-"""Augmentations of classifiers as timm computes them, where MMPretrain's of the same name compute something else."""
+"""Augmentations of classifiers as timm computes them, where MMPretrain's of the same name differ."""
 
 import math
 
@@ -37,7 +37,7 @@ class _ByPillow(BaseAugTransform):
 
     Args:
         direction (str): 'horizontal' or 'vertical', for those that have one.
-        pad_val (int | Sequence[int]): Of the pixels that come from outside of the image, in its order of channels.
+        pad_val (int | Sequence[int]): Value of pixels from outside the image, in its channel order.
         interpolation (str): 'nearest', 'bilinear' or 'bicubic'.
         **kwargs: As for :class:`mmpretrain.datasets.transforms.auto_augment.BaseAugTransform`.
     """
@@ -55,7 +55,7 @@ class _ByPillow(BaseAugTransform):
         return results
 
     def move(self, image: Image.Image, magnitude: float) -> Image.Image:
-        """By a matrix from the pixels of the output to those of the input."""
+        """Warp by the matrix that maps output pixels to input pixels."""
         matrix = self.matrix(magnitude, *image.size)
         return image.transform(
             image.size, Image.Transform.AFFINE, matrix, resample=self.resample, fillcolor=self.pad_val

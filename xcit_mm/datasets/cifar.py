@@ -1,4 +1,4 @@
-"""CIFAR as image files are read."""
+"""CIFAR in BGR, the channel order in which image files are read."""
 
 from typing import List
 
@@ -10,7 +10,7 @@ from ..registry import DATASETS
 
 
 class _InBGR(Mixin):
-    """MMPretrain's CIFAR has its images in RGB, and image files are read in BGR: so one config serves both."""
+    """Turn MMPretrain's RGB images into BGR, as image files are read, so that one config serves both."""
 
     def load_data_list(self) -> List[dict]:
         """-> one dict for each image, with 'img' (32, 32, 3) and 'gt_label'.

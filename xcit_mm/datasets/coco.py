@@ -55,9 +55,8 @@ class CheckedLoading(Mixin):
         why_nothing (str): What was left out, for the message if nothing is left.
 
     Raises:
-        UsageError: If the file has no annotations in COCO's format, identifiers are used twice, a class of the config
-            is none of its categories or several; if nothing is left to train on; or, in testing, if annotations are
-            wrong.
+        UsageError: If the file is not in COCO's format or uses an id twice; if a class of the config is not exactly
+            one of its categories; if nothing is left to train on; or, in testing, if annotations are wrong.
     """
 
     annotations: Any = None
@@ -180,15 +179,15 @@ class CheckedAnnotations(COCO):
         path (str): The file, on this machine.
         name (str): What messages call it.
         classes (Sequence[str]): The classes of the config.
-        with_masks (bool): Masks are asked for.
+        with_masks (bool): Whether masks are needed.
         test_mode (bool): Refuse what would change the result of a test.
-        images_in (str): Folder of the images; paths of Windows are written as they lie there.
+        images_in (str): Folder of the images; Windows paths are replaced by those of the files there.
         by_type (str): Whose classes they are, if the config names none, such as 'COCO'.
 
     Attributes:
-        content (dict): The file as it was read; its annotations are all.
+        content (dict): The file as it was read, with all annotations.
         left_out (dict): Ids of annotations by what is wrong with them.
-        aside (dict): Ids of those that are right and still no objects to train on, by the reason.
+        aside (dict): Ids, by reason, of those that are right but no objects to train on.
 
     Raises:
         UsageError: See :class:`CheckedLoading`.
@@ -259,7 +258,7 @@ class CheckedAnnotations(COCO):
 
 
 def _in_order(categories: List[dict], classes: Sequence[str], missing: Sequence[str]) -> List[dict]:
-    """Categories in the order of the classes, the others behind; with one for each class that the file has not."""
+    """Categories in the order of the classes, others last; one is added for each class missing from the file."""
     ids = {category['id'] for category in categories}
     free = (number for number in range(len(categories) + len(missing) + 1) if not {number, str(number)} & ids)
     as_text = any(isinstance(number, str) for number in ids)

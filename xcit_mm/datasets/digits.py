@@ -43,7 +43,7 @@ PHOTOS = (
     'gravel.png',
     'rocket.jpg',
 )
-TRAIN_SHARE = 0.7  # of each photograph; the rest is validation's, so no background is seen in both
+TRAIN_SHARE = 0.7  # of each photograph; the rest is for validation, so that no background is in both splits
 MANIFEST = '.made_by_xcit_mm.json'
 UNFINISHED = '.unfinished_by_xcit_mm'  # marks, and is locked in, a folder being written
 
@@ -157,7 +157,7 @@ def compose(rng, scans, photos, size, heights):
     """Paste digits onto a photograph, each over the ones before it.
 
     A digit whose place would leave it or one under it with less than MIN_VISIBLE of its stroke or
-    fewer than MIN_PIXELS is placed anew, and left out if 100 places were of no use.
+    fewer than MIN_PIXELS is placed anew, and left out after 100 failed attempts.
 
     Args:
         rng (np.random.Generator): The only source of chance.
@@ -194,7 +194,7 @@ def compose(rng, scans, photos, size, heights):
 
 
 def make_scene(sources, split, index, size, seed):
-    """Make one picture of the COCO and ADE20K layouts; no other picture has a say in it.
+    """Make one picture of the COCO and ADE20K layouts, independently of all others.
 
     Args:
         sources (tuple): What :func:`load_sources` returned.

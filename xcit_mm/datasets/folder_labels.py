@@ -19,7 +19,7 @@ def folder_labels(
     """Assign a label to each folder.
 
     MMPretrain numbers the folders in the order of their names as text (1, 10, 2), whatever the classes are called.
-    Here a folder with the name of a class has its label.
+    Here a folder named as a class has the label of that class.
 
     Args:
         folders (Sequence[str]): Their names, as many as classes.
@@ -32,7 +32,7 @@ def folder_labels(
         dict[str, int]: Labels by folder.
 
     Raises:
-        UsageError: With both lists, if the assignment is ambiguous.
+        UsageError: If both lists are given and the assignment is ambiguous.
     """
     folders = sorted(folders)
     classes = None if classes is None else list(map(str, classes))
@@ -58,8 +58,8 @@ def folder_labels(
             f'metainfo=dict(classes=..., folders={_short(folders)}) in the data set'
         )
     raise UsageError(
-        f'{where}: the folders have other names than the classes of the config, so that it is not known which is '
-        f'which.{side_by_side(folders, classes, ("folder", "class"))}\n{remedy}'
+        f'{where}: the folders have other names than the classes of the config, so that they cannot be matched'
+        f'.{side_by_side(folders, classes, ("folder", "class"))}\n{remedy}'
     )
 
 

@@ -28,7 +28,7 @@ class _LabelsByName(Mixin):
         )
         renamed = {number: labels[name] for name, number in self.folder_to_idx.items()}
         self.folder_to_idx = labels
-        # Checkpoints keep it, and FolderLabelsHook compares.
+        # Saved in checkpoints, where FolderLabelsHook compares it.
         self._metainfo['folders'] = tuple(sorted(labels, key=labels.__getitem__))
         if classes is None:
             self._metainfo['classes'] = self._metainfo['folders']

@@ -22,12 +22,12 @@ from ..errors import UsageError
 from ..registry import TRANSFORMS
 
 TREATMENTS = ('resample', 'blank')
-# So many unreadable files in a row are not damaged files; MMEngine would give up after 1000.
+# This many unreadable files in a row mean a wrong path, not damage; MMEngine would give up after 1000.
 TOO_MANY_IN_A_ROW = 200
 GREY, IGNORED = 128, 255
 BLANK = 'a grey image takes its place and counts as wrong'
 PIXELS_IGNORED = 'these pixels are ignored'
-# Sides of a longer strip would become less than a patch, or less than a pixel, where its other side is resized.
+# Resizing the long side of a longer strip would shrink its short side below a patch, or below a pixel.
 LONGEST_STRIP = 16
 EXIF_ORIENTATION = 0x0112
 ONE_PIXEL = 'it is one pixel high or wide, which MMSegmentation cannot read'
@@ -63,7 +63,7 @@ def read_image(path: str, flag: str = 'color', backend: str = 'cv2', backend_arg
 
 
 def read_bytes(path: str, backend_args: Optional[dict] = None) -> bytes:
-    """The first half of :func:`read_image`."""
+    """Read the bytes of a file or address; raise :class:`BadImage` if that fails or there are none."""
     try:
         data = fileio.get(path, backend_args=backend_args)
     except FileNotFoundError:
@@ -76,7 +76,7 @@ def read_bytes(path: str, backend_args: Optional[dict] = None) -> bytes:
 
 
 def decode(data: bytes, flag: str = 'color', backend: str = 'cv2') -> np.ndarray:
-    """The second half of :func:`read_image`."""
+    """Decode the bytes of an image file; raise :class:`BadImage` if they are truncated or no image."""
     try:
         image = mmcv.imfrombytes(data, flag=flag, backend=backend)
         if _may_be_cut_off(data):
@@ -97,7 +97,7 @@ def is_turned(data: bytes) -> bool:
         return False
     try:
         return Image.open(io.BytesIO(data)).getexif().get(EXIF_ORIENTATION) in (5, 6, 7, 8)
-    except Exception:  # nobody applies EXIF data that cannot be read
+    except Exception:  # unreadable EXIF data is not applied
         return False
 
 
@@ -212,7 +212,7 @@ class _Watch:
 
 
 def _beyond_bytes(path: str) -> Optional[str]:
-    """Whether a map has classes above 255, which MMSegmentation would take for others."""
+    """Why a map with classes above 255, which MMSegmentation would confuse, is bad; None if it has none."""
     if '://' in path:
         return None
     with Image.open(path) as image:
@@ -314,7 +314,7 @@ class LoadImageFromFile(MMCVLoadImageFromFile):
         return None if None in size else tuple(size)
 
     def _shape(self, results: dict) -> tuple:
-        """Of the image that takes its place."""
+        """Shape of the image that replaces a bad one."""
         size = self._expected(results, 'seg_map_path', 'img_path') or (224, 224)
         return size if self.color_type.startswith('grayscale') else (*size, 3)
 
@@ -384,7 +384,7 @@ class LoadSegMap(BaseTransform):
 
     @staticmethod
     def _misfit(results: dict) -> Optional[str]:
-        """Why a map is none of its image; it is made as wide as the image was."""
+        """Why a map does not fit its image; None if it does. The map is padded as the image was."""
         labels, shape = results['gt_seg_map'], tuple(results.get('ori_shape') or ())
         if labels.ndim < 2:
             return ONE_PIXEL

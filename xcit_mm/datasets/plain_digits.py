@@ -1,4 +1,4 @@
-"""Handwritten digits, each drawn anew when it is asked for: classes that differ by shape alone."""
+"""Handwritten digits, drawn anew at each access: classes that differ by shape alone."""
 
 from typing import List
 

@@ -50,8 +50,8 @@ class Reader:
     """The loading of a test pipeline, and the rest of it without annotations.
 
     Args:
-        pipeline (Sequence[dict]): Of a config.
-        scope (str): The library whose transforms it names.
+        pipeline (Sequence[dict]): The test pipeline of a config.
+        scope (str): The library that its transforms are from.
 
     Attributes:
         order (str): 'BGR' or 'RGB': of the first three channels of what is read.
@@ -191,7 +191,7 @@ class Reader:
         return dict(given, img=image, img_shape=image.shape[:2], ori_shape=image.shape[:2])
 
     def picture(self, path: str, shape: Tuple[int, int]) -> np.ndarray:
-        """A file as :func:`to_picture` shows it, of the shape (H, W) that a data set read it in; grey if it is none."""
+        """A file as :func:`to_picture` shows it, in the shape (H, W) that a data set read; grey if it is no image."""
         try:
             image = self.read(path)['img']
         except BadImage:
@@ -217,7 +217,7 @@ def _file(content: bytes):
 
 
 def loading_step(steps: Sequence[dict], scope: str) -> int:
-    """The place of the step that loads the image.
+    """Index of the step that loads the image.
 
     Raises:
         UsageError: If there is none.
@@ -239,7 +239,7 @@ def loads_annotations(step: dict, scope: str) -> bool:
 
 
 def to_picture(image: np.ndarray, order: str = 'BGR') -> np.ndarray:
-    """What was read, of any depth and number of channels, to look at: (H, W, 3) uint8, RGB.
+    """Convert what was read, of any depth and number of channels, to (H, W, 3) uint8, RGB, for display.
 
     16-bit images, and floats above 255, are scaled by the number of bits that their largest value needs; floats up to
     1 by 255.
@@ -269,7 +269,7 @@ class ModelInput(NamedTuple):
 
     Attributes:
         reader (Reader): Reads the files.
-        order (str): Of the channels that the model sees: 'RGB' or 'BGR'.
+        order (str): Order of the channels that the model sees, 'RGB' or 'BGR'.
         mean, std (tuple[float, ...]): Subtracted and divided by, per channel in that order; () for none.
     """
 

@@ -33,7 +33,7 @@ class Video(NamedTuple):
     """A video file, an animated picture, a camera, or a stream.
 
     Attributes:
-        path (Path): The file; of what is none, a name for what is written about it.
+        path (Path): The file; for a camera or stream, the name of its outputs.
         source (int | str, optional): The number of a camera, or the address of a video or stream.
     """
 
@@ -42,14 +42,14 @@ class Video(NamedTuple):
 
     @property
     def label(self) -> str:
-        """What results call it."""
+        """Its name in results."""
         return f'camera {self.source}' if isinstance(self.source, int) else self.source or str(self.path)
 
     def _open(self) -> cv2.VideoCapture:
         return cv2.VideoCapture(str(self.path) if self.source is None else self.source)
 
     def frames(self) -> Iterator[np.ndarray]:
-        """Its frames (H, W, 3), BGR; of a camera without end.
+        """Yield its frames (H, W, 3), BGR; a camera has no last one.
 
         Raises:
             BadImage: If it has none.
@@ -71,7 +71,7 @@ class Video(NamedTuple):
 
     @property
     def rate(self) -> float:
-        """Frames for each second."""
+        """Frames per second."""
         video = self._open()
         rate = video.get(cv2.CAP_PROP_FPS)
         video.release()
@@ -210,7 +210,7 @@ def _expand(item, recursive: bool, left_out: Counter) -> List[Source]:
         return [Video(Path(f'camera_{item}'), item)]
     if not isinstance(item, (str, os.PathLike)):
         kind = f'{type(item).__module__}.{type(item).__name__}'.replace('builtins.', '')
-        hint = '; of a tensor, .permute(1, 2, 0).numpy() is an array' if kind.startswith('torch.') else ''
+        hint = '; convert a tensor by .permute(1, 2, 0).numpy()' if kind.startswith('torch.') else ''
         raise UsageError(f'{kind} is no image. Expected {ACCEPTED}{hint}')
     text = os.fspath(item)
     if '://' in text:

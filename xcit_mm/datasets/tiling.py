@@ -1,4 +1,4 @@
-"""Images of a data set handed over to be predicted tile by tile."""
+"""Images of a data set, to be predicted tile by tile."""
 
 from typing import Sequence
 
@@ -15,7 +15,7 @@ class CutIntoTiles(BaseTransform):
 
     Args:
         size (int): Sides of a tile in pixels.
-        overlap (float): Of neighbours, as a part of the size.
+        overlap (float): Overlap of neighbours, as a share of the size.
         transforms (Sequence[dict]): The steps after loading, for each tile.
         annotations (Sequence[dict]): Those that load and pack the annotations of the image.
     """

@@ -40,7 +40,7 @@ def ms_deform_attn_backward(
     grad_attn_weight: Tensor,
     im2col_step: int,
 ) -> None:
-    """Fill the three gradients, shaped as what they are the gradients of."""
+    """Fill the three gradients, each shaped as its input."""
     inputs = [t.detach().requires_grad_() for t in wide(value, sampling_locations, attention_weights)]
     with torch.enable_grad():
         output = _attend(value_spatial_shapes, *inputs)
@@ -71,7 +71,7 @@ def psamask_forward(
     """Spread masks (B, h_mask * w_mask, H, W), each around its pixel, over whole maps ``output`` (B, H * W, H, W).
 
     Args:
-        psa_type (int): 0 to collect: channel q at pixel p is what p's mask says of q; 1 to distribute: the other way.
+        psa_type (int): 0 collects: channel q at pixel p is p's mask at q; 1 distributes: the reverse.
     """
     index, inside = _mask_places(output, h_mask, w_mask, half_h_mask, half_w_mask)
     masks = input.flatten(2).gather(1, index.expand(len(input), -1, -1)) * inside
@@ -101,7 +101,7 @@ def psamask_backward(
 
 
 def _mask_places(maps: Tensor, h_mask: int, w_mask: int, half_h: int, half_w: int) -> tuple:
-    """Where pixel p's mask speaks of pixel q: its channel (1, q, p), and whether there is one."""
+    """Channel of pixel p's mask that covers pixel q, (1, q, p), and whether there is one."""
     height, width = maps.shape[2:]
     pixel = torch.arange(height * width, device=maps.device)
     y, x = (pixel // width)[:, None] - pixel // width + half_h, (pixel % width)[:, None] - pixel % width + half_w

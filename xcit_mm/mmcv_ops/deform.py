@@ -34,7 +34,7 @@ def deform_conv_forward(
     Args:
         weight (Tensor): (O, C / group, kH, kW).
         offset (Tensor): (B, 2 * deformable_group * kH * kW, H', W'), y before x.
-        columns, ones (Tensor): Work space of the compiled operator, not used here.
+        columns, ones (Tensor): Workspace of the compiled operator, not used here.
     """
     x, weight, offset = wide(input, weight, offset)
     bias = x.new_zeros(weight.shape[0])
@@ -152,7 +152,7 @@ def modulated_deform_conv_backward(
     deformable_group: int,
     with_bias: bool,
 ) -> None:
-    """Fill the five gradients, shaped as what they are the gradients of; ``grad_bias`` only ``with_bias``."""
+    """Fill the five gradients, each shaped as its input; ``grad_bias`` only if ``with_bias``."""
     geometry = (stride_h, stride_w, pad_h, pad_w, dilation_h, dilation_w, group, deformable_group, True)
     grads = _backward(grad_output, input, weight, offset, mask, geometry)
     targets = (grad_input, grad_weight, grad_offset, grad_mask, *([grad_bias] if with_bias else []))

@@ -1,4 +1,4 @@
-"""What mmcv finds as ``mmcv._ext``: the operators that are here, and an error for each of the others."""
+"""What mmcv imports as ``mmcv._ext``: the operators of this package, and an error for each of the others."""
 
 from typing import Any, Callable
 
@@ -35,7 +35,7 @@ def get_compiling_cuda_version() -> str:
 
 
 def __getattr__(name: str) -> Callable:
-    """An operator that is not here; mmcv looks all of them up when it is imported, so it fails when it is called."""
+    """An operator that is missing here. mmcv looks all of them up on import, so the error comes with the call."""
     if name.startswith('_'):
         raise AttributeError(f'module {__name__!r} has no attribute {name!r}')
 

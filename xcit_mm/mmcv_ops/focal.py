@@ -1,4 +1,4 @@
-"""Focal loss (Lin et al., 2017), as mmcv's CUDA code computes it; probabilities are not below the least float32."""
+"""Focal loss (Lin et al., 2017), as mmcv's CUDA code; logs clamp probabilities at the smallest normal float32."""
 
 import torch
 from torch import Tensor
@@ -58,7 +58,7 @@ def softmax_focal_loss_forward(
 def softmax_focal_loss_backward(
     softmax: Tensor, target: Tensor, weight: Tensor, buff: Tensor, grad_input: Tensor, gamma: float, alpha: float
 ) -> None:
-    """Fill ``grad_input`` (N, C) with the derivatives of the losses by the logits, and ``buff`` (N,) on the way."""
+    """Fill ``grad_input`` (N, C) with the derivatives of the losses by the logits; ``buff`` (N,) is workspace."""
     probability, weight = wide(softmax, weight)
     p = probability.gather(1, target.clamp(min=0)[:, None])[:, 0]
     factor = alpha * (gamma * (1 - p) ** (gamma - 1) * p * _log(p) - (1 - p) ** gamma)

@@ -51,7 +51,7 @@ class Target(NamedTuple):
 
     @property
     def state(self) -> str:
-        """Of our file: 'absent', 'whole', 'broken' (ours, but cut off or of another version) or 'foreign'."""
+        """State of our file: 'absent', 'whole', 'broken' (ours, but cut off or of another version) or 'foreign'."""
         try:
             text = self.file.read_text(encoding='utf-8', errors='replace')
         except FileNotFoundError:
@@ -71,7 +71,7 @@ def find() -> Target:
     Raises:
         InstallationError: If this Python has no mmcv.
     """
-    # A folder mmcv in the current one, such as a checkout of it, is not it; an editable installation may be.
+    # Ignore a folder mmcv in the current one, such as a checkout; an editable installation counts.
     path = [entry for entry in sys.path if os.path.abspath(entry or '.') != os.getcwd()]
     spec = PathFinder.find_spec('mmcv', path) or importlib.util.find_spec('mmcv')
     if spec is None or not spec.origin:
@@ -91,7 +91,7 @@ def find() -> Target:
 
 
 def install(replace: bool = False) -> str:
-    """Write ``_ext.py`` into mmcv's folder, and try it; say what was done.
+    """Write ``_ext.py`` into mmcv's folder and try it; return what was done.
 
     Args:
         replace (bool): Set a compiled extension that does not load aside; :func:`uninstall` puts it back.
@@ -136,7 +136,7 @@ def install(replace: bool = False) -> str:
 
 
 def uninstall() -> str:
-    """Remove ``_ext.py``, and put back what :func:`install` had set aside; say what was done."""
+    """Remove ``_ext.py`` and put back what :func:`install` had set aside; return what was done."""
     target = find()
     state = target.state
     if state == 'foreign':
@@ -205,7 +205,7 @@ def _operator_names(folder: Path) -> List[str]:
 
 
 def _try(target: Target) -> None:
-    """Raise if mmcv's operators do not work, tried in another process."""
+    """Try mmcv's operators in another process; raise if they do not work."""
     code = (
         'import torch; from mmcv.ops import RoIAlign, nms; '
         'boxes = torch.tensor([[0.0, 0, 10, 10], [1, 1, 10, 10], [20, 20, 30, 30]]); '
@@ -236,7 +236,7 @@ def _run(code: str, *arguments: str) -> Optional[str]:
 
 
 def _write(path: Path, content: bytes) -> None:
-    """Replace a file as a whole, so that it is never half written."""
+    """Replace a file atomically."""
     draft = path.with_name(f'{path.name}.{os.getpid()}.new')
     try:
         draft.write_bytes(content)

@@ -17,13 +17,13 @@ def nms(boxes: Tensor, scores: Tensor, iou_threshold: float, offset: int) -> Ten
     Args:
         boxes (Tensor): (N, 4), x1, y1, x2, y2.
         scores (Tensor): (N,).
-        iou_threshold (float): A box goes whose IoU with a better one is above it.
+        iou_threshold (float): Boxes whose IoU with a better one is above it are removed.
         offset (int): 1 if x2 and y2 are the last pixel instead of the end: a width is x2 - x1 + offset.
     """
     boxes, scores = wide(boxes, scores)
     if offset:
         boxes = boxes + boxes.new_tensor([0, 0, offset, offset])
-    # Sorted as mmcv does it, so that boxes of the same score come in the same order.
+    # Sort as mmcv does, so that ties come in the same order.
     order = scores.sort(0, descending=True)[1]
     ranks = torch.arange(len(order), 0, -1, dtype=boxes.dtype, device=boxes.device)
     return order[torch.ops.torchvision.nms(boxes[order], ranks, float(iou_threshold))]
@@ -47,7 +47,7 @@ def softnms(
 
     Args:
         boxes, scores (Tensor): (N, 4) and (N,).
-        dets (Tensor): (N, 5), filled with boxes and new scores, as many as indices are returned.
+        dets (Tensor): (N, 5), of which the first K rows are filled with boxes and new scores.
         method (int): 0 sets scores of overlapping boxes to 0, 1 scales them by 1 - IoU, 2 by exp(-IoU² / sigma).
 
     Returns:

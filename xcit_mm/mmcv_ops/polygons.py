@@ -1,4 +1,4 @@
-"""Point sets and polygons: hulls, their overlaps with quadrilaterals, distances, for detectors of RepPoints' kind.
+"""Point sets and polygons for detectors such as RepPoints: hulls, their overlaps with quadrilaterals, distances.
 
 A point set is x and y of nine points, a polygon x and y of the four corners of a convex quadrilateral, in order.
 Computed in double precision, as mmcv does.
@@ -13,7 +13,7 @@ from torch import Tensor
 from .registration import operator, wide
 from .rotated import cross, direction, in_convex, intersection
 
-# Point sets, or pairs of one and a polygon, that are computed together, a bound on the memory.
+# Point sets, or pairs of a point set and a polygon, in a chunk; this bounds the memory.
 SETS = 1 << 13
 
 
@@ -58,7 +58,7 @@ def min_area_polygons(pointsets: Tensor, polygons: Tensor) -> None:
         axes = torch.stack([torch.stack([angle.cos(), angle.sin()], 2), torch.stack([-angle.sin(), angle.cos()], 2)], 2)
         along = torch.einsum('neax,npx->neap', axes, corners)
         low, high = along.amin(3), along.amax(3)
-        degenerate = (x == 0) & (y == 0)  # a corner that fills the place of none
+        degenerate = (x == 0) & (y == 0)  # the padding of a hull's corners
         best = (high - low).prod(2).masked_fill(degenerate, math.inf).argmin(1)[:, None, None]
         low, high = (bound.gather(1, best.expand(-1, 1, 2))[:, 0] for bound in (low, high))
         axes = axes.gather(1, best[..., None].expand(-1, 1, 2, 2))[:, 0]
@@ -69,7 +69,7 @@ def min_area_polygons(pointsets: Tensor, polygons: Tensor) -> None:
 
 @operator('PyTorch')
 def points_in_polygons_forward(points: Tensor, polygons: Tensor, output: Tensor) -> None:
-    """Fill ``output`` (B, M) with 1 where points (B, 2) are in polygons (M, 8), else 0; on a border either may come."""
+    """Fill ``output`` (B, M) with 1 where points (B, 2) are in polygons (M, 8), else 0; on a border, either."""
     px, py = (value[:, None] for value in points.unbind(1))
     inside = torch.zeros_like(output, dtype=torch.bool)
     corners = polygons.unflatten(1, (4, 2))
@@ -122,7 +122,7 @@ def diff_iou_rotated_sort_vertices_forward(vertices: Tensor, mask: Tensor, num_v
     Args:
         vertices (Tensor): (B, N, 24, 2), around their middle; the last 16 are where edges cross.
         mask (Tensor): (B, N, 24), those that count.
-        num_valid (Tensor): (B, N), how many these are; of more than eight, of which some are the same, eight are taken.
+        num_valid (Tensor): (B, N), how many these are; of more than eight, some of which coincide, eight are taken.
     """
     invalid = 8 + mask[..., 8:].byte().argmin(2, keepdim=True)
     order = torch.where(mask, direction(vertices), math.inf).argsort(2)
@@ -135,14 +135,14 @@ def diff_iou_rotated_sort_vertices_forward(vertices: Tensor, mask: Tensor, num_v
 
 
 def hull(points: Tensor) -> Tensor:
-    """Indices (P, n) of the corners of the convex hulls of points (P, n, 2), counterclockwise in x and y; the first one
-    fills the places that are left."""
+    """Indices (P, n) of the corners of the convex hulls of points (P, n, 2), counterclockwise in x and y; the
+    first one pads the rest."""
     points = points.detach()
     number = points.shape[1]
     ways = points[:, None] - points[:, :, None]  # from i to j
     length = ways.norm(dim=3)
     unit = ways / length.clamp(min=torch.finfo(points.dtype).tiny)[..., None]
-    # From a corner, the next one has no other to its right; the farthest of several in a row.
+    # Seen from a corner, no point lies to the right of the next one; of collinear ones it is the farthest.
     rightmost = cross(unit[:, :, :, None], unit[:, :, None]).amin(3)
     following = torch.where((rightmost >= -1e-9) & (length > 0), length, -1).argmax(2)
     lowest = points[..., 1] == points[..., 1].amin(1, keepdim=True)
@@ -160,7 +160,7 @@ def _take(points: Tensor, index: Tensor) -> Tensor:
 
 
 def _area(corners: Tensor) -> Tensor:
-    """Of polygons (P, n, 2): (P,)."""
+    """Area (P,) of polygons (P, n, 2)."""
     corners = corners - corners[:, :1]
     return cross(corners, corners.roll(-1, 1)).sum(1).abs() / 2
 

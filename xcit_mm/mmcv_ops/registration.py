@@ -7,15 +7,15 @@ from typing import Any, Callable, ContextManager, Dict, Iterator
 import torch
 from torch import Tensor
 
-# Where each operator's work is done, by its name: 'torchvision' or 'PyTorch'.
+# Operator -> the library that computes it, 'torchvision' or 'PyTorch'.
 OPERATORS: Dict[str, str] = {}
 
 
 def operator(source: str) -> Callable:
     """Register a function as mmcv's operator of the same name.
 
-    It runs as compiled code would: without recording gradients, in the dtypes that it is given whatever autocast says,
-    and with a warning instead of an error where deterministic algorithms are asked for and there is none.
+    It runs as compiled code would: no gradients are recorded, and autocast does not change its dtypes. Where
+    deterministic algorithms are required and it has none, PyTorch warns instead of raising an error.
 
     Args:
         source (str): 'torchvision' or 'PyTorch'.
@@ -36,7 +36,7 @@ def operator(source: str) -> Callable:
 
 
 def wide(*tensors: Tensor) -> tuple:
-    """Tensors in one floating dtype: double if the first is, else float32, in which half precision is computed."""
+    """Cast tensors to double if the first is double, else to float32; half precision is computed in float32."""
     dtype = torch.float64 if tensors[0].dtype == torch.float64 else torch.float32
     return tuple(tensor.to(dtype) for tensor in tensors)
 

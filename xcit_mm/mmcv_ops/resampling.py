@@ -100,7 +100,7 @@ def carafe_backward(
     group_size: int,
     scale_factor: int,
 ) -> None:
-    """As :func:`carafe_naive_backward`; arguments that begin with r are work space of the compiled operator."""
+    """As :func:`carafe_naive_backward`; arguments that begin with r are workspace of the compiled operator."""
     geometry = (kernel_size, group_size, scale_factor)
     carafe_naive_backward(top_grad, rfeatures, masks, bottom_grad, mask_grad, *geometry)
 

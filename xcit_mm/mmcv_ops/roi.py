@@ -28,8 +28,8 @@ def roi_align_forward(
 
     Args:
         rois (Tensor): Index of the image, x1, y1, x2, y2.
-        argmax_y, argmax_x (Tensor): Filled with the place of each maximum, shaped as ``output``, if it is that.
-        sampling_ratio (int): Samples of a bin along each axis; 0 for as many as the RoI is large.
+        argmax_y, argmax_x (Tensor): Shaped as ``output``; filled with the place of each maximum if ``pool_mode`` is 0.
+        sampling_ratio (int): Samples of a bin along each axis; 0 for one per pixel of a bin, rounded up.
         pool_mode (int): 0 for the maximum of the samples, 1 for their mean.
         aligned (bool): Whether pixel (0, 0) has its centre at (0.5, 0.5).
     """
@@ -45,7 +45,7 @@ def roi_align_forward(
         taps, weights = bilinear_taps(grid.y, grid.x, height, width)
         values = bag_sums(maps, taps + (grid.image * height * width)[:, None], weights)
         bins = grid.bin[:, None].expand_as(values)
-        best = values.new_full((grid.bins, values.shape[1]), -10000.0)  # where mmcv's begins
+        best = values.new_full((grid.bins, values.shape[1]), -10000.0)  # mmcv's initial value
         best = best.scatter_reduce(0, bins, values, 'amax')
         # The first sample that reaches the maximum, as in a loop over them.
         numbers = torch.arange(len(values), device=x.device)[:, None].expand_as(values)
@@ -163,7 +163,7 @@ def deform_roi_pool_forward(
     sampling_ratio: int,
     gamma: float,
 ) -> None:
-    """As :func:`roi_align_forward`, its mean and aligned, each bin moved by an offset (Dai et al., 2017).
+    """As :func:`roi_align_forward` with the mean and ``aligned``, each bin moved by an offset (Dai et al., 2017).
 
     Args:
         offset (Tensor): (N, 2, pooled_height, pooled_width), x first, in extents of the RoI times ``gamma``; or empty.
@@ -192,7 +192,7 @@ def deform_roi_pool_backward(
 ) -> None:
     """Fill ``grad_input`` (B, C, H, W) and ``grad_offset``, shaped as ``offset``.
 
-    A sample outside the map gives its offset no gradient; mmcv gives it one as if the map went on.
+    A sample outside the map gives its offset no gradient; mmcv gives it one as if the map continued.
     """
     grad, x, rois, offset = wide(grad_output, input, rois, offset)
     geometry = (x.shape, (pooled_height, pooled_width), spatial_scale, sampling_ratio, gamma)

@@ -13,14 +13,14 @@ from torch import Tensor
 
 from .registration import operator, wide
 
-# Pairs of boxes whose intersection is computed together, a bound on the memory.
+# Pairs of boxes whose intersection is computed in one chunk; this bounds the memory.
 PAIRS = 1 << 17
-# Boxes whose suppression of each other is resolved together.
+# Boxes in a block of the greedy suppression.
 BLOCK = 256
 
 
 class Shapes:
-    """N convex quadrilaterals, by what describes them."""
+    """N convex quadrilaterals, in one of two parametrisations."""
 
     def __init__(self, boxes: Tensor):
         self.boxes = boxes
@@ -36,7 +36,7 @@ class Shapes:
         raise NotImplementedError
 
     def corners(self, origin: Tensor) -> Tensor:
-        """(N, 4, 2), in order, as seen from ``origin`` (N, 2)."""
+        """(N, 4, 2), in order, relative to ``origin`` (N, 2)."""
         raise NotImplementedError
 
     def area(self) -> Tensor:
@@ -152,7 +152,7 @@ def nms_rotated(
         dets (Tensor): (N, 5), or (N, 6) with the label last if ``multi_label``: labels do not suppress each other.
             (mmcv's CUDA code does so; its CPU code suppresses across labels.)
         order, dets_sorted, labels (Tensor): What the compiled operator needs for CUDA, not used here.
-        iou_threshold (float): A box goes whose IoU with a better one reaches it (on CUDA, as mmcv: is above it).
+        iou_threshold (float): Boxes whose IoU with a better one reaches it are removed (on CUDA, as mmcv: exceeds it).
     """
     return _suppress(Rotated(dets[:, :5]), scores, iou_threshold, dets[:, 5] if multi_label else None)
 
@@ -166,7 +166,7 @@ def nms_quadri(
 
 
 def _suppress(shapes: Shapes, scores: Tensor, threshold: float, label: Optional[Tensor]) -> Tensor:
-    """Greedy suppression, a block of the best that are left after another: the indices (K,) to keep, best first."""
+    """Greedy suppression in blocks of the best boxes that are left: the indices (K,) to keep, best first."""
     order = scores.sort(0, descending=True)[1]
     shapes, label = shapes.take(order), None if label is None else label[order]
     device = scores.device
@@ -201,9 +201,9 @@ def _suppress(shapes: Shapes, scores: Tensor, threshold: float, label: Optional[
 
 
 def _near(first: Shapes, second: Shapes, iou: float = 0.0) -> Tensor:
-    """False where of N and M shapes two cannot have a positive IoU, or one of ``iou``: (N, M).
+    """Mask (N, M): False where two shapes cannot have an IoU above 0 and of at least ``iou``.
 
-    The circles around them meet, and the smaller area is at least ``iou`` of the larger. One with NaN is near all.
+    True if their circles meet and the smaller area is at least ``iou`` times the larger. A shape with NaN is near all.
     """
     (x1, y1), (x2, y2) = first.centre().T, second.centre().T
     radius1, radius2 = (shapes.radius() * (1 + 1e-5) for shapes in (first, second))
@@ -219,7 +219,7 @@ def _overlaps(first: Shapes, second: Shapes, mode: int) -> Tensor:
     parts = []
     for start in range(0, len(first), PAIRS):
         one, other = (shapes.take(slice(start, start + PAIRS)) for shapes in (first, second))
-        middle = (one.centre() + other.centre()) / 2  # coordinates around it round less
+        middle = (one.centre() + other.centre()) / 2  # coordinates relative to it have smaller rounding errors
         inter, area1, area2 = (
             intersection(one.corners(middle), other.corners(middle), one.inside),
             one.area(),

@@ -6,7 +6,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-# Samples that are computed together, a bound on the memory.
+# Samples in a chunk; this bounds the memory.
 SAMPLES = 1 << 20
 
 

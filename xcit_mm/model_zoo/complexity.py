@@ -1,4 +1,4 @@
-"""Parameters and MACs, counted without memory and without arithmetic: only shapes are computed."""
+"""Parameters and MACs, counted on the meta device: only shapes are computed."""
 
 import math
 from contextlib import contextmanager
@@ -23,7 +23,7 @@ CONVENTION = (
     'counted.'
 )
 
-# Operators whose shapes PyTorch finds in Python, by way of simpler ones: half of the time for nothing.
+# PyTorch infers the shapes of these by decompositions in Python, which would take half of the time.
 SHAPED_LIKE_INPUT = ('gelu', 'native_batch_norm', 'native_layer_norm')
 
 
@@ -31,7 +31,7 @@ class MultiplyAdds(TorchDispatchMode):
     """Count the MACs of everything that runs inside.
 
     MMEngine's own counter reads a TorchScript trace, which needs a real forward pass (minutes for the large models),
-    and passes over operators that are new to it. This one sees every operator that is executed.
+    and skips operators that it does not know. This one sees every operator that is executed.
 
     Attributes:
         count (int): MACs.
@@ -72,7 +72,7 @@ def _multiply_adds(operator: str, args: tuple, out) -> int:
 
 
 def count_multiply_adds(model: nn.Module, height: int, width: int) -> int:
-    """Count a model in eval mode on one image.
+    """MACs of a model in eval mode for one image.
 
     Args:
         model (nn.Module): On the meta device.
@@ -90,7 +90,7 @@ def count_multiply_adds(model: nn.Module, height: int, width: int) -> int:
 
 @contextmanager
 def without_memory():
-    """Inside, models are built on the meta device, without drawing start values, which takes half of the time."""
+    """Build models inside on the meta device, without drawing initial weights, which takes half of the time."""
     with torch.device('meta'), _NoStartValues():
         yield
 
@@ -133,7 +133,7 @@ class Parameters(NamedTuple):
 
 
 def count_parameters(config: Path) -> Optional[Parameters]:
-    """Parameters of the model of a config, without memory; None if its library is not installed.
+    """Parameters of a config's model, counted on the meta device; None if its library is not installed.
 
     Raises:
         UsageError: If there is no such config.

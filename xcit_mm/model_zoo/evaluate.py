@@ -1,4 +1,4 @@
-"""Test the published models on data that the user has; each in a process of its own, resumable."""
+"""Test the published models on the user's data, each in a process of its own; resumable."""
 
 import argparse
 import hashlib
@@ -22,7 +22,7 @@ SUBFOLDERS = {
     'detection': Path('coco'),
     'segmentation': Path('ade/ADEChallengeData2016'),
 }
-# Names in MMEngine's results and what makes them per cent, by the names of the published accuracies.
+# Published accuracy -> its name in MMEngine's results and the factor to per cent.
 COCO = {
     f'{what} AP{level}': (f'coco/{key}_mAP{"_" if level else ""}{level}', 100)
     for what, key in (('box', 'bbox'), ('mask', 'segm'))
@@ -68,7 +68,7 @@ def plan(
     protocols: Sequence[str] = PUBLISHED_PROTOCOLS,
     cfg_options: Sequence[str] = (),
 ) -> List[Run]:
-    """What has to be run, checked as far as that needs no run.
+    """Plan the tests, and check all that can be checked without running one.
 
     Args:
         models (Sequence[Model]): Models to test.
@@ -136,7 +136,7 @@ def _parse(arguments: List[str]) -> argparse.Namespace:
 
 
 def _version(weights: str) -> list:
-    """What changes when a local file does; an address stands for its content."""
+    """What identifies weights: size and time too for a local file; an address stands for its content."""
     if '://' in weights or not os.path.isfile(weights):
         return [weights]
     stat = os.stat(weights)

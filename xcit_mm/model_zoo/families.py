@@ -19,7 +19,7 @@ class Family(NamedTuple):
     Attributes:
         page (str): Name of its page.
         pattern (str): Regular expression of the names of its configs.
-        title (str): Of the page.
+        title (str): Title of the page.
         about (str): What its configs have in common, with the page that tells more.
     """
 
@@ -38,13 +38,13 @@ FAMILIES = (
     Family('faster_rcnn', r'faster_rcnn_', 'Faster R-CNN on COCO', 'Boxes alone; nobody published such models.'),
     Family('sem_fpn', r'sem_fpn_', 'Semantic FPN on ADE20K', '80k iterations; the faster of the two segmentors.'),
     Family('upernet', r'upernet_', 'UperNet on ADE20K', '160k iterations; the more accurate of the two segmentors.'),
-    Family('ablations', r'ablation_', 'Ablations', "Table 4 of the paper: one switch of the backbone's each."),
-    Family('robust', r'debenedetti', 'Robust models', 'Adversarially trained, by Debenedetti et al.; to test.'),
-    Family('dino', r'(dino|knn|linear)_', 'DINO', 'Training without labels, and the k-NN and linear tests of it.'),
+    Family('ablations', r'ablation_', 'Ablations', 'Table 4 of the paper: each changes one switch of the backbone.'),
+    Family('robust', r'debenedetti', 'Robust models', 'Adversarially trained by Debenedetti et al.; for testing.'),
+    Family('dino', r'(dino|knn|linear)_', 'DINO', 'Self-supervised training, with its k-NN and linear evaluation.'),
     Family('imagenet', r'xcit_.*_in1k', 'Classification on ImageNet-1k', 'From scratch, distilled, and at 384x384.'),
-    Family('transfer', r'xcit_', 'Transfer sets', 'ImageNet models tuned on for smaller data sets.'),
+    Family('transfer', r'xcit_', 'Transfer sets', 'ImageNet models fine-tuned on smaller data sets.'),
 )
-COLUMNS = ('config', 'trains', 'length', 'images of a process', 'learning rate', 'starts from')
+COLUMNS = ('config', 'trains', 'length', 'images per process', 'learning rate', 'starts from')
 
 
 def family_pages(root: Path) -> Dict[str, str]:
@@ -54,13 +54,13 @@ def family_pages(root: Path) -> Dict[str, str]:
         root (Path): The checkout.
 
     Raises:
-        ValueError: If a config is of no family.
+        ValueError: If a config belongs to no family.
     """
     members: Dict[str, List[Path]] = {family.page: [] for family in FAMILIES}
     for path in sorted((root / 'configs').glob('*.py')):
         family = next((f for f in FAMILIES if re.match(f.pattern, path.stem)), None)
         if family is None:
-            raise ValueError(f'{path.name} is of no family in {__name__}.FAMILIES')
+            raise ValueError(f'{path.name} belongs to no family in {__name__}.FAMILIES')
         members[family.page].append(path)
     pages = {f'{FOLDER}/{family.page}.md': _page(family, members[family.page]) for family in FAMILIES}
     lines = [markdown_line(('family', 'configs', '')), markdown_line(('---', '---:', '---'))]

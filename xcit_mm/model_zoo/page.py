@@ -30,8 +30,8 @@ tools/test.py configs/xcit_s12_8_dist_in1k.py hf-hub:timm/xcit_small_12_p8_224.f
 tools/convert_checkpoint.py xcit_mm://xcit_s12_8_dist_in1k xcit_small_12_p8.safetensors --to timm
 ```
 
-[Checkpoints](checkpoints.md) says how addresses are fetched, kept and checked. Accuracies on this page are published
-ones; parameters and MACs are computed by `tools/model_zoo.py`.
+[Checkpoints](checkpoints.md) says how addresses are fetched, kept and checked. Accuracies on this page are
+published. Parameters and MACs are computed by `tools/model_zoo.py`.
 """
 SOURCES = {
     'XCiT': (

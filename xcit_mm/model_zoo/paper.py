@@ -169,7 +169,7 @@ def draw(tables: Sequence[PaperTable], folder: Path) -> List[Path]:
 
     Args:
         tables (Sequence[PaperTable]): Tables; one without pictures adds none.
-        folder (Path): Is made if need be.
+        folder (Path): Created if missing.
     """
     from ..visualization.style import plots
 

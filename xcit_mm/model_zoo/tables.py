@@ -36,8 +36,8 @@ class Row:
 
     Attributes:
         model (Model): What was published.
-        parameters (Parameters, optional): Of the config's model; None if its library is not installed.
-        multiply_adds (int): Of this backbone's layers.
+        parameters (Parameters, optional): Those of the config's model; None if its library is not installed.
+        multiply_adds (int): MACs of this backbone's layers.
         multiply_adds_mmpretrain (int, optional): Those of MMPretrain's, for classifiers and where it is installed.
         measured (dict[str, float]): Measured accuracies by the names of the published ones.
     """
@@ -56,7 +56,7 @@ class Row:
 
     @property
     def parameters_agree(self) -> bool:
-        """The published number, exact or cut to one decimal, is the computed one."""
+        """True if the published number, exact or truncated to one decimal, equals the computed one."""
         if self.model.params is not None:
             return self.model.params == self.comparable
         return int(self.comparable / 1e5) == round(self.model.params_m * 10)
@@ -202,7 +202,7 @@ def _weights_links(row: Row) -> str:
 
 
 def notes(rows: Sequence[Row]) -> List[str]:
-    """What has to be known to read the table of one task; every claim is counted on these rows."""
+    """Notes on the table of one task; every count is of these rows."""
     task = rows[0].model.task
     known = [row for row in rows if row.parameters]
     agree = f'{sum(row.parameters_agree for row in known)} of {len(rows)} rows'
@@ -219,14 +219,14 @@ def notes(rows: Sequence[Row]) -> List[str]:
     counted = f'MACs are of the backbone with its adapter at {height}x{width}, by the convention of the classifiers.'
     if task == 'detection':
         return [
-            f'The paper cuts its parameters to one decimal instead of rounding them: table 5 is the count of the whole '
-            f'detector in {agree}. {counted}'
+            f'The paper truncates its parameters to one decimal instead of rounding them. Table 5 is the count of the '
+            f'whole detector in {agree}. {counted}'
         ]
     return [
         f"The paper's table 6 is the count without the multi-scale adapter (three deconvolutions and a batch norm with "
-        f'patches of 16, one deconvolution with patches of 8), with the auxiliary head of UperNet, cut to one '
-        f'decimal, in {agree}; why it leaves the adapter out, it does not say. Without adapters the two patch sizes '
-        f'differ by less than 0.1 M, so that Semantic FPN has the same printed count with both. {counted}'
+        f'patches of 16, one deconvolution with patches of 8), with the auxiliary head of UperNet, truncated to one '
+        f'decimal, in {agree}. The paper does not say why it leaves the adapter out. Without adapters the two patch '
+        f'sizes differ by less than 0.1 M, so that Semantic FPN has the same printed count with both. {counted}'
     ]
 
 
@@ -237,9 +237,10 @@ def _multiply_adds_note(rows: Sequence[Row]) -> str:
     exact = sum(row.multiply_adds_mmpretrain == row.model.flops for row in known)
     more = [row.multiply_adds / (row.multiply_adds_mmpretrain or 1) - 1 for row in known]
     return (
-        f'So counted on the backbone of MMPretrain, the published number is exact in {exact} of {len(rows)} rows. The '
-        f'layers here, as those of the original code, have {min(more):.1%} to {max(more):.1%} more: the queries of '
-        f'the patch tokens in class attention, which are never used. What runs has fewer; see xcit_mm.ops.'
+        f'Counted in this way on the backbone of MMPretrain, the published number is exact in {exact} of {len(rows)} '
+        f'rows. The layers here, as those of the original code, have {min(more):.1%} to {max(more):.1%} more: the '
+        f'queries of the patch tokens in class attention, which are never used. The kernels that run need fewer; see '
+        f'xcit_mm.ops.'
     )
 
 
@@ -333,14 +334,14 @@ def _record(row: Row) -> dict:
 
 
 def summary(rows: Sequence[Row]) -> str:
-    """How many rows are as published, and why the others are not."""
+    """One line: how many rows equal the published numbers, and why the others do not."""
     known = [row for row in rows if row.parameters]
     agreeing = [row for row in known if row.parameters_agree]
     kinds = {task: sum(row.model.task == task for row in agreeing) for task in TASKS}
     ways = dict(
         classification='to the last digit',
-        detection='cut to one decimal',
-        segmentation='without the adapter and cut to one decimal',
+        detection='truncated to one decimal',
+        segmentation='without the adapter and truncated to one decimal',
     )
     listed = ', '.join(f'{kinds[task]} {way}' for task, way in ways.items() if kinds[task])
     parts = [f'Summary: parameters as published in {len(agreeing)} of {len(rows)} rows ({listed or NONE})']
@@ -361,7 +362,7 @@ def summary(rows: Sequence[Row]) -> str:
 
 
 def check_complete(rows: Sequence[Row]) -> None:
-    """Make sure that all of the documentation's tables can be written.
+    """Check that all of the documentation's tables can be written.
 
     Raises:
         UsageError: If a row could not be computed.

@@ -1,4 +1,4 @@
-"""What was published: the numbers of the papers and releases, and the addresses of the weights."""
+"""The numbers that the papers and releases published, and the addresses of the weights."""
 
 from .records import (
     RELEASED_ARCHS,

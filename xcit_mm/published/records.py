@@ -1,4 +1,4 @@
-"""What was published: the tables in ``data/``, and from them one record for each model and for each file of weights."""
+"""The tables in ``data/``, and from them one record for each published model and for each file of weights."""
 
 import csv
 import re
@@ -143,9 +143,9 @@ def weights_by_name() -> Dict[str, Weights]:
 
 
 def find_weights(name: str) -> Optional[Weights]:
-    """The weights of a name, in any case; the original release's own names are known too.
+    """Find published weights by name, case-insensitively; the original release's own names work too.
 
-    timm's names without a tag mean the same files as those: 'xcit_small_12_p8_224', 'xcit_small_12_p8_384_dist'.
+    timm's names without a tag mean the original release's files: 'xcit_small_12_p8_224', 'xcit_small_12_p8_384_dist'.
     """
     name = name.lower()
     found = weights_by_name().get(name)

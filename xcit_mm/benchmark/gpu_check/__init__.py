@@ -1,8 +1,7 @@
-"""One check of an accelerator: is everything right on it, how fast is it beside the peers, and where does the time go?
+"""Checks of a GPU: is everything right on it, how fast is it beside the peers, and where does the time go?
 
-The checks are ordered by what they tell. Each has an estimate of its seconds, and one that would outlast the budget is
-left out by name, so that a short loan of a machine gives the most important figures. What is found is written after
-each check.
+The most important checks come first. Each has an estimate of its seconds; one that would exceed the budget is skipped
+and named, so that a few minutes of a machine give the most important figures. Results are written after each check.
 """
 
 from .plan import ROOT, Check, Plan

@@ -34,7 +34,7 @@ def models(plan: Plan, dtype: str, features: str, training: bool = False) -> tup
 
 
 def outputs(plan: Plan, dtype: str) -> Iterator[dict]:
-    """Class token and map against the reference in fp32 on this device, which is compared with the CPU's."""
+    """Compare class token and map with the fp32 reference on this device, and that reference with the CPU's."""
     for features in ('cls', 'map'):
         ours, reference, image = models(plan, dtype, features)
         with use('reference'):
@@ -54,7 +54,7 @@ def outputs(plan: Plan, dtype: str) -> Iterator[dict]:
 
 
 def training_step(plan: Plan) -> Iterator[dict]:
-    """One step of AdamW in mixed precision: the loss falls, and nothing is NaN or infinite."""
+    """AdamW in mixed precision: the loss falls, and nothing is NaN or Inf."""
     dtype = torch.float16 if plan.device == 'cuda' else torch.bfloat16
     ours, _, image = models(plan, 'fp32', 'map', training=True)
     optimizer = torch.optim.AdamW(ours.parameters(), 1e-4)
@@ -73,7 +73,7 @@ def training_step(plan: Plan) -> Iterator[dict]:
 
 
 def sync_bn(plan: Plan) -> Iterator[dict]:
-    """Without other processes it is batch norm."""
+    """SyncBN in a single process equals batch norm."""
     image = torch.randn(4, 8, 16, 16, device=plan.device)
     norms = SyncBN(8).to(plan.device), torch.nn.BatchNorm2d(8).to(plan.device)
     outs = [norm(image) for norm in norms]
@@ -82,7 +82,7 @@ def sync_bn(plan: Plan) -> Iterator[dict]:
 
 
 def roi_align(plan: Plan) -> Iterator[dict]:
-    """mmcv's operator on the pyramid of a channels-last model, and torchvision's on a contiguous copy of it."""
+    """Compare mmcv's operator on a channels-last pyramid with torchvision's on a contiguous copy."""
     from mmcv.ops import RoIAlign
     from torchvision.ops import roi_align
 
@@ -108,7 +108,7 @@ def compiled(plan: Plan) -> Iterator[dict]:
 
 
 def cuda_graph(plan: Plan) -> Iterator[dict]:
-    """Captured once, replayed on another image."""
+    """A CUDA graph, captured once, is right when replayed on another image."""
     ours, _, image = models(plan, plan.dtypes[0], 'map')
     image = image.to(DTYPES[plan.dtypes[0]])
     other = image.flip(0).contiguous()

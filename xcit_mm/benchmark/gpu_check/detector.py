@@ -22,7 +22,7 @@ DIGITS = 'configs/mask_rcnn_xcit_n12_8_digits.py'
 
 
 def iterations(plan: Plan) -> Iterator[dict]:
-    """A whole training iteration with our backbone and with a peer's, eager, in turns."""
+    """Time a whole training iteration with our backbone and with a peer's, eager, interleaved."""
     height, width = plan.large
     # mmcv's operators take no bf16.
     dtype = 'fp16' if plan.device == 'cuda' else 'fp32'
@@ -54,7 +54,7 @@ def iterations(plan: Plan) -> Iterator[dict]:
 
 
 def digits(plan: Plan) -> Iterator[dict]:
-    """The README's demo: seconds an iteration over the first hundred, and AP after the short schedule."""
+    """The README's demo: seconds per iteration over the first hundred, and AP after the short schedule."""
     work_dir = Path('work_dirs/gpu_check_digits')
     data = ROOT / 'data/digits'
     if not data.exists():
@@ -65,11 +65,11 @@ def digits(plan: Plan) -> Iterator[dict]:
 
 
 def digits_records(lines: Sequence[dict]) -> List[dict]:
-    """What MMEngine's scalars of the run say."""
+    """Records from the scalars that MMEngine wrote in the run."""
     times = [line['time'] for line in lines if 'time' in line and 'loss' in line and line.get('step', 0) <= 100]
     scores = {key: line[key] for line in lines for key in ('coco/bbox_mAP', 'coco/segm_mAP') if key in line}
     names = {'coco/bbox_mAP': 'box AP', 'coco/segm_mAP': 'mask AP'}
-    found = [dict(name='seconds an iteration, the first hundred', value=median(times), limit=None, passed=True)]
+    found = [dict(name='seconds per iteration, the first hundred', value=median(times), limit=None, passed=True)]
     # The published run on a CPU has 0.65 and 0.63; a seed moves them by some points.
     for key, least in (('coco/bbox_mAP', 0.60), ('coco/segm_mAP', 0.58)):
         value = scores.get(key, float('nan'))

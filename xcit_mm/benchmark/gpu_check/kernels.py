@@ -14,12 +14,12 @@ from .plan import Plan, record
 
 # Batch, rows and columns of tokens: odd sizes, one row, one column; and those of a detector's image.
 SIZES = (3, 11, 19), (1, 1, 37), (2, 33, 1), (1, 100, 152)
-# Of what rounding costs PyTorch's own operators; or of half a rounding, where that is more.
+# Limit on the error over that of PyTorch's own operators, or over half a rounding step where that is more.
 LIMIT = 2.0
 
 
 def _types(plan: Plan) -> List[Tuple[torch.dtype, torch.dtype]]:
-    """Of the tokens and of the matmuls: fp32, half precision, and autocast."""
+    """Dtypes of the tokens and of the matmuls: fp32, half precision, and autocast."""
     half = [DTYPES[dtype] for dtype in plan.dtypes]
     return [(torch.float32,) * 2, *((dtype, dtype) for dtype in half), (torch.float32, half[0])]
 
@@ -29,7 +29,7 @@ def _channels(plan: Plan) -> int:
 
 
 def differences(plan: Plan) -> Iterator[dict]:
-    """From fp64, over those of PyTorch's own operators in the same type: the worst output or gradient of each part."""
+    """Errors against fp64 over those of PyTorch's own operators in the same dtype; the worst tensor of each part."""
     if not available(torch.empty(0, device=plan.device)):
         yield record('Triton and a GPU of compute capability 8.0', 0.0, 0.0)
         return
@@ -40,13 +40,13 @@ def differences(plan: Plan) -> Iterator[dict]:
             for batch, height, width in SIZES:
                 case = Case(part, batch, height, width, _channels(plan), dtype, stream, batch > 1, plan.device)
                 for error in compare(case).values():
-                    # A NaN is the worst.
+                    # NaN counts as the worst.
                     worst = max(worst, error.fused / max(error.plain, least / LIMIT), key=lambda v: (v != v, v))
             yield record(f'{part}, tokens {_name(stream)}, matmuls {_name(dtype)}', worst, LIMIT)
 
 
 def times(plan: Plan) -> Iterator[dict]:
-    """Seconds of the kernels, of PyTorch's own operators and of those compiled; and what was predicted of an H100."""
+    """Seconds of the kernels, of PyTorch's own operators and of those compiled, and the prediction for an H100."""
     if not available(torch.empty(0, device=plan.device)):
         return
     half = DTYPES[plan.dtypes[0]]

@@ -1,4 +1,4 @@
-"""What is done on a device, and the parts that it is done in."""
+"""The plan of a check: the sizes of the work, and its parts."""
 
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -11,15 +11,15 @@ ROOT = Path(__file__).resolve().parents[3]
 
 @dataclass
 class Plan:
-    """What is done on a device: the sizes of the work, and how much of it.
+    """The sizes and the amount of work on a device.
 
     Attributes:
-        device (str): 'cuda', or 'cpu' for a trial of the check itself, in sizes that mean nothing.
-        arch (str): Of the XCiT whose outputs are compared and profiled.
+        device (str): 'cuda', or 'cpu' to try the check itself, at sizes without meaning.
+        arch (str): Arch of the XCiT that is compared and profiled.
         small, large (tuple[int, int]): Height and width of a classifier's and of a detector's image.
-        batch (int): Of a classifier.
+        batch (int): Batch size of a classifier.
         dtypes (tuple[str, ...]): Half-precision types that are timed.
-        modes (tuple[str, ...]): Of torch.compile.
+        modes (tuple[str, ...]): Modes of torch.compile.
         rounds (int): How often each contender is timed.
         peers (list[str]): Contenders that are installed.
     """
@@ -45,12 +45,12 @@ class Plan:
 
 @dataclass
 class Check:
-    """One part of the whole.
+    """One check.
 
     Attributes:
         section (str): Heading that its records belong under.
         name (str): What it is about.
-        seconds (float): Estimate for an H100; longer than what is left of the budget, and the check is left out.
+        seconds (float): Estimate for an H100; the check is skipped if less than that is left of the budget.
         run (Callable): Gives records, dicts of plain values.
     """
 

@@ -1,4 +1,4 @@
-"""Where does the time go, and what is the least that it could be?"""
+"""Where does the time go, and what is its lower bound?"""
 
 import time
 from statistics import median
@@ -19,12 +19,12 @@ STREAM_PASSES = 7
 
 
 def floor(setting: Setting) -> dict:
-    """Bytes and FLOPs that the backbone cannot do without, if each branch of a block is one fused kernel.
+    """Lower bound of bytes and FLOPs of the backbone, if each branch of a block is one fused kernel.
 
     Returns:
         dict: ``bytes`` of inference: :data:`STREAM_PASSES` passes over the residual stream of each block, the weights,
         and the maps of the patch embedding, written and read; ``flops`` of the matmuls and convolutions with
-        XCA in its covariance form. A training step takes three times as many of both, at least.
+        XCA in its covariance form. A training step takes at least three times both.
     """
     arch = ARCHS[setting.arch]
     channels, depth = arch['embed_dims'], arch['depth']
@@ -52,7 +52,7 @@ def floor(setting: Setting) -> dict:
 
 
 def profile(plan: Plan, size: tuple, batch: int, mode: str) -> Iterator[dict]:
-    """The kernels that take longest, and the whole beside its floor."""
+    """The slowest kernels, and the whole beside its lower bound."""
     from torch.profiler import ProfilerActivity, profile
 
     setting = Setting(
@@ -85,7 +85,7 @@ def profile(plan: Plan, size: tuple, batch: int, mode: str) -> Iterator[dict]:
         over_floor=total / bound,
     )
     for kernel in kernels[:TOP]:
-        # What a kernel that waits for memory alone would have moved: an upper bound for all others.
+        # Bytes that a purely memory-bound kernel would move in this time: an upper bound for all others.
         yield dict(kernel, share=kernel['seconds'] / total, bytes_at_most=kernel['seconds'] * per_second)
 
 
@@ -105,7 +105,7 @@ def kernel_times(averages, device: str) -> List[dict]:
 
 
 def bandwidth(device: str) -> float:
-    """Bytes per second of a copy that no cache holds, read and written."""
+    """Bytes per second of a copy larger than any cache, reads and writes together."""
     source = torch.empty((2**30 if device == 'cuda' else 2**26) // 4, device=device)
     target = torch.empty_like(source)
     return 2 * source.numel() * 4 / seconds_of(lambda: target.copy_(source), device)

@@ -13,7 +13,7 @@ SECTIONS = ('Correctness', 'Kernels', 'Speed', 'Profile', 'Detector', 'Curve')
 
 
 def write(found: dict, folder: Path) -> None:
-    """Both files, whole or not at all."""
+    """Write both files atomically."""
     for name, text in (('gpu_check.json', json.dumps(found, indent=1)), ('gpu_check.md', markdown(found))):
         draft = folder / f'{name}.new'
         draft.write_text(text + '\n', encoding='utf-8')
@@ -45,7 +45,7 @@ def markdown(found: dict) -> str:
         parts += ['What was compared:', _table(['check', 'value of', 'found', 'limit', ''], rows)]
     errors = [f'- {r["check"]}: {r["error"]}' for r in found['records'] if 'error' in r]
     parts += ['Failed:\n\n' + '\n'.join(errors)] if errors else []
-    parts += ['Not measured for want of time: ' + '; '.join(found['left_out']) + '.'] if found['left_out'] else []
+    parts += ['Not measured for lack of time: ' + '; '.join(found['left_out']) + '.'] if found['left_out'] else []
     return '\n\n'.join(parts)
 
 
@@ -131,13 +131,13 @@ def update_docs(source: Path, page: Path) -> None:
     """Put the tables of a finished check between the marks of a page.
 
     Raises:
-        UsageError: If the file is none of this check, was of a CPU, or the page has no marks.
+        UsageError: If the file is not of this check or is of a CPU, or if the page has no marks.
     """
     try:
         found = json.loads(source.read_text(encoding='utf-8'))
         text = markdown(found)
     except (OSError, ValueError, KeyError, TypeError) as error:
-        raise UsageError(f'{source} is no file of tools/gpu_check.py ({type(error).__name__}: {error})') from None
+        raise UsageError(f'{source} was not written by tools/gpu_check.py ({type(error).__name__}: {error})') from None
     if found['plan']['device'] == 'cpu':
         raise UsageError(f'{source} is of a CPU, whose figures mean nothing; run the check with --device cuda')
     old = page.read_text(encoding='utf-8')

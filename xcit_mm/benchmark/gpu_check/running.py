@@ -1,4 +1,4 @@
-"""The checks in the order of their worth, and as many of them as the budget is enough for."""
+"""Run the checks in order of importance, as many as fit the budget."""
 
 import subprocess
 import time
@@ -21,7 +21,7 @@ from .report import write
 
 
 def checks(plan: Plan) -> List[Check]:
-    """All checks, the most telling ones first."""
+    """All checks, the most important first."""
     b, small, large = plan.batch, plan.small, plan.large
     half = plan.dtypes[0]
     s16 = dict(patch_size=16)
@@ -68,24 +68,23 @@ def checks(plan: Plan) -> List[Check]:
         speed('inference, small images', 200, small, b, plan.modes[2:], **of_image),
     ]
     found = [*eager_first, *compiled]
-    if plan.device == 'cpu':  # nothing here is a figure of anything
+    if plan.device == 'cpu':  # no figure of this run means anything
         found = [check for check in found if check.section not in ('Kernels', 'Curve') and check.name != 'CUDA graph']
         found = [check for check in found if check.seconds < 90]
     return found
 
 
 def run(plan: Plan, budget: float, folder: Path, tell: Callable[[str], None] = print) -> dict:
-    """Do what the budget is enough for.
+    """Run the checks that fit the budget.
 
     Args:
         plan (Plan): What is done.
         budget (float): Seconds.
         folder (Path): Where ``gpu_check.json`` and ``gpu_check.md`` are written, anew after each check.
-        tell (Callable): Told what is done and found.
+        tell (Callable): Takes a line of progress.
 
     Returns:
-        dict: Everything that was found; 'failed' counts what is wrong, 'left_out' names what the budget was too small
-        for.
+        dict: All results; 'failed' counts the wrong and the failed ones, 'left_out' names the checks beyond the budget.
 
     Raises:
         UsageError: If the folder cannot be written to, or there is no such device.
@@ -132,7 +131,7 @@ def run(plan: Plan, budget: float, folder: Path, tell: Callable[[str], None] = p
 
 
 def describe(device: str) -> dict:
-    """The machine in words and versions."""
+    """Describe the machine: its device, driver and versions."""
     about: Dict[str, Any] = dict(about=machine.describe(device), date=datetime.now(timezone.utc).date().isoformat())
     if device == 'cuda':
         properties = torch.cuda.get_device_properties(0)
@@ -160,7 +159,7 @@ def _driver() -> Optional[str]:
 
 
 class no_tf32(nullcontext):
-    """fp32 is fp32 inside, and as it was afterwards."""
+    """Turn TF32 off inside, and restore the setting afterwards."""
 
     def __enter__(self):
         self.before = torch.backends.cuda.matmul.allow_tf32, torch.backends.cudnn.allow_tf32

@@ -33,7 +33,7 @@ def speed_record(name: str, row: Row) -> dict:
 
 
 def peak_memory(name: str, setting: Setting) -> int:
-    """Bytes that the second of two runs takes above the weights and what the first one left."""
+    """Peak memory in bytes of the second of two runs, above the weights and what the first one left."""
     step = Step(build(name, setting, random_weights(setting.arch, setting.patch_size)), setting)
     image = as_input(make_image(setting), setting)
     step(image)
@@ -45,7 +45,7 @@ def ratios(records: Sequence[dict]) -> List[dict]:
     """For each piece of work the best mode of ours beside the best mode of a peer.
 
     Args:
-        records (Sequence[dict]): Of :func:`checks` with the section 'Speed'.
+        records (Sequence[dict]): Those of the checks in the section 'Speed'.
 
     Returns:
         list[dict]: ``work``, ``setting``, ``seconds``, ``mode`` and ``peak_memory`` of ours; ``peer``,
