@@ -3,11 +3,14 @@
 import sys
 
 import pytest
+import torch
 from processes import ROOT, call
 
 
 def test_mypy_finds_nothing(tmp_path):
     pytest.importorskip('mypy', reason='pip install mypy')
+    if torch.__version__ < torch.torch_version.TorchVersion('2.6'):
+        pytest.skip('the annotations are those for the pinned PyTorch, NumPy and OpenCV')
     done = call([sys.executable, '-m', 'mypy', '--cache-dir', tmp_path], cwd=ROOT)
     assert done.returncode == 0, done.stdout[-6000:] + done.stderr
 

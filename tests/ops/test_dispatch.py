@@ -156,7 +156,7 @@ if '_linear_pointwise' in vars(torch.ops.mkldnn):
     del torch.ops.mkldnn._linear_pointwise
 del torch._C._functorch.peek_interpreter_stack, torch._C._len_torch_dispatch_stack
 from xcit_mm.ops import private
-assert len(private.MISSING) == 6, private.MISSING
+assert len(private.MISSING) >= 6, private.MISSING
 from xcit_mm import create_backbone, ops
 net, x = create_backbone('xcit_n12_8').eval(), torch.randn(1, 3, 256, 256)
 with torch.no_grad():

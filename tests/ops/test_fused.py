@@ -12,6 +12,7 @@ from interpreting import interpreted
 from xcit_mm import ops
 from xcit_mm.ops import dispatch, fused, trial
 
+pytest.importorskip('triton', minversion='3.0', reason='needs Triton 3, which comes with PyTorch 2.4')
 SMALL = dict(embed_dims=16, depth=2, num_heads=2)
 
 

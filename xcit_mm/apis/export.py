@@ -92,6 +92,10 @@ def export_model(
         raise UsageError(f'the size must be between {SMALLEST} and {LARGEST} pixels, got {size[0]}x{size[1]}')
     if precision not in PRECISIONS or (precision != 'fp32' and format != 'onnx'):
         raise UsageError(f'the precision must be one of {PRECISIONS}, the last two of ONNX alone; got {precision!r}')
+    if precision == 'fp16' and digit_version(torch.__version__) < digit_version('2.4'):
+        raise UsageError(
+            f'fp16 is recorded under autocast on the CPU, which needs PyTorch 2.4 or later; this is {torch.__version__}'
+        )
     if precision == 'int8' and not images:
         raise UsageError('int8 needs calibration images: give --images, a hundred or so')
     _require(format)

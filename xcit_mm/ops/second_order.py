@@ -5,6 +5,8 @@ from typing import Callable
 
 import torch
 
+from .precision import without_autocast
+
 
 def twice_differentiable(backward: Callable) -> staticmethod:
     """Decorate the ``backward`` of an autograd function: where its graph is wanted, the reference is differentiated.
@@ -22,7 +24,8 @@ def twice_differentiable(backward: Callable) -> staticmethod:
         # Views, at which the derivatives stop: one argument may have been computed from another.
         arguments = [a.view_as(a) if isinstance(a, torch.Tensor) else a for a in function.arguments(ctx)]
         x, needed = arguments[0], ctx.needs_input_grad
-        with torch.autocast(x.device.type, dtype=ctx.dtype, enabled=ctx.dtype != x.dtype):
+        # PyTorch before 2.4 refuses some types even where it is not enabled.
+        with torch.autocast(x.device.type, dtype=ctx.dtype) if ctx.dtype != x.dtype else without_autocast(x):
             outs = function.reference(*arguments)
         inputs = [argument for argument, need in zip(arguments, needed) if need]
         found = iter(torch.autograd.grad(outs, inputs, grads, create_graph=True))

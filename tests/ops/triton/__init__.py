@@ -3,9 +3,12 @@
 import math
 from typing import Dict
 
+import pytest
 import torch
 
 from xcit_mm.benchmark.kernels import Case, Errors
+
+pytest.importorskip('triton', minversion='3.0', reason='needs Triton 3, which comes with PyTorch 2.4')
 
 
 def assert_as_exact_as_pytorch(case: Case, errors: Dict[str, Errors]) -> None:

@@ -9,7 +9,6 @@ from xcit_mm.benchmark.kernels import PARTS, Case, fused, fused_inference
 from xcit_mm.ops.triton.launch import SHARED_MEMORY, gram_chunks, strip
 
 pytestmark = pytest.mark.skipif('TRITON_INTERPRET' in os.environ, reason='the interpreter compiles nothing')
-pytest.importorskip('triton', reason='needs Triton: pip install triton')
 SINGLE, HALF = torch.float32, torch.bfloat16
 
 

@@ -6,6 +6,7 @@ tiles follow from the rules in :mod:`launch`. These modules import Triton; this 
 """
 
 from functools import lru_cache
+from importlib.metadata import version
 from importlib.util import find_spec
 from typing import Tuple
 
@@ -46,7 +47,9 @@ def _runs_on(device: torch.device) -> bool:
 
 @lru_cache(maxsize=None)
 def _has_triton() -> bool:
-    return torch.version.hip is None and find_spec('triton') is not None
+    if torch.version.hip is not None or find_spec('triton') is None:
+        return False
+    return int(version('triton').split('.')[0]) >= 3  # PyTorch 2.4 came with the first
 
 
 @lru_cache(maxsize=None)
