@@ -312,7 +312,8 @@ def convolve(
     with on(image):
         forward_kernel[(programs, triton.cdiv(C, BLOCK_C))](
             image, *(bn or (image,) * 4), weight, given(bias), out, given(residual), given(gamma),
-            given(keep), given(parts), eps, H, W, C, 'batch_norm' if bn else 'none', flipped, bias is not None, gelu, residual is not None,
+            given(keep), given(parts), eps, H, W, C,
+            'batch_norm' if bn else 'none', flipped, bias is not None, gelu, residual is not None,
             keep is not None, moments, ROWS=rows, **FORWARD,
         )  # fmt: skip
     return out, parts

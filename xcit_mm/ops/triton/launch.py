@@ -1,6 +1,7 @@
 """What every launch of a kernel needs: the tensors' device, and tiles chosen from sizes by rule, never by timing."""
 
-from typing import Dict, NamedTuple
+from contextlib import nullcontext
+from typing import ContextManager, Dict, NamedTuple
 
 import torch
 from torch import Tensor
@@ -69,6 +70,11 @@ def strip(B: int, H: int, W: int, C: int, columns: int) -> int:
     return rows
 
 
-def on(x: Tensor):
+def on(x: Tensor) -> ContextManager:
     """Inside, kernels are launched on the device of x."""
-    return torch.cuda.device_of(x)
+    if x.is_cuda and x.device.index != torch.cuda.current_device():
+        return torch.cuda.device(x.device)
+    return _NOTHING  # which costs less than setting the device that is set
+
+
+_NOTHING = nullcontext()

@@ -193,7 +193,8 @@ class AddLpi(torch.autograd.Function):
         else:
             averages = torch.zeros_like(averages)
         by_tap1, (by_bias1, *_) = convolve_backward(
-            normed, conv1_weight, hidden, batch_norm, ctx.bn_eps, grad_hidden, False, bias=conv1_bias, averages=averages,
+            normed, conv1_weight, hidden, batch_norm, ctx.bn_eps, grad_hidden, False,
+            bias=conv1_bias, averages=averages,
         ).split((9, 3))  # fmt: skip
         by_norm, _ = convolve(grad_hidden, conv1_weight, None, hidden.dtype, flipped=True)
         grad_x, by_norm_weight, by_norm_bias = norm.backward(by_norm, x, mean, rstd, norm_weight, size, grad)
