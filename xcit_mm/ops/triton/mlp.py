@@ -93,11 +93,12 @@ class AddMlp(torch.autograd.Function):
     def backward(ctx: Any, grad: Tensor) -> Tuple[Optional[Tensor], ...]:
         x, mean, rstd, norm_weight, norm_bias, w1, _, w2, b2, gamma, keep, hidden = ctx.saved_tensors
         grad = grad.contiguous()
-        kept = (grad if keep is None else grad * keep).to(ctx.dtype).view(1, -1, x.shape[2])
+        kept, total = norm.branch_gradient(grad, None if keep is None else keep.flatten(), ctx.dtype)
+        kept, total = kept.view(1, -1, x.shape[2]), total.sum((0, 1))
         size = norm.size_of(gamma)
         by_second = (w2 * (gamma / size)[:, None]).to(ctx.dtype)
         by_hidden, activated, by_b1 = gelu_backward(kept, by_second, hidden)
-        product, total = over_tokens(kept, activated)[0], kept.sum((0, 1), dtype=torch.float32)
+        product = over_tokens(kept, activated)[0]
         normed = norm.layer_norm(x, norm_weight, norm_bias, ctx.eps, ctx.dtype)[0]
         by_w1 = over_tokens(by_hidden, normed.view_as(kept))[0] * size
         grads = norm.backward(by_hidden[0] @ w1.to(ctx.dtype), x, mean, rstd, norm_weight, size, grad)

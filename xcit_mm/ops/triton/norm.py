@@ -56,6 +56,39 @@ def forward_kernel(
         tl.store(sums + place, tl.sum(total, 0), of_channel)
 
 
+@triton.jit(do_not_specialize=['N', 'chunk'])
+def branch_kernel(
+    grad,
+    keep,
+    out,
+    sums,
+    N,
+    chunk,
+    C: tl.constexpr,
+    HAS_KEEP: tl.constexpr,
+    BLOCK_T: tl.constexpr,
+    BLOCK_C: tl.constexpr,
+):
+    """Cast keep grad for a chunk of an image's tokens (images, N, C), and its sums (images, chunks, C), as rounded."""
+    image = tl.program_id(1).to(tl.int64)
+    c = tl.arange(0, BLOCK_C)
+    t = tl.arange(0, BLOCK_T)
+    total = tl.zeros((BLOCK_T, BLOCK_C), tl.float32)
+    first = tl.program_id(0) * chunk
+    end = tl.minimum(first + chunk, N)
+    for start in range(first, end, BLOCK_T):
+        mask = (start + t < end)[:, None] & (c < C)[None, :]
+        place = (image * N + start) * C + (t[:, None] * C + c[None, :])
+        value = tl.load(grad + place, mask, 0.0).to(tl.float32)
+        if HAS_KEEP:
+            value = value * tl.load(keep + image).to(tl.float32)
+        value = value.to(out.dtype.element_ty)
+        tl.store(out + place, value, mask)
+        total += value.to(tl.float32)
+    place = (image * tl.num_programs(0) + tl.program_id(0)) * C + c
+    tl.store(sums + place, tl.sum(total, 0), c < C)
+
+
 @triton.jit
 def backward_kernel(
     grad, x, mean, rstd, weight, residual, size, out, sums, tokens,
@@ -118,9 +151,7 @@ def layer_norm(
     normed = torch.empty_like(x, dtype=dtype)
     mean, rstd = (x.new_empty(B, N, dtype=torch.float32) for _ in range(2))
     tile = row_tile(C)
-    chunks = norm_chunks(B, N, tile.tokens)
-    chunk = triton.cdiv(triton.cdiv(N, chunks), tile.tokens) * tile.tokens
-    chunks = triton.cdiv(N, chunk)
+    chunks, chunk = _chunks(B, N, tile.tokens)
     sums = x.new_empty(B, chunks, C, dtype=torch.float32) if summed else mean
     with on(x):
         forward_kernel[(chunks, B)](
@@ -128,6 +159,31 @@ def layer_norm(
             num_warps=tile.warps,
         )  # fmt: skip
     return (normed, mean, rstd, sums.sum(1, keepdim=True)) if summed else (normed, mean, rstd)
+
+
+def branch_gradient(grad: Tensor, keep: Optional[Tensor], dtype: torch.dtype) -> Tuple[Tensor, Tensor]:
+    """keep grad in the type of the matmuls, (B, N, C), and its sums over the tokens of each image, (B, 1, C) in fp32.
+
+    Args:
+        grad (Tensor): Gradient of a block's output, (B, N, C), contiguous.
+        keep (Tensor, optional): Stochastic depth, (B).
+    """
+    B, N, C = grad.shape
+    tile = row_tile(C)
+    chunks, chunk = _chunks(B, N, tile.tokens)
+    out, sums = torch.empty_like(grad, dtype=dtype), grad.new_empty(B, chunks, C, dtype=torch.float32)
+    with on(grad):
+        branch_kernel[(chunks, B)](
+            grad, grad if keep is None else keep, out, sums, N, chunk, C, keep is not None, tile.tokens, tile.channels,
+            num_warps=tile.warps,
+        )  # fmt: skip
+    return out, sums.sum(1, keepdim=True)
+
+
+def _chunks(B: int, N: int, tokens: int) -> Tuple[int, int]:
+    """Chunks of an image's tokens for one program each, and the tokens of one."""
+    chunk = triton.cdiv(triton.cdiv(N, norm_chunks(B, N, tokens)), tokens) * tokens
+    return triton.cdiv(N, chunk), chunk
 
 
 def backward(

@@ -97,24 +97,22 @@ class AddXca(torch.autograd.Function):
         )
         N, grad = x.shape[1], grad.contiguous()
         normed = norm.layer_norm(x, norm_weight, norm_bias, ctx.eps, ctx.dtype)[0]
-        kept = grad.to(ctx.dtype)
-        by_map, total = over_tokens(normed, kept), grad.sum(1, keepdim=True, dtype=torch.float32)
-        scaled = gamma if keep is None else gamma * keep.float()
+        kept, total = norm.branch_gradient(grad, None if keep is None else keep.flatten(), ctx.dtype)
+        by_map = over_tokens(normed, kept)
         size = norm.size_of(gamma)  # for all of what follows is linear in gamma
         with torch.enable_grad():
             leaves = [t.detach().requires_grad_() for t in (moments, average, *weights)]
             outputs = affine_map(*leaves)
         by_moments, by_average, *by_weights = torch.autograd.grad(
-            outputs, leaves, (by_map * (scaled / size), total * (scaled / size))
+            outputs, leaves, (by_map * (gamma / size), total * (gamma / size))
         )
         # Of the normed tokens: through the map, and through their moments and mean.
-        by_branch = (matrix * (scaled / size)).to(ctx.dtype).transpose(1, 2)
+        by_branch = (matrix * (gamma / size)).to(ctx.dtype).transpose(1, 2)
         slope = (by_moments + by_moments.transpose(1, 2)).div_(N).to(ctx.dtype)
         by_norm = matmul(
             normed, slope, by_average.div_(N), ctx.dtype, 'residual', torch.bmm(kept, by_branch), torch.ones_like(gamma)
         )
         grads = norm.backward(by_norm, x, mean, rstd, norm_weight, size, grad)
-        by_gamma = (by_map * matrix).sum(1, keepdim=True) + total * offset
-        by_gamma = (by_gamma if keep is None else by_gamma * keep.float()).sum((0, 1))
+        by_gamma = ((by_map * matrix).sum(1, keepdim=True) + total * offset).sum((0, 1))
         by_weights = [by_weight * size for by_weight in by_weights]
         return (*grads, None, *by_weights, by_gamma, None, None)
