@@ -4,13 +4,14 @@ They are opaque (``custom_op``, from PyTorch 2.4 on), not ``triton_op``: their t
 that a compiler that looked into them would compile a model anew for every size of image.
 """
 
-from typing import Callable
+from typing import Callable, List
 
 import torch
 from torch import Tensor
 
 from .lpi import add_lpi
 from .mlp import add_mlp
+from .stem import embed_patches
 from .xca import add_normed_affine, normed_moments
 
 
@@ -23,6 +24,13 @@ def _like_moments(x: Tensor, *_, **__):
     return x.new_empty(B, C, C, dtype=torch.float32), x.new_empty(B, 1, C, dtype=torch.float32)
 
 
+def _like_map(image: Tensor, weights: List[Tensor], norms: List[Tensor], eps: List[float], dtype: torch.dtype):
+    height, width = image.shape[2:]
+    for _ in weights:
+        height, width = (height + 1) // 2, (width + 1) // 2
+    return image.new_empty(len(image), height, width, len(weights[-1]), dtype=dtype)
+
+
 def _register(function: Callable, like: Callable) -> None:
     torch.library.custom_op(f'xcit_mm_triton::{function.__name__}', function, mutates_args=()).register_fake(like)
 
@@ -31,3 +39,4 @@ if hasattr(torch.library, 'custom_op'):
     for function in (add_lpi, add_normed_affine, add_mlp):
         _register(function, _like_tokens)
     _register(normed_moments, _like_moments)
+    _register(embed_patches, _like_map)
