@@ -13,7 +13,6 @@ from torch.nn.modules.batchnorm import _BatchNorm
 
 from .private import is_compiling
 from .untouched import has_bias, is_conv
-from .xca import affine_map
 
 Norm = Tuple[Tensor, Tensor, float]
 
@@ -38,14 +37,12 @@ def add_xca(
     keep: Optional[Tensor],
     dtype: torch.dtype,
 ) -> Tensor:
-    """x + keep * gamma * XCA(LN(x)) in its covariance form; the weights are those of :func:`affine_map`."""
+    """x + keep * gamma * XCA(LN(x)) in its covariance form; the weights are those of :func:`~.xca.affine_map`."""
     if torch.is_grad_enabled():
-        from .triton.xca import AddNormedAffine, NormedMoments
+        from .triton.xca import AddXca
 
-        matrix, offset = affine_map(*NormedMoments.apply(x, *norm, dtype), *weights)
-        return AddNormedAffine.apply(x, *norm, matrix, offset, gamma, keep, dtype)
-    moments, add = _function('xca', 'normed_moments'), _function('xca', 'add_normed_affine')
-    return add(x, *norm, *affine_map(*moments(x, *norm, dtype), *weights), gamma, keep, dtype)
+        return AddXca.apply(x, *norm, *weights, gamma, keep, dtype)
+    return _function('xca', 'add_xca')(x, *norm, *weights, gamma, keep, dtype)
 
 
 def add_lpi(

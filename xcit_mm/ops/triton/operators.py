@@ -12,16 +12,11 @@ from torch import Tensor
 from .lpi import add_lpi
 from .mlp import add_mlp
 from .stem import embed_patches
-from .xca import add_normed_affine, normed_moments
+from .xca import add_xca
 
 
 def _like_tokens(x: Tensor, *_, **__) -> Tensor:
     return torch.empty_like(x, memory_format=torch.contiguous_format)
-
-
-def _like_moments(x: Tensor, *_, **__):
-    B, C = x.shape[0], x.shape[2]
-    return x.new_empty(B, C, C, dtype=torch.float32), x.new_empty(B, 1, C, dtype=torch.float32)
 
 
 def _like_map(image: Tensor, weights: List[Tensor], norms: List[Tensor], eps: List[float], dtype: torch.dtype):
@@ -36,7 +31,6 @@ def _register(function: Callable, like: Callable) -> None:
 
 
 if hasattr(torch.library, 'custom_op'):
-    for function in (add_lpi, add_normed_affine, add_mlp):
+    for function in (add_lpi, add_mlp, add_xca):
         _register(function, _like_tokens)
-    _register(normed_moments, _like_moments)
     _register(embed_patches, _like_map)

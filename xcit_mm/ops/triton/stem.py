@@ -15,7 +15,6 @@ from torch import Tensor
 
 from .depthwise import gelu
 from .launch import on, power_of_2
-from .matmul import TYPES
 
 BLOCK_M = 128  # places of a tile of the first convolution
 BLOCK_VALUES = 4096  # of a tile of the others: four loads of 16 bytes for each thread
@@ -35,8 +34,7 @@ def _batch_norm(weight, bias, mean, var, eps, d, D: tl.constexpr):
 def convolution_kernel(
     image, weight, bn_weight, bn_bias, bn_mean, bn_var, out, eps, H, W, image_b, image_c, image_h, image_w,
     CHANNELS: tl.constexpr, D: tl.constexpr, WEIGHT_D: tl.constexpr, WEIGHT_C: tl.constexpr, WEIGHT_H: tl.constexpr,
-    WEIGHT_W: tl.constexpr, DTYPE: tl.constexpr, GELU: tl.constexpr, K: tl.constexpr, BLOCK_M: tl.constexpr,
-    BLOCK_N: tl.constexpr,
+    WEIGHT_W: tl.constexpr, GELU: tl.constexpr, K: tl.constexpr, BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr,
 ):  # fmt: skip
     """out = BN(conv(image)), and its GELU: 3x3, stride 2, padding 1; (B, CHANNELS, H, W) of any strides -> channels last.
 
@@ -67,19 +65,20 @@ def convolution_kernel(
     # Where no dimension is contiguous, Triton lays threads along the first: here they load one tap of neighbouring
     # places, and below all taps of one channel, from few cache lines.
     taps_place = image + b * image_b + (from_place[:, None] + from_tap[None, :])
-    taps = tl.load(taps_place, (inside[:, None] & bit[None, :]) != 0, 0.0).to(DTYPE)
+    taps = tl.load(taps_place, (inside[:, None] & bit[None, :]) != 0, 0.0).to(out.dtype.element_ty)
     weight_place = channel * WEIGHT_C + tap // 3 * WEIGHT_H + tap % 3 * WEIGHT_W
     first = (b * (rows * columns) + tl.program_id(0) % tiles * BLOCK_M) * D
     m = tl.arange(0, BLOCK_M)
     for n in tl.static_range(0, D, BLOCK_N):
         d = n + tl.arange(0, BLOCK_N)
         real_weight = (channel < CHANNELS)[:, None] & (d < D)[None, :]
-        matrix = tl.load(weight + weight_place[:, None] + d[None, :] * WEIGHT_D, real_weight, 0.0).to(DTYPE)
+        matrix = tl.load(weight + weight_place[:, None] + d[None, :] * WEIGHT_D, real_weight, 0.0)
         factor, offset = _batch_norm(bn_weight, bn_bias, bn_mean, bn_var, eps, d, D)
-        total = tl.dot(taps, matrix, input_precision='ieee') * factor + offset
+        total = tl.dot(taps, matrix.to(taps.dtype), input_precision='ieee') * factor + offset
         if GELU:
             total = gelu(total)
-        tl.store(out + first + (m[:, None] * D + d[None, :]), total.to(DTYPE), real[:, None] & (d < D)[None, :])
+        total = total.to(out.dtype.element_ty)
+        tl.store(out + first + (m[:, None] * D + d[None, :]), total, real[:, None] & (d < D)[None, :])
 
 
 @triton.jit(do_not_specialize=['N'])
@@ -134,7 +133,7 @@ def _convolve(
     taps = max(16, power_of_2(9 * C))
     with on(image):
         convolution_kernel[(B * triton.cdiv(rows * columns, BLOCK_M),)](
-            image, weight, *norm, out, eps, H, W, *image.stride(), C, D, *weight.stride(), TYPES[dtype], gelu,
+            image, weight, *norm, out, eps, H, W, *image.stride(), C, D, *weight.stride(), gelu,
             K=taps, BLOCK_M=BLOCK_M, BLOCK_N=channels_tile(D), num_warps=4,
         )  # fmt: skip
     return out
