@@ -17,7 +17,8 @@ way            taken when                                                    how
 =============  ============================================================  ======================================
 
 What is written for CPUs alone (LPI, the deconvolution in bands of rows) is the reference elsewhere. The patch embedding
-has a way of its own for CPUs, and ``FUSED`` in half precision, both in inference. XCA has two forms, and :func:`prefers_covariance` tells which.
+is ``REFERENCE`` but in inference: in bands of rows on a CPU, ``FUSED`` in half precision. XCA has two forms, and
+:func:`prefers_covariance` tells which.
 """
 
 import os
@@ -288,15 +289,14 @@ def embed_patches(image: Tensor, layers: nn.Sequential) -> Tensor:
         layers (nn.Sequential): Of a convolution and its batch norm each, with GELUs between.
     """
     steps = [step for step in layers if isinstance(step, nn.Sequential)]
-    if image.is_cuda and not torch.is_grad_enabled() and may_use_weights(image, layers):
-        if _fits_stem(image, layers, steps) and trial.is_faster('stem', image, compute_dtype(image), _widths(steps)):
-            return fused.embed_patches(image, steps, compute_dtype(image)).permute(0, 3, 1, 2)
-    if _is_cpu_inference(image, layers):
+    if not torch.is_grad_enabled() and may_use_weights(image, layers) and _fits_stem(image, layers, steps):
         dtype = compute_dtype(image)
+        if trial.is_faster('stem', image, dtype, _widths(steps)):
+            return fused.embed_patches(image, steps, dtype).permute(0, 3, 1, 2)
         B, _, H, W = image.shape
         tokens = B * (H >> len(steps)) * (W >> len(steps))
         many = is_compiling() or tokens * steps[-1][0].out_channels > LEAST_VALUES_OF_STEM
-        if many and _fits_stem(image, layers, steps):
+        if many and _is_cpu_inference(image):
             weights, biases = zip(*(stem.folded(*step) for step in steps))
             embed = torch.ops.xcit_mm.embed_patches if is_compiling() else stem.embed_patches
             with without_autocast(image):
@@ -308,10 +308,13 @@ def embed_patches(image: Tensor, layers: nn.Sequential) -> Tensor:
 
 def _fits_stem(image: Tensor, layers: nn.Sequential, steps: List[nn.Sequential]) -> bool:
     """True if the layers are the published ones, with running statistics, and take this image."""
-    if not all(isinstance(*pair) for pair in zip(layers, [nn.Sequential, nn.GELU] * len(layers))):
+    published = [nn.Sequential, nn.GELU] * len(layers)
+    if len(layers) % 2 == 0 or not all(isinstance(*pair) for pair in zip(layers, published)):
         return False
     for step in steps:
         if len(step) != 2 or not is_conv(step[0], 3, stride=2) or has_bias(step[0]) or not has_statistics(step[1]):
+            return False
+        if step[1].num_features != step[0].out_channels:
             return False
     # An image of other channels, another type or device than the weights is an error of the layers.
     weight = steps[0][0].weight

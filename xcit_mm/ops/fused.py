@@ -1,10 +1,12 @@
-"""The residual branches and the patch embedding by the kernels of :mod:`xcit_mm.ops.triton`: with a backward pass, without, or as operators.
+"""The residual branches by the kernels of :mod:`xcit_mm.ops.triton`: with a backward pass, without, or as operators.
+
+The patch embedding has none with a backward pass.
 
 x is the residual stream (B, N, C), contiguous; norm the weight, bias and eps of its layer norm; gamma LayerScale (C);
 keep stochastic depth's factors (B, 1, 1) or None; dtype that of matmuls. All give a new stream.
 """
 
-from typing import Any, Callable, Optional, Sequence, Tuple
+from typing import Any, Callable, Iterable, Optional, Sequence, Tuple
 
 import torch
 import torch.distributed as dist
@@ -91,7 +93,7 @@ def add_mlp(
     return _function('mlp', 'add_mlp')(x, *norm, *weights, gamma, keep, dtype)
 
 
-def embed_patches(image: Tensor, steps: Sequence[nn.Sequential], dtype: torch.dtype) -> Tensor:
+def embed_patches(image: Tensor, steps: Sequence[Iterable[Any]], dtype: torch.dtype) -> Tensor:
     """(B, C, H, W) -> (B, rows, columns, D) by steps of a convolution and its batch norm, with running statistics."""
     norms = [t for _, bn in steps for t in (bn.weight, bn.bias, bn.running_mean, bn.running_var)]
     weights, eps = [conv.weight for conv, _ in steps], [bn.eps for _, bn in steps]

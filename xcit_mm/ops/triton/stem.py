@@ -36,7 +36,7 @@ def convolution_kernel(
     CHANNELS: tl.constexpr, D: tl.constexpr, WEIGHT_D: tl.constexpr, WEIGHT_C: tl.constexpr, WEIGHT_H: tl.constexpr,
     WEIGHT_W: tl.constexpr, GELU: tl.constexpr, K: tl.constexpr, BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr,
 ):  # fmt: skip
-    """out = BN(conv(image)), and its GELU: 3x3, stride 2, padding 1; (B, CHANNELS, H, W) of any strides -> channels last.
+    """out = BN(conv(image)), and its GELU, for images (B, CHANNELS, H, W) of any strides: 3x3, stride 2, padding 1.
 
     Args:
         image_b, ..., image_w: Strides of the image; WEIGHT_D, ..., WEIGHT_W of the weight (D, CHANNELS, 3, 3).
