@@ -100,18 +100,25 @@ def ways():
     image, proj = image_of(2, 3, 33, 40), layers(3, 96, 8)
     with torch.no_grad(), ops.use('reference'):
         found = [dispatch.embed_patches(image, proj)]
+    operators = []
+
+    def recording(graph, _):
+        operators.extend(str(node.target) for node in graph.graph.nodes)
+        return graph
+
     always = mock.patch.object(trial, 'suits', lambda *_: True)
     with torch.no_grad(), always, mock.patch.object(trial, '_KNOWN', {}):
         with mock.patch.object(fused, 'embed_patches', wraps=fused.embed_patches) as spy:
             found.append(dispatch.embed_patches(image, proj))
             count = spy.call_count
-        found.append(torch.compile(dispatch.embed_patches, backend='aot_eager', fullgraph=True)(image, proj))
-    return found, count
+        found.append(torch.compile(dispatch.embed_patches, backend=recording, fullgraph=True)(image, proj))
+    return found, count, operators
 
 
 def test_published_layers_in_inference():
-    (expected, *found), calls = interpreted(ways)
+    (expected, *found), calls, operators = interpreted(ways)
     assert calls == 2, 'in a trial and for this image'
+    assert any('xcit_mm_triton.embed_patches' in name for name in operators)
     for out in found:
         assert out.is_contiguous(memory_format=torch.channels_last)
         torch.testing.assert_close(out, expected, rtol=0, atol=1e-5)
