@@ -59,7 +59,7 @@ def convolution_kernel(
     k = tl.arange(0, K)
     channel = k // 9
     tap = k % 9
-    bit = tl.where(channel < CHANNELS, 1 << tap, 0)
+    bit = tl.where(channel < CHANNELS, 1, 0) << tap
     from_place = y.to(tl.int64) * image_h + x.to(tl.int64) * image_w
     from_tap = channel.to(tl.int64) * image_c + (tap // 3).to(tl.int64) * image_h + (tap % 3).to(tl.int64) * image_w
     # Where no dimension is contiguous, Triton lays threads along the first: here they load one tap of neighbouring
