@@ -173,7 +173,7 @@ def main() -> None:
             out.mkdir(parents=True, exist_ok=True)
         except OSError as error:
             raise UsageError(
-                f'the folder {out} cannot be made ({error.strerror}); choose another with --out-dir'
+                f'the folder {out} cannot be created ({error.strerror}); choose another with --out-dir'
             ) from None
         failed = draw_all(Drawing(backbone, read, args), named, out)
         if named.left_out:
