@@ -413,7 +413,7 @@ def affine_map_backward(
 
 def _backward_of_plain(grad_matrix, grad_offset, moments, mean, scale, *weights) -> Tuple[Tensor, ...]:
     with torch.enable_grad():
-        leaves = [t.detach().requires_grad_() for t in (moments, mean, *weights)]
+        leaves = [t.detach().float().requires_grad_() for t in (moments, mean, *weights)]
         outputs = plain.affine_map(leaves[0] * scale, leaves[1] * scale, *leaves[2:])
     by_moments, *grads = torch.autograd.grad(outputs, leaves, (grad_matrix, grad_offset))
     return (by_moments + by_moments.transpose(1, 2), *grads)
