@@ -4,7 +4,7 @@ import pytest
 import torch
 from interpreting import interpreted
 
-from xcit_mm.benchmark.kernels import EPS, Case, compare, fused, plain
+from xcit_mm.benchmark.kernels import Case, compare
 
 from . import assert_as_exact_as_pytorch
 

@@ -1,11 +1,11 @@
 """The token form of XCA (paper, section 3.2, equation 3) with its layer norm, LayerScale and residual.
 
-Attention of an image mixes channels, so behind it and the projection stands one matrix for all of its tokens:
-M = blockdiag(A^T) W_o^T, and out = x + keep gamma (v M + b_o). Queries and keys are read once, for the d x d Gram matrix
-of each head and their norms; values once, in the matmul whose epilogue is the residual. Nothing is permuted, normalised
-or mixed in memory. cuBLAS computes queries, keys and values, (B, N, 3C), and in the backward pass the matmuls over
-channels. The backward pass keeps x, 8 bytes for each of its tokens, q, k and v, and 6 bytes for each pair of channels
-of a head; the normed tokens are computed again.
+Attention mixes the channels of an image, so with the projection it is one matrix for all of its tokens:
+M = blockdiag(A^T) W_o^T, and out = x + keep gamma (v M + b_o). Queries and keys are read once, for the d x d Gram
+matrix of each head and for their norms; values once, in the matmul whose epilogue is the residual. Nothing is
+permuted, normalised or mixed in memory. cuBLAS computes q, k and v, (B, N, 3C), and in the backward pass what sums over
+tokens or over channels. Kept for it are x, 8 bytes for each of its tokens, q, k and v, and 6 bytes for each pair of
+channels of a head: of S12/8 at 224, batch 256, in bf16, 490 MB a block besides x. The normed tokens are computed again.
 """
 
 from typing import Any, Dict, Optional, Tuple
