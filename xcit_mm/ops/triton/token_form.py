@@ -18,11 +18,10 @@ from torch import Tensor
 
 from .. import reference
 from ..second_order import twice_differentiable
-from . import norm
+from . import HALF, norm
 from .launch import PROGRAMS, on, power_of_2
 from .matmul import matmul, over_tokens
 
-COLUMNS = 128  # of the projection, in the kernels that meet its weight
 LEAST_SQUARE = tl.constexpr(1e-24)  # of a norm, as in reference.l2_normalized
 
 
@@ -171,8 +170,8 @@ def attention_backward_kernel(
     along = along * of_head
     inverse_q = tl.load(inverse + program * (2 * D) + c, c < D, 0.0)
     inverse_k = tl.load(inverse + program * (2 * D) + D + c, c < D, 0.0)
-    f = tl.where(inverse_q * inverse_q * LEAST_SQUARE < 1.0, -inverse_q * inverse_q * tl.sum(along, 1), 0.0)
-    g = tl.where(inverse_k * inverse_k * LEAST_SQUARE < 1.0, -inverse_k * inverse_k * tl.sum(along, 0), 0.0)
+    f = tl.where(inverse_q * inverse_q * LEAST_SQUARE < 0.99, -inverse_q * inverse_q * tl.sum(along, 1), 0.0)
+    g = tl.where(inverse_k * inverse_k * LEAST_SQUARE < 0.99, -inverse_k * inverse_k * tl.sum(along, 0), 0.0)
     result = by_logit * of_head * inverse_q[:, None] * inverse_k[None, :]
     largest = tl.max(tl.max(tl.abs(result), 1), 0)
     result = result / tl.where(largest > 0.0, largest, 1.0)
@@ -251,13 +250,14 @@ def tokens_backward_kernel(
     tl.store(sums + place + 2 * C, tl.sum(by_v.to(tl.float32), 0), c < D)
 
 
-def _tile(d: int, dtype: torch.dtype, tokens: int = 0) -> Dict[str, int]:
-    """Of d channels of a head, padded to a power of two, and of so many tokens in half precision."""
-    block = max(16, power_of_2(d))
-    tile = dict(D=d, BLOCK_D=block, num_warps=4 if block <= 64 else 8)
-    if tokens:
-        tile.update(BLOCK_T=tokens if dtype.itemsize == 2 else tokens // 2)
-    return tile
+def _tile(d: int, dtype: torch.dtype, **sizes: int) -> Dict[str, int]:
+    """Of a head's d channels, padded to a power of two for tensor cores, by other sizes, of which fp32 gets a quarter.
+
+    fp32 without tf32 runs on the ordinary units, whose operands take registers as well.
+    """
+    block, share = max(16, power_of_2(d)), 1 if dtype in HALF else 4
+    tile = {name: size // share for name, size in sizes.items()}
+    return dict(D=d, BLOCK_D=block, num_warps=4 if block <= 64 else 8, **tile)
 
 
 def chunks_of(programs: int, N: int) -> int:
@@ -283,22 +283,21 @@ def attention(
     """
     B, N, heads = *qkv.shape[:2], len(temperature)
     d = qkv.shape[2] // 3 // heads
-    tile = _tile(d, qkv.dtype, tokens=64)
+    tile = _tile(d, qkv.dtype, BLOCK_T=64)
     step = tile['BLOCK_T']
     chunk = triton.cdiv(triton.cdiv(N, chunks_of(B * heads, N)), step) * step
     chunks = triton.cdiv(N, chunk)
     gram = qkv.new_empty(chunks, B, heads, d, d, dtype=torch.float32)
     squares = qkv.new_empty(chunks, B, heads, 2, d, dtype=torch.float32)
     attn = qkv.new_empty(B, heads, d, d)
-    # One chunk's sums are not needed any more once its program has read them.
-    cosine, inverse = (torch.empty_like(gram[0]), torch.empty_like(squares[0])) if stores else (None, None)
+    cosine, inverse = (torch.empty_like(gram[0]), torch.empty_like(squares[0])) if stores else (gram, squares)
     with on(qkv):
         gram_kernel[(B * heads, chunks)](qkv, gram, squares, N, chunk, heads, num_stages=3, **tile)
         attention_kernel[(B * heads,)](
-            gram, squares, temperature, attn, cosine if stores else gram, inverse if stores else squares, chunks,
-            heads, STORES=stores, **_tile(d, qkv.dtype),
+            gram, squares, temperature, attn, cosine, inverse, chunks,
+            heads, d, tile['BLOCK_D'], stores, num_warps=8,
         )  # fmt: skip
-    return attn, cosine, inverse
+    return (attn, cosine, inverse) if stores else (attn, None, None)
 
 
 def _matrix(attn: Tensor, weight: Tensor) -> Tensor:
@@ -306,10 +305,9 @@ def _matrix(attn: Tensor, weight: Tensor) -> Tensor:
     B, heads, d, _ = attn.shape
     C = heads * d
     matrix = attn.new_empty(B, C, C)
+    tile = _tile(d, attn.dtype, BLOCK_N=128)
     with on(attn):
-        map_kernel[(B * heads, triton.cdiv(C, COLUMNS))](
-            attn, weight, matrix, heads, BLOCK_N=COLUMNS, **_tile(d, attn.dtype)
-        )
+        map_kernel[(B * heads, triton.cdiv(C, tile['BLOCK_N']))](attn, weight, matrix, heads, **tile)
     return matrix
 
 
@@ -406,9 +404,8 @@ class AddTokenForm(torch.autograd.Function):
         grad, size = grad.contiguous(), norm.size_of(gamma)
         kept, total = norm.branch_gradient(grad, None if keep is None else keep.flatten(), ctx.dtype)
         total = total.sum((0, 1))
-        by_qkv, by_qkv_bias, by_temperature, product = _backward(
-            kept, (proj_weight * (gamma / size)[:, None]).to(ctx.dtype), temperature, qkv, attn, cosine, inverse
-        )
+        scaled = (proj_weight * (gamma / size)[:, None]).to(ctx.dtype).contiguous()
+        by_qkv, by_qkv_bias, by_temperature, product = _backward(kept, scaled, temperature, qkv, attn, cosine, inverse)
         normed = norm.layer_norm(x, norm_weight, norm_bias, ctx.eps, ctx.dtype)[0]
         by_qkv_weight = over_tokens(by_qkv.view(1, -1, by_qkv.shape[2]), normed.view(1, -1, x.shape[2]))[0]
         del normed
@@ -436,8 +433,6 @@ def _backward(
     """
     B, N, C = grad.shape
     heads, d = attn.shape[1:3]
-    tile = _tile(d, qkv.dtype)
-    columns = dict(BLOCK_N=64, **tile)
     # Of random signs, a sum over N tokens is about sqrt(N) of its terms, which are in the range of fp16.
     scale = N**-0.5
     product = qkv.new_empty(B, C, C).baddbmm_(qkv[..., 2 * C :].transpose(1, 2), grad, beta=0, alpha=scale)
@@ -445,11 +440,12 @@ def _backward(
     torch.bmm(grad, _matrix(attn, weight).transpose(1, 2), out=by_qkv[..., 2 * C :])
     matrix, factors = torch.empty_like(attn), qkv.new_empty(B, heads, 3, d, dtype=torch.float32)
     by_temperature = qkv.new_empty(B, heads, dtype=torch.float32)
+    columns = _tile(d, qkv.dtype, BLOCK_N=64)
     across = triton.cdiv(C, columns['BLOCK_N'])
     group = triton.cdiv(B, max(1, min(B, PROGRAMS // (heads * across))))
     groups = triton.cdiv(B, group)
     partial = qkv.new_empty(groups, C, C, dtype=torch.float32)
-    tokens = _tile(d, qkv.dtype, tokens=64)
+    tokens = _tile(d, qkv.dtype, BLOCK_T=64)
     blocks = B * triton.cdiv(N, tokens['BLOCK_T'])
     sums = qkv.new_empty(blocks, 3 * C, dtype=torch.float32)
     with on(qkv):
