@@ -57,7 +57,7 @@ def inference(covariance):
         trial._KNOWN.clear()
         with kernels(covariance, tried=True):
             (compiled,) = torch.compile(net, backend='aot_eager', fullgraph=True)(image())
-            assert len(trial._KNOWN) == 3 and all(trial._KNOWN.values())
+            assert len(trial._KNOWN) == 4 and all(trial._KNOWN.values())
     return deviation(eager, expected), deviation(compiled, expected)
 
 

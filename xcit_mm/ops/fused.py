@@ -1,10 +1,12 @@
 """The residual branches by the kernels of :mod:`xcit_mm.ops.triton`: with a backward pass, without, or as operators.
 
+The patch embedding has none with a backward pass.
+
 x is the residual stream (B, N, C), contiguous; norm the weight, bias and eps of its layer norm; gamma LayerScale (C);
 keep stochastic depth's factors (B, 1, 1) or None; dtype that of matmuls. All give a new stream.
 """
 
-from typing import Any, Callable, Optional, Tuple
+from typing import Any, Callable, Iterable, Optional, Sequence, Tuple
 
 import torch
 import torch.distributed as dist
@@ -113,10 +115,17 @@ def add_mlp(
     return _function('mlp', 'add_mlp')(x, *norm, *weights, gamma, keep, dtype)
 
 
+def embed_patches(image: Tensor, steps: Sequence[Iterable[Any]], dtype: torch.dtype) -> Tensor:
+    """(B, C, H, W) -> (B, rows, columns, D) by steps of a convolution and its batch norm, with running statistics."""
+    norms = [t for _, bn in steps for t in (bn.weight, bn.bias, bn.running_mean, bn.running_var)]
+    weights, eps = [conv.weight for conv, _ in steps], [bn.eps for _, bn in steps]
+    return _function('stem', 'embed_patches')(image, weights, norms, eps, dtype)
+
+
 def _function(part: str, name: str) -> Callable:
     """One without a backward pass: itself, or while compiling its operator."""
-    from .triton import lpi, mlp, token_form, xca
+    from .triton import lpi, mlp, stem, token_form, xca
 
     if is_compiling():
         return getattr(torch.ops.xcit_mm_triton, name)
-    return getattr(dict(lpi=lpi, mlp=mlp, token_form=token_form, xca=xca)[part], name)
+    return getattr(dict(lpi=lpi, mlp=mlp, stem=stem, token_form=token_form, xca=xca)[part], name)
