@@ -67,3 +67,16 @@ def test_the_code_is_linted_and_formatted():
     for command in (['check'], ['format', '--check']):
         done = call([sys.executable, '-m', 'ruff', *command, ROOT])
         assert done.returncode == 0, done.stdout[-3000:]
+
+
+def test_classifiers_beside_transformers_5(tmp_path):
+    """Whose names MMPretrain's multimodal models take, and which it has not any more."""
+    about = tmp_path / 'transformers-5.0.0.dist-info'
+    about.mkdir()
+    (about / 'METADATA').write_text('Metadata-Version: 2.1\nName: transformers\nVersion: 5.0.0\n')
+    (tmp_path / 'transformers').mkdir()
+    (tmp_path / 'transformers/__init__.py').write_text("__version__ = '5.0.0'\n")
+    program = f"import sys; sys.path.insert(0, '{tmp_path}')\n"
+    program += 'import xcit_mm.registry, mmpretrain.models; print(mmpretrain.models.ImageClassifier.__name__)'
+    done = call([sys.executable, '-c', program])
+    assert done.stdout.split()[-1:] == ['ImageClassifier'], done.stderr

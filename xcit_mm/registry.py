@@ -5,6 +5,8 @@ first look-up. That is all the installation a config needs.
 """
 
 from importlib import import_module
+from importlib.metadata import PackageNotFoundError, version
+from importlib.util import find_spec
 
 from mmengine.registry import DATASETS as MMENGINE_DATASETS
 from mmengine.registry import HOOKS as MMENGINE_HOOKS
@@ -110,3 +112,21 @@ PARAM_SCHEDULERS = Registry(
     'parameter scheduler', parent=MMENGINE_PARAM_SCHEDULERS, scope='xcit_mm', locations=['xcit_mm.engine.schedule']
 )
 STRATEGIES = Registry('strategy', parent=MMENGINE_STRATEGIES, scope='xcit_mm', locations=['xcit_mm.engine.sharding'])
+
+
+def _skip_multimodal_models() -> None:
+    """Let ``mmpretrain.models`` be imported beside Transformers 5, without its multimodal models.
+
+    These take names from Transformers that its version 5 does not have any more. MMPretrain leaves them out without
+    Transformers, or with one from before 4.28, but not here: nothing of it can be imported.
+    """
+    try:
+        if int(version('transformers').split('.')[0]) < 5 or find_spec('mmpretrain') is None:
+            return
+        dependency = import_module('mmpretrain.utils.dependency')
+    except (PackageNotFoundError, ValueError, ImportError, AssertionError):  # OpenMMLab asserts the versions of its parts
+        return
+    dependency.WITH_MULTIMODAL = False
+
+
+_skip_multimodal_models()
