@@ -220,12 +220,13 @@ def add_xca(
     batch_size = None if is_compiling() else B
     covariance = prefers_covariance(N, C, compute_dtype(gamma), batch_size, x.device.type)
     weights = attn.qkv.weight, attn.qkv.bias, attn.proj.weight, attn.proj.bias, attn.temperature
+    if way is Way.FUSED and (covariance or fused.fits_heads(attn.temperature, C)):
+        add = fused.add_xca if covariance else fused.add_xca_by_tokens
+        return add(_stream(x, gamma, way, inplace), _norm(norm), weights, gamma, keep, compute_dtype(gamma))
     arguments = *_norm(norm), *weights, gamma if keep is None else gamma * keep
     if not covariance:
         return _op(xca.add_token_form, way)(_stream(x, gamma, way, inplace=True), *arguments)
     x = _stream(x, gamma, way, inplace)
-    if way is Way.FUSED:
-        return fused.add_xca(x, _norm(norm), weights, gamma, keep, compute_dtype(gamma))
     if way is Way.TRAINING:
         return xca.add_covariance_form(x, *arguments)
     _op(xca.add_covariance_form_, way)(x, *arguments)

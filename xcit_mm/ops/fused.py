@@ -17,6 +17,7 @@ from .private import is_compiling
 from .untouched import has_bias, is_conv
 
 Norm = Tuple[Tensor, Tensor, float]
+LARGEST_HEAD = 64  # of the published models
 
 
 def fits_lpi(x: Tensor, lpi: nn.Module) -> bool:
@@ -29,6 +30,11 @@ def fits_lpi(x: Tensor, lpi: nn.Module) -> bool:
     # While compiling, a batch norm in training would have to change its running statistics.
     many = x.shape[0] * x.shape[1] > 1 and not is_compiling()
     return many if bn.training else bn.running_mean is not None
+
+
+def fits_heads(temperature: Tensor, dim: int) -> bool:
+    """True if a head of XCA fits the registers of the token form's kernels, which hold d x d sums."""
+    return dim <= LARGEST_HEAD * temperature.shape[0]
 
 
 def add_xca(
@@ -45,6 +51,22 @@ def add_xca(
 
         return AddXca.apply(x, *norm, *weights, gamma, keep, dtype)
     return _function('xca', 'add_xca')(x, *norm, *weights, gamma, keep, dtype)
+
+
+def add_xca_by_tokens(
+    x: Tensor,
+    norm: Norm,
+    weights: Tuple[Tensor, Tensor, Tensor, Tensor, Tensor],
+    gamma: Tensor,
+    keep: Optional[Tensor],
+    dtype: torch.dtype,
+) -> Tensor:
+    """x + keep * gamma * XCA(LN(x)) in its token form; see :func:`add_xca`."""
+    if torch.is_grad_enabled():
+        from .triton.token_form import AddTokenForm
+
+        return AddTokenForm.apply(x, *norm, *weights, gamma, keep, dtype)
+    return _function('token_form', 'add_token_form')(x, *norm, *weights, gamma, keep, dtype)
 
 
 def add_lpi(
@@ -102,8 +124,8 @@ def embed_patches(image: Tensor, steps: Sequence[Iterable[Any]], dtype: torch.dt
 
 def _function(part: str, name: str) -> Callable:
     """One without a backward pass: itself, or while compiling its operator."""
-    from .triton import lpi, mlp, stem, xca
+    from .triton import lpi, mlp, stem, token_form, xca
 
     if is_compiling():
         return getattr(torch.ops.xcit_mm_triton, name)
-    return getattr(dict(lpi=lpi, mlp=mlp, stem=stem, xca=xca)[part], name)
+    return getattr(dict(lpi=lpi, mlp=mlp, stem=stem, token_form=token_form, xca=xca)[part], name)

@@ -6,6 +6,7 @@ Triton, that nobody tried. A wrong result would be silent; this makes it a warni
 
 import logging
 import warnings
+from itertools import product
 from types import SimpleNamespace
 from typing import Callable, Dict, List, Optional, Tuple, Union
 
@@ -18,7 +19,9 @@ from .stem import folded
 from .triton import suits
 
 BATCH, GRID = 3, (7, 9)
-HEADS = 4
+LEAST_HEADS = 4
+# Functions of :mod:`fused` for each part: which form of XCA is taken depends on the number of tokens.
+FORMS = dict(xca=('add_xca', 'add_xca_by_tokens'), lpi=('add_lpi',), mlp=('add_mlp',))
 IMAGE = (37, 50)  # of the patch embedding: odd and even
 # Largest difference over largest value; of a half type, that of its rounding.
 TOLERANCE = {torch.float32: 1e-4, torch.float16: 1e-2, torch.bfloat16: 6e-2}
@@ -77,11 +80,11 @@ def _problem(
 
         # Whatever holds outside: inference mode, autocast, random numbers.
         with torch.inference_mode(False), torch.set_grad_enabled(backward), torch.autocast(device.type, enabled=False):
-            for stream in {torch.float32, dtype}:
+            for form, stream in product(FORMS.get(part, (part,)), {torch.float32, dtype}):
                 if isinstance(channels, tuple):
                     difference = _difference_of_stem(device, dtype, stream, channels)
                 else:
-                    difference = _difference(part, device, dtype, stream, channels, backward)
+                    difference = _difference(form, device, dtype, stream, channels, backward)
                 if not difference < TOLERANCE[dtype]:
                     return f'their output is off by {difference:.1e} of its largest value'
     except Exception as error:  # of the compiler, the driver or the device
@@ -91,11 +94,11 @@ def _problem(
 
 
 def _difference(
-    part: str, device: torch.device, dtype: torch.dtype, stream: torch.dtype, channels: int, backward: bool
+    form: str, device: torch.device, dtype: torch.dtype, stream: torch.dtype, channels: int, backward: bool
 ) -> float:
     """Of output and gradients from the reference in fp64 (which knows no tf32), the largest over the largest value."""
     randn = _random(stream, device)
-    run, exact = _cases(part, channels, dtype, randn)
+    run, exact = _cases(form, channels, dtype, randn)
     x = randn(BATCH, GRID[0] * GRID[1], channels)
     gamma, keep = randn(channels, around=1.0), torch.tensor([0.0, 1.25, 1.25], device=device).view(BATCH, 1, 1)
     weight = torch.linspace(-1, 1, x.numel(), device=device).view_as(x)
@@ -145,11 +148,11 @@ def _random(dtype: torch.dtype, device: torch.device) -> Callable[..., Tensor]:
     return randn
 
 
-def _cases(part: str, C: int, dtype: torch.dtype, randn: Callable[..., Tensor]) -> Tuple[Callable, Callable]:
-    """The part by the kernels, and by the reference in fp64: functions of x, gamma and keep."""
+def _cases(form: str, C: int, dtype: torch.dtype, randn: Callable[..., Tensor]) -> Tuple[Callable, Callable]:
+    """A part by the kernels, and by the reference in fp64: functions of x, gamma and keep."""
     norm = randn(C, around=1.0), randn(C), 1e-6
     plain_norm = norm[0].double(), norm[1].double(), norm[2]
-    if part == 'lpi':
+    if form == 'add_lpi':
         conv1, conv2 = ((randn(C, 1, 3, 3), randn(C)) for _ in range(2))
         affine, statistics = (randn(C, around=1.0), randn(C)), (randn(C), randn(C).abs() + 0.5)
         bn = nn.BatchNorm2d(C).eval().to(norm[0])
@@ -165,12 +168,14 @@ def _cases(part: str, C: int, dtype: torch.dtype, randn: Callable[..., Tensor]) 
             return reference.add_lpi(x, *plain_norm, *tensors, bn.eps, *last, gamma, GRID[0], keep)
 
         return lambda x, gamma, keep: fused.add_lpi(x, norm, layers, gamma, GRID[0], keep, dtype), exact
-    wide = 3 * C if part == 'xca' else 4 * C
-    weights = [randn(wide, C) * C**-0.5, randn(wide), randn(C, wide if part == 'mlp' else C) * C**-0.5, randn(C)]
-    if part == 'xca':
-        weights.append(randn(HEADS, 1, 1, around=1.0))
+    is_mlp = form == 'add_mlp'
+    wide = 4 * C if is_mlp else 3 * C
+    weights = [randn(wide, C) * C**-0.5, randn(wide), randn(C, wide if is_mlp else C) * C**-0.5, randn(C)]
+    if not is_mlp:
+        heads = next(h for h in range(LEAST_HEADS, C + 1) if C % h == 0 and C // h <= fused.LARGEST_HEAD)
+        weights.append(randn(heads, 1, 1, around=1.0))
     plain = [t.double() for t in weights]
-    run, correct = (fused.add_xca, reference.add_xca) if part == 'xca' else (fused.add_mlp, reference.add_mlp)
+    run, correct = getattr(fused, form), reference.add_mlp if is_mlp else reference.add_xca
     return (
         lambda x, gamma, keep: run(x, norm, weights, gamma, keep, dtype),
         lambda x, gamma, keep: correct(x, *plain_norm, *plain, gamma, keep),

@@ -31,7 +31,7 @@ def check(function, case, capability):
 
 
 @pytest.mark.parametrize('capability', [80, 90])
-@pytest.mark.parametrize('part', ['lpi, frozen statistics', 'xca', 'mlp'])
+@pytest.mark.parametrize('part', ['lpi, frozen statistics', 'xca', 'xca, token form', 'mlp'])
 def test_inference_of_s12_fits_the_registers(part, capability):
     check(
         lambda case: fused_inference(case, case.tensors()),

@@ -16,7 +16,7 @@ from .. import xca as plain
 from ..precision import without_autocast
 from .launch import PROGRAMS, on, power_of_2
 
-LARGEST_HEAD = 128  # channels of a head whose scores are registers of one program
+LARGEST_HEAD = 64  # channels of a head whose scores are registers of one program
 
 
 @triton.jit
@@ -81,7 +81,7 @@ def inverse_norm(sums, bias, r, D: tl.constexpr, PARTS: tl.constexpr):
 
 @triton.jit
 def mix_kernel(
-    scores, sums, weight, bias, temperature, attention, cosines, inverses, mixed,
+    scores, sums, weight, bias, temperature, attention, cosines, statistics, mixed,
     C: tl.constexpr, HEADS: tl.constexpr, D: tl.constexpr, PARTS: tl.constexpr, STORES: tl.constexpr,
     BLOCK_D: tl.constexpr, BLOCK: tl.constexpr,
 ):  # fmt: skip
@@ -90,7 +90,7 @@ def mix_kernel(
     Args:
         scores, sums: See :func:`scores_kernel`; with no parts, the attention is known.
         attention, cosines (B, HEADS, D, D): Written if STORES, read if there are no parts.
-        inverses (B, HEADS, 2, D): 1 / norm of queries and keys, written if STORES.
+        statistics (B, HEADS, 4, D): 1 / norm of queries and keys, and their means, written if STORES.
         mixed (B, C + 1, C): Transposed; the last row is that of the biases. fp32.
     """
     blocks: tl.constexpr = (C + BLOCK) // BLOCK  # of C + 1 columns
@@ -117,8 +117,11 @@ def mix_kernel(
         if STORES and block == 0:
             tl.store(attention + of_head * (D * D) + square, weights, mask)
             tl.store(cosines + of_head * (D * D) + square, cosine, mask)
-            tl.store(inverses + of_head * (2 * D) + r, inverse_q, r < D)
-            tl.store(inverses + of_head * (2 * D) + D + r, inverse_k, r < D)
+            own = statistics + of_head * (4 * D) + r
+            tl.store(own, inverse_q, r < D)
+            tl.store(own + D, inverse_k, r < D)
+            tl.store(own + 2 * D, level_q, r < D)
+            tl.store(own + 3 * D, level_k, r < D)
     column = block * BLOCK + tl.arange(0, BLOCK)
     row = 2 * C + head * D + r
     value = tl.load(weight + row[:, None] * C + column[None, :], (r < D)[:, None] & (column < C)[None, :], 0.0)
@@ -157,7 +160,7 @@ def project_kernel(
 
 @triton.jit
 def attention_backward_kernel(
-    by_mixed, weight, bias, temperature, attention, cosines, inverses, by_scores, by_norms, by_temperature,
+    by_mixed, weight, bias, temperature, attention, cosines, statistics, by_scores, by_norms, by_temperature,
     C: tl.constexpr, HEADS: tl.constexpr, D: tl.constexpr, BLOCK_D: tl.constexpr, BLOCK_K: tl.constexpr,
 ):  # fmt: skip
     """A head's gradients from that of mixed.
@@ -188,8 +191,8 @@ def attention_backward_kernel(
     weights = tl.load(attention + square, mask, 0.0)
     by_logit = weights * (by_attention - tl.sum(by_attention * weights, 1)[:, None])
     factor = tl.load(temperature + head).to(tl.float32)
-    inverse_q = tl.load(inverses + of_head * (2 * D) + r, r < D, 0.0)
-    inverse_k = tl.load(inverses + of_head * (2 * D) + D + r, r < D, 0.0)
+    inverse_q = tl.load(statistics + of_head * (4 * D) + r, r < D, 0.0)
+    inverse_k = tl.load(statistics + of_head * (4 * D) + D + r, r < D, 0.0)
     tl.store(by_scores + square, by_logit * factor * inverse_q[:, None] * inverse_k[None, :], mask)
     along = by_logit * tl.load(cosines + square, mask, 0.0)
     by_q = tl.sum(along, 1)
@@ -234,18 +237,18 @@ def values_backward_kernel(
 
 @triton.jit(do_not_specialize=['images'])
 def queries_backward_kernel(
-    by_scores, by_norms, weight, bias, slope, shift, images,
+    by_scores, by_norms, statistics, weight, slope, shift, images,
     C: tl.constexpr, HEADS: tl.constexpr, D: tl.constexpr, BLOCK_D: tl.constexpr, BLOCK: tl.constexpr,
 ):  # fmt: skip
-    """[slope, shift] = H [w, b] of a head's queries and keys, for a block of columns.
+    """slope = H w for a block of columns of a head's w of queries and keys, and shift = H u for their means u.
 
     H is the symmetric gradient of all their inner products: ``by_norms`` on its diagonal, ``by_scores`` beside.
 
     Args:
         slope (2 C, B, C), shift (2 C, B): fp32.
     """
-    blocks: tl.constexpr = (C + BLOCK) // BLOCK
-    column = tl.program_id(0) % blocks * BLOCK + tl.arange(0, BLOCK)
+    blocks: tl.constexpr = (C + BLOCK - 1) // BLOCK
+    block = tl.program_id(0) % blocks
     head = tl.program_id(0) // blocks % HEADS
     image = (tl.program_id(0) // (blocks * HEADS)).to(tl.int64)
     of_head = image * HEADS + head
@@ -254,32 +257,30 @@ def queries_backward_kernel(
     grad = tl.load(by_scores + square, (r < D)[:, None] & (r < D)[None, :], 0.0)
     norm_q = tl.load(by_norms + of_head * (2 * D) + r, r < D, 0.0)
     norm_k = tl.load(by_norms + of_head * (2 * D) + D + r, r < D, 0.0)
-    place = weight + ((head * D + r)[:, None] * C + column[None, :])
+    row = (head * D + r).to(tl.int64) * images + image  # of (2 C, B)
+    below = tl.cast(images, tl.int64) * C  # rows to those of the keys
+    if block == 0:
+        level_q = tl.load(statistics + of_head * (4 * D) + 2 * D + r, r < D, 0.0)
+        level_k = tl.load(statistics + of_head * (4 * D) + 3 * D + r, r < D, 0.0)
+        tl.store(shift + row, norm_q * level_q + tl.sum(grad * level_k[None, :], 1), r < D)
+        tl.store(shift + row + below, norm_k * level_k + tl.sum(grad * level_q[:, None], 0), r < D)
+    column = block * BLOCK + tl.arange(0, BLOCK)
     mask = (r < D)[:, None] & (column < C)[None, :]
-    last = (column == C)[None, :]
+    place = weight + ((head * D + r)[:, None] * C + column[None, :])
     query = tl.load(place, mask, 0.0).to(tl.float32)
-    query = tl.where(last, tl.load(bias + head * D + r, r < D, 0.0).to(tl.float32)[:, None], query)
     key = tl.load(place + C * C, mask, 0.0).to(tl.float32)
-    key = tl.where(last, tl.load(bias + C + head * D + r, r < D, 0.0).to(tl.float32)[:, None], key)
-    by_query = tl.dot(grad, key, norm_q[:, None] * query, input_precision='tf32x3')
-    by_key = tl.dot(tl.trans(grad), query, norm_k[:, None] * key, input_precision='tf32x3')
-    first = ((head * D + r).to(tl.int64) * images + image)[:, None]  # of (2 C, B)
-    skip = tl.cast(images, tl.int64) * C
-    place = first * C + column[None, :]
-    tl.store(slope + place, by_query, mask)
-    tl.store(slope + place + skip * C, by_key, mask)
-    mask = (r < D)[:, None] & last
-    place = first + tl.zeros((1, BLOCK), tl.int32)
-    tl.store(shift + place, by_query, mask)
-    tl.store(shift + place + skip, by_key, mask)
+    place = slope + (row[:, None] * C + column[None, :])
+    tl.store(place, tl.dot(grad, key, norm_q[:, None] * query, input_precision='tf32x3'), mask)
+    tl.store(place + below * C, tl.dot(tl.trans(grad), query, norm_k[:, None] * key, input_precision='tf32x3'), mask)
 
 
 class Kept(NamedTuple):
-    """What a backward pass needs: attention and cosines (B, heads, d, d), 1 / norms (B, heads, 2, d), fp32."""
+    """What a backward pass needs: attention and cosines (B, heads, d, d), 1 / norm and mean of queries and keys
+    (B, heads, 4, d); fp32."""
 
     attention: Tensor
     cosines: Tensor
-    inverses: Tensor
+    statistics: Tensor
 
 
 def affine_map(
@@ -320,7 +321,7 @@ def affine_map(
     block = _block(2 * B * heads * triton.cdiv(C, 64))
     parts = triton.cdiv(C, block)
     scores, sums = mean.new_empty(B, heads, parts, d, d), mean.new_empty(B, heads, parts, 2, 2, d)
-    kept = Kept(*(mean.new_empty(B, heads, *size) for size in ((d, d), (d, d), (2, d)))) if keeps else None
+    kept = Kept(*(mean.new_empty(B, heads, *size) for size in ((d, d), (d, d), (4, d)))) if keeps else None
     matrix, offset = torch.empty_like(moments, dtype=dtype), torch.empty_like(mean)
     with on(mean):
         scores_kernel[(2 * B * heads * parts,)](
@@ -371,10 +372,10 @@ def affine_map_backward(
     with without_autocast(mean):
         if kept is None:
             return _backward_of_plain(grad_matrix, grad_offset, moments, mean, scale, *weights)
-        qkv_weight, tile, blocks = qkv_weight.contiguous(), _head_tile(C, heads), triton.cdiv(C + 1, 64)
+        qkv_weight, tile = qkv_weight.contiguous(), _head_tile(C, heads)
         grad = torch.cat((grad_matrix, grad_offset), 1).flatten(0, 1)
         by_mixed = grad @ proj_weight.float()
-        by_scores, by_norms = torch.empty_like(kept.attention), torch.empty_like(kept.inverses)
+        by_scores, by_norms = torch.empty_like(kept.attention), mean.new_empty(B, heads, 2, C // heads)
         by_temperature = mean.new_empty(B, heads)
         by_weight, by_bias = mean.new_empty(3 * C, C), mean.new_empty(3 * C)
         slope, shift = mean.new_empty(2 * C, B, C), mean.new_empty(2 * C, B)
@@ -382,26 +383,27 @@ def affine_map_backward(
             mixed = _mix(mean, mean, 0, qkv_weight, qkv_bias, temperature, kept, B)
             attention_backward_kernel[(B * heads,)](
                 by_mixed, qkv_weight, qkv_bias, temperature, *kept, by_scores, by_norms, by_temperature, BLOCK_K=32,
-                num_warps=8 if tile['BLOCK_D'] > 64 else 4, num_stages=3, **tile,
+                num_warps=4, num_stages=3, **tile,
             )  # fmt: skip
-            values_backward_kernel[(heads * blocks,)](
-                kept.attention, by_mixed, by_weight, by_bias, B, BLOCK=64, num_warps=8, num_stages=2, **tile
+            values_backward_kernel[(heads * triton.cdiv(C + 1, 32),)](
+                kept.attention, by_mixed, by_weight, by_bias, B, BLOCK=32, num_warps=8, num_stages=2, **tile
             )
-            queries_backward_kernel[(B * heads * blocks,)](
-                by_scores, by_norms, qkv_weight, qkv_bias, slope, shift, B, BLOCK=64, num_warps=8, **tile
+            queries_backward_kernel[(B * heads * triton.cdiv(C, 16),)](
+                by_scores, by_norms, kept.statistics, qkv_weight, slope, shift, B, BLOCK=16, num_warps=8, **tile
             )
-        # With W~ of queries and keys, S~ as in :mod:`xcit_mm.ops.xca` and H of the last kernel, the gradient of W~ is
-        # H W~ S~, that of S~ plus its transpose W~^T H W~.
+        # With H of the last kernel, the gradient of w is H w cov + H u mean^T, that of b is H u; that of cov, plus its
+        # transpose, w^T H w; and both cov and u = w mean + b depend on the mean.
         w, by_image = qkv_weight[: 2 * C].float(), slope.transpose(0, 1)
         by_moments = torch.baddbmm(moments, w.t().expand(B, -1, -1), by_image, beta=0, alpha=scale)
-        by_mean = (qkv_bias[: 2 * C].float() * scale) @ by_image
-        torch.mm(slope.flatten(1), moments.view(B * C, C), out=by_weight[: 2 * C])
-        by_weight[: 2 * C].addmm_(shift, mean.view(B, C), beta=scale, alpha=scale)
-        torch.addmv(shift.sum(1), slope.flatten(1), mean.flatten(), alpha=scale, out=by_bias[: 2 * C])
+        by_mean = torch.baddbmm((shift.t() @ w).unsqueeze(1), mean, by_moments, beta=scale, alpha=-scale)
+        cov = torch.baddbmm(moments, mean.transpose(1, 2), mean, beta=scale, alpha=-(scale**2))
+        torch.mm(slope.flatten(1), cov.view(B * C, C), out=by_weight[: 2 * C])
+        by_weight[: 2 * C].addmm_(shift, mean.view(B, C), alpha=scale)
+        torch.sum(shift, 1, out=by_bias[: 2 * C])
         by_proj = grad.t() @ mixed.flatten(0, 1), grad_offset.sum((0, 1))
         return (
             by_moments,
-            by_mean.unsqueeze(1),
+            by_mean,
             by_weight,
             by_bias,
             *by_proj,
@@ -411,7 +413,7 @@ def affine_map_backward(
 
 def _backward_of_plain(grad_matrix, grad_offset, moments, mean, scale, *weights) -> Tuple[Tensor, ...]:
     with torch.enable_grad():
-        leaves = [t.detach().requires_grad_() for t in (moments, mean, *weights)]
+        leaves = [t.detach().float().requires_grad_() for t in (moments, mean, *weights)]
         outputs = plain.affine_map(leaves[0] * scale, leaves[1] * scale, *leaves[2:])
     by_moments, *grads = torch.autograd.grad(outputs, leaves, (grad_matrix, grad_offset))
     return (by_moments + by_moments.transpose(1, 2), *grads)
@@ -424,9 +426,9 @@ def _mix(scores, sums, parts: int, weight, bias, temperature, kept: Optional[Kep
     """
     C, heads = weight.shape[1], len(temperature)
     mixed = weight.new_empty(B, C + 1, C, dtype=torch.float32)
-    attention, cosines, inverses = (mixed,) * 3 if kept is None else kept  # pointers that the kernel does not follow
+    attention, cosines, statistics = (mixed,) * 3 if kept is None else kept  # pointers that the kernel does not follow
     mix_kernel[(B * heads * triton.cdiv(C + 1, 64),)](
-        scores, sums, weight, bias, temperature, attention, cosines, inverses, mixed, PARTS=parts,
+        scores, sums, weight, bias, temperature, attention, cosines, statistics, mixed, PARTS=parts,
         STORES=parts > 0 and kept is not None, BLOCK=64, num_warps=8, **_head_tile(C, heads),
     )  # fmt: skip
     return mixed

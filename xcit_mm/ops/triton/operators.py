@@ -12,6 +12,7 @@ from torch import Tensor
 from .lpi import add_lpi
 from .mlp import add_mlp
 from .stem import embed_patches
+from .token_form import add_token_form
 from .xca import add_xca
 
 
@@ -31,6 +32,6 @@ def _register(function: Callable, like: Callable) -> None:
 
 
 if hasattr(torch.library, 'custom_op'):
-    for function in (add_lpi, add_mlp, add_xca):
+    for function in (add_lpi, add_mlp, add_token_form, add_xca):
         _register(function, _like_tokens)
     _register(embed_patches, _like_map)

@@ -134,7 +134,7 @@ def _convolve(
     with on(image):
         convolution_kernel[(B * triton.cdiv(rows * columns, BLOCK_M),)](
             image, weight, *norm, out, eps, H, W, *image.stride(), C, D, *weight.stride(), gelu,
-            K=taps, BLOCK_M=BLOCK_M, BLOCK_N=channels_tile(D), num_warps=4,
+            K=taps, BLOCK_M=BLOCK_M, BLOCK_N=channels_tile(D, 32), num_warps=4,
         )  # fmt: skip
     return out
 
@@ -142,12 +142,15 @@ def _convolve(
 def _normalise_(x: Tensor, norm: Sequence[Tensor], eps: float, gelu: bool) -> None:
     """:func:`batch_norm_kernel` on (B, rows, columns, D), contiguous."""
     D = x.shape[-1]
-    N, n = x.numel() // D, channels_tile(D)
+    N, n = x.numel() // D, channels_tile(D, 64)
     tile: Dict[str, int] = dict(BLOCK_M=BLOCK_VALUES // n, BLOCK_N=n, num_warps=4)
     with on(x):
         batch_norm_kernel[(triton.cdiv(N, tile['BLOCK_M']), triton.cdiv(D, n))](x, *norm, eps, N, D, gelu, **tile)
 
 
-def channels_tile(D: int) -> int:
-    """Channels of a tile: as many as waste the fewest. Most widths are no power of two, and GELU takes the time."""
-    return min((64, 32, 16), key=lambda n: -(-D // n) * n)
+def channels_tile(D: int, most: int) -> int:
+    """Channels of a tile: as many as waste the fewest. Most widths are no power of two, and GELU takes the time.
+
+    With 64, the matmul's sums and their GELU would take so many registers that few programs fit a multiprocessor.
+    """
+    return min((n for n in (64, 32, 16) if n <= most), key=lambda n: -(-D // n) * n)
