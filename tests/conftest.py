@@ -27,6 +27,7 @@ LONGEST = (
     'model_zoo',
     'published_files',
     'agreement',
+    'inference',
 )
 
 

@@ -132,13 +132,10 @@ def test_peers_without_numbers_are_named_and_no_measure(monkeypatch):
 # --- memory
 
 
-def test_memory_of_a_fresh_process_grows_with_the_image():
-    small, why = peak_memory(OURS, Setting('n12', 16, 256, 256))
-    assert not why and 1e6 < small < 1e8
-    large, why = peak_memory(OURS, Setting('n12', 16, 2048, 2048))
-    # A map of 128x128 tokens and 128 channels is 8.4 MB; a block needs more than three. Attention between tokens would
-    # take 4 GB. The code pages and workspaces of a first call are in both.
-    assert not why and small + 3 * 8.4e6 < large < 1e9
+def test_memory_of_a_fresh_process_is_that_of_the_work():
+    found, why = peak_memory(OURS, Setting('n12', 16, 2048, 2048))
+    # 128x128 tokens of 128 channels are 8.4 MB; a block needs several such maps. Attention of tokens would take 4 GB.
+    assert not why and 4 * 8.4e6 < found < 1e9
 
 
 def test_memory_that_is_freed_before_the_end_counts():

@@ -74,7 +74,9 @@ def losses(cfg, mixed):
     return found.values
 
 
-@pytest.mark.parametrize('kind', ['classifier', 'detector', 'semantic_fpn', 'upernet'])
+@pytest.mark.parametrize(
+    'kind', ['classifier', 'detector', 'semantic_fpn', pytest.param('upernet', marks=pytest.mark.slow)]
+)
 def test_every_library_trains_with_stochastic_depth(kind, small_models, small_digits, tmp_path):
     cfg = small_cfg(small_models, kind, small_digits, tmp_path / 'run')
     cfg.model.backbone.drop_path_rate = 0.3

@@ -15,7 +15,7 @@ from xcit_mm.mmcv_ops import ext  # noqa: E402
 
 CONFIGS = (
     'retinanet/retinanet_r50_fpn_1x_coco',
-    'fcos/fcos_r50-caffe_fpn_gn-head_1x_coco',
+    pytest.param('fcos/fcos_r50-caffe_fpn_gn-head_1x_coco', marks=pytest.mark.slow),  # operators of RetinaNet's
     'cascade_rcnn/cascade-mask-rcnn_r50_fpn_1x_coco',
     'deformable_detr/deformable-detr_r50_16xb2-50e_coco',
     'mask2former/mask2former_r50_8xb2-lsj-50e_coco',

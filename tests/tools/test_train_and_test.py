@@ -135,7 +135,7 @@ def test_the_published_s12_8_config_trains_and_tests_an_iteration(data, tmp_path
         {'model': {**start, 'head.weight': torch.zeros(1000, 384), 'head.bias': torch.zeros(1000)}},
         tmp_path / 's12.pth',
     )
-    scale = 'scale=(320, 320), keep_ratio=True'
+    scale = 'scale=(192, 192), keep_ratio=True'
     (tmp_path / 'own.py').write_text(f"""
 _base_ = {str(ROOT / 'configs' / 'mask_rcnn_xcit_s12_8_3x_coco.py')!r}
 model = dict(
@@ -253,8 +253,24 @@ def test_scripts_explain_their_arguments():
         assert done.returncode == 2 and name in done.stderr
 
 
-def test_dist_train_starts_torchrun(data, tmp_path):
-    """The shell script, as a user calls it; one process is enough to see that the arguments arrive."""
+def test_dist_train_starts_torchrun(tmp_path):
+    """With a stand-in for Python that writes down its arguments."""
+    (tmp_path / 'python').write_text('#!/bin/sh\nprintf "%s\\n" "$@"\n')
+    (tmp_path / 'python').chmod(0o755)
+    env = dict(os.environ, PYTHON=str(tmp_path / 'python'), PORT='1234')
+    done = call(['bash', ROOT / 'tools' / 'dist_train.sh', 'cfg.py', '3', '--work-dir', 'a folder'], env=env)
+    words = done.stdout.splitlines()
+    assert words[:2] == ['-m', 'torch.distributed.run']
+    for option, value in (('--nproc_per_node', '3'), ('--nnodes', '1'), ('--master_port', '1234')):
+        assert words[words.index(option) + 1] == value
+    config = words.index('cfg.py')
+    assert words[config - 1].endswith('tools/train.py')
+    assert words[config + 1 :] == ['--work-dir', 'a folder', '--launcher', 'pytorch']
+
+
+@pytest.mark.slow
+def test_dist_train_trains(data, tmp_path):
+    """The shell script, as a user calls it."""
     options = small_options(data, **{'train_cfg.max_epochs': 1})
     env = dict(os.environ, PYTHON=sys.executable, PORT=free_port())
     command = ['bash', ROOT / 'tools' / 'dist_train.sh', DIGITS, '1', '--work-dir', tmp_path / 'run', *options]
