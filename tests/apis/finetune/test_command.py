@@ -204,4 +204,4 @@ def test_the_commands_of_the_documentation():
     commands = re.findall(r'^xcit-mm finetune ([^#\n]+)', page, re.M)
     assert len(commands) >= 4
     for words in commands:
-        assert command.parse_args(shlex.split(words)).data == 'my_images'
+        assert command.parse_args(shlex.split(words)).data == shlex.split(words)[0]
