@@ -10,7 +10,7 @@ from mmseg.models import EncoderDecoder
 from torch import Tensor
 
 from .deployed import Deployed
-from .exported import ExportedModel
+from .exported_models import ExportedModel
 
 
 class Segmentor(ExportedModel, EncoderDecoder):

@@ -8,7 +8,7 @@ from mmengine.dataset import pseudo_collate
 
 from ...datasets.reading import Reader, channels_of, model_input, preprocessor_of
 from ...visualization.colours import colours_of, palette_of
-from ..exported import ExportedModel
+from ..exported_models import ExportedModel
 
 # What a model or a transform raises for an image that it does not take.
 FAILURES = (AssertionError, IndexError, KeyError, OSError, RuntimeError, TypeError, ValueError)
