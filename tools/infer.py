@@ -44,7 +44,7 @@ def parse_args() -> argparse.Namespace:
     parser.add_argument(
         '--cfg-options', nargs='+', action=DictAction, metavar='KEY=VALUE', help='settings of the config to change'
     )
-    return parser.parse_args()
+    return parser.parse_intermixed_args()  # options may stand between the checkpoint and the images
 
 
 def report(folder: Path) -> int:
@@ -85,7 +85,6 @@ def main() -> None:
         from xcit_mm.apis.exported import is_exported
         from xcit_mm.datasets.sources import find_images
 
-        # With options between them, argparse takes a checkpoint for the first image, or the reverse.
         checkpoint, names = None, [name for name in (args.checkpoint, *args.images) if name]
         if not is_exported(args.model):
             checkpoint, *names = names

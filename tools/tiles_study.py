@@ -218,7 +218,9 @@ def draw(args: argparse.Namespace, sheets: Path, predictions: Path, target: Path
     for left, top, right, bottom in frames:
         cv2.rectangle(picture, (left, top), (right, bottom), (220, 0, 0), 12)
     side = 1200
-    whole = Image.fromarray(picture).resize((side, round(side * picture.shape[0] / picture.shape[1])), Image.LANCZOS)
+    whole = Image.fromarray(picture).resize(
+        (side, round(side * picture.shape[0] / picture.shape[1])), Image.Resampling.LANCZOS
+    )
     tile = side // SHOWN
     page = Image.new('RGB', (side, whole.height + 2 * tile), 'white')
     page.paste(whole)

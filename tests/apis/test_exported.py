@@ -155,7 +155,7 @@ def test_the_command_writes_what_it_writes_of_a_checkpoint(run_tool, models, fil
         with pytest.raises(SystemExit, match='1'):  # of the broken image
             run_tool(tool, *model, '--out-dir', tmp_path / name, photos)
         names[name] = sorted(str(p.relative_to(tmp_path / name)) for p in (tmp_path / name).rglob('*') if p.is_file())
-    assert names['file'] == names['pytorch'] and 'overlays/china.jpg.jpg' in names['file']
+    assert names['file'] == names['pytorch'] and 'overlays/china.jpg' in names['file']
     written = [json.loads((tmp_path / name / 'results.json').read_text()) for name in names]
     assert_same(*written)
 

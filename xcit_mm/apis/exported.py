@@ -31,12 +31,12 @@ def is_exported(model: Any) -> bool:
     return isinstance(model, (str, Path)) and Path(model).suffix.lower() in SUFFIXES
 
 
-def config_for_file(cfg: Config, model: nn.Module) -> str:
+def config_for_file(cfg: Config, model: Any) -> str:
     """The parts of a config that surround the network, for the metadata of a file.
 
     Args:
         cfg (Config): The config that the model was built from.
-        model (nn.Module): The model, with ``dataset_meta``.
+        model (nn.Module): The model of the library, with ``dataset_meta``.
 
     Returns:
         str: A dict of Python literals, to be read by :func:`ast.literal_eval`.

@@ -14,6 +14,7 @@ import torch
 from mmengine.config import Config
 from PIL import Image
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+from torch import nn
 
 from ..datasets.loading import BadImage, widen
 from ..datasets.reading import test_pipeline, to_picture
@@ -85,6 +86,7 @@ class Inferencer:
         overlap: float = 0.25,
     ):
         self.tiles = None if tiles is None else Tiles(tiles, overlap).check()
+        built: nn.Module
         if is_exported(model):
             if checkpoint or cfg_options:
                 raise UsageError(f'{model} is exported: it has its weights and settings, and takes no others')
