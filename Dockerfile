@@ -7,7 +7,8 @@
 ARG BASE=ubuntu:24.04
 FROM ${BASE}
 
-# gcc and the headers are for Triton and torch.compile, which compile at run time.
+# Unpinned, for any base. gcc and the headers are for Triton and torch.compile, which compile at run time.
+# hadolint ignore=DL3008
 RUN apt-get update \
     && DEBIAN_FRONTEND=noninteractive apt-get install -y --no-install-recommends \
         python3 python3-venv python3-dev gcc g++ git libgl1 libglib2.0-0 \

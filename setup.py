@@ -16,7 +16,7 @@ from setuptools.command.build_py import build_py
 ROOT = Path(__file__).resolve().parent
 MIM = ('configs', 'tools', 'model-index.yml', 'README.md')
 CHECKOUT_ONLY = ('quickstart.py', '__pycache__')
-REPOSITORY = 'https://github.com/xcit-mm/xcit_mm'
+REPOSITORY = re.search(r'^Homepage = "(.*)"', (ROOT / 'pyproject.toml').read_text(encoding='utf-8'), re.M)[1]
 
 
 class BuildWithMim(build_py):

@@ -38,21 +38,7 @@ model = dict(
 
 # The data: the folders of COCO under another root, and other classes.
 data_root = 'data/digits/coco/'
-metainfo = dict(
-    classes=('zero', 'one', 'two', 'three', 'four', 'five', 'six', 'seven', 'eight', 'nine'),
-    palette=[  # Okabe and Ito's, then Tol's: distinct with every kind of colour blindness
-        (0, 114, 178),
-        (230, 159, 0),
-        (0, 158, 115),
-        (213, 94, 0),
-        (204, 121, 167),
-        (86, 180, 233),
-        (240, 228, 66),
-        (136, 34, 85),
-        (51, 34, 136),
-        (153, 153, 153),
-    ],
-)
+metainfo = dict(classes=('zero', 'one', 'two', 'three', 'four', 'five', 'six', 'seven', 'eight', 'nine'))
 size = (160, 160)
 train_pipeline = [
     dict(type='LoadImageFromFile'),

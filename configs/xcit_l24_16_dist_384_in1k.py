@@ -1,4 +1,4 @@
-"""XCiT-L24/16 on ImageNet-1k at 384x384, the distilled 224-pixel model tuned on for 30 epochs: 189.10 M parameters.
+"""XCiT-L24/16 on ImageNet-1k at 384x384, the distilled 224-pixel model fine-tuned for 30 epochs: 189.10 M parameters.
 
 16 GPUs x 32 images. Published: top-1 85.8 % (full crop), 85.78 % (--protocol mmpretrain).
 The release does not state how it tuned this model; the settings are DeiT's.

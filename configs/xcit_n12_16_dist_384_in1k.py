@@ -1,4 +1,4 @@
-"""XCiT-N12/16 on ImageNet-1k at 384x384, the distilled 224-pixel model tuned on for 30 epochs: 3.05 M parameters.
+"""XCiT-N12/16 on ImageNet-1k at 384x384, the distilled 224-pixel model fine-tuned for 30 epochs: 3.05 M parameters.
 
 16 GPUs x 32 images. Published: top-1 75.4 % (full crop), 74.93 % (--protocol mmpretrain).
 The release does not state how it tuned this model; the settings are DeiT's.

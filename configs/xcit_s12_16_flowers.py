@@ -1,4 +1,4 @@
-"""XCiT-S12/16 on Oxford 102 Flowers, the ImageNet-1k model tuned on for 1000 epochs at 224x224.
+"""XCiT-S12/16 on Oxford 102 Flowers, fine-tuned from the ImageNet-1k weights for 1000 epochs at 224x224.
 
 8 GPUs x 96 images. The release states no settings for its transfer runs; these are DeiT's. No number is published for
 this model.

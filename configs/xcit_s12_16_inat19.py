@@ -1,4 +1,4 @@
-"""XCiT-S12/16 on iNaturalist 2019, the ImageNet-1k model tuned on for 360 epochs at 224x224.
+"""XCiT-S12/16 on iNaturalist 2019, fine-tuned from the ImageNet-1k weights for 360 epochs at 224x224.
 
 8 GPUs x 96 images. The release states no settings for its transfer runs; these are DeiT's. No number is published for
 this model.

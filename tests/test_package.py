@@ -30,7 +30,7 @@ def run_python(code, site, cwd, *options):
     [
         (['onedl-mmengine', 'onedl-mmcv', 'onedl-mmdetection'], []),
         (['mmengine', 'mmcv', 'mmdet', 'mmsegmentation'], []),
-        (['onedl-mmengine', 'mmcv-lite', 'mmengine'], ['onedl-mmengine and mmengine are installed together']),
+        (['onedl-mmengine', 'mmcv-lite', 'mmengine'], ['onedl-mmengine and mmengine are both installed']),
         (['mmengine', 'mmcv', 'mmcv-lite'], ['mmcv and mmcv-lite are', 'pip uninstall -y mmcv mmcv-lite']),
     ],
 )  # fmt: skip

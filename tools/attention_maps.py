@@ -29,7 +29,6 @@ from xcit_mm.visualization.pictures import (
     contact_sheet,
     draw,
     draw_channel_attention,
-    heat_map,
     overlay,
     resize_short_side,
     to_pixels,
@@ -126,8 +125,8 @@ class Drawing:
                 height, width = (side - side % 2 for side in picture.shape[:2])  # most players need even sides
                 picture, inputs = picture[:height, :width], inputs[:, :, :height, :width]
                 attention = class_attention(self.backbone, inputs, self.args.block)[0].mean(0)
-                colours = heat_map(to_pixels(attention, self.backbone.patch_size, height, width))
-                picture = np.hstack([picture, overlay(picture, colours)])
+                values = to_pixels(attention, self.backbone.patch_size, height, width)
+                picture = np.hstack([picture, overlay(picture, values)])
                 if writer is None:
                     code = cv2.VideoWriter_fourcc(*'mp4v')
                     writer = cv2.VideoWriter(str(target), code, video.rate, picture.shape[1::-1])
@@ -173,7 +172,7 @@ def main() -> None:
             out.mkdir(parents=True, exist_ok=True)
         except OSError as error:
             raise UsageError(
-                f'the folder {out} cannot be made ({error.strerror}); choose another with --out-dir'
+                f'the folder {out} cannot be created ({error.strerror}); choose another with --out-dir'
             ) from None
         failed = draw_all(Drawing(backbone, read, args), named, out)
         if named.left_out:

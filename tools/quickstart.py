@@ -66,15 +66,15 @@ def clock(start):
     return f'{minutes} min {seconds:02d} s' if minutes else f'{seconds} s'
 
 
-def run(command, lock, cwd, log=None, env=None):
+def run(command, lock, cwd, log, env=None, bar=None):
     """Run a command that inherits the lock in a session of its own; return its exit code. An interruption ends it.
 
-    Its output goes to the screen, or to the file ``log`` with a line of progress on the screen.
+    Its output goes to the file ``log``. The screen shows how far it is, in one line or in ``bar``.
     """
     interrupted = []  # in the middle of starting a process, Ctrl-C would leave that running
     before = signal.signal(signal.SIGINT, lambda *_: interrupted.append(True))
-    pipes = dict(stdout=subprocess.PIPE, stderr=subprocess.STDOUT) if log else {}
-    options = dict(stdin=subprocess.DEVNULL, start_new_session=True, pass_fds=[lock], cwd=str(cwd), **pipes)
+    pipes = dict(stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.STDOUT)
+    options = dict(start_new_session=True, pass_fds=[lock], cwd=str(cwd), **pipes)
     try:
         process = subprocess.Popen([str(part) for part in command], env={**os.environ, **(env or {})}, **options)
     finally:
@@ -84,8 +84,7 @@ def run(command, lock, cwd, log=None, env=None):
             raise KeyboardInterrupt
         os.ftruncate(lock, 0)
         os.pwrite(lock, f'{os.getpid()} {process.pid}'.encode(), 0)  # this process and the one it started
-        if log:
-            follow(process.stdout, log)
+        follow(process.stdout, log, bar)
         return process.wait()
     finally:
         if process.poll() is None:
@@ -101,30 +100,66 @@ def stop(process):
                 process.wait(patience)
 
 
-def follow(stdout, log):
-    """Write output to a log until it ends, and show what it says now and then, on a terminal in one line."""
+def follow(stdout, log, bar=None):
+    """Write output to a log until it ends, and show how far it is: in ``bar``, in one line of a terminal, or by lines.
+
+    ``stdout`` stays open: what is interrupted may still have something to say before it ends.
+    """
     tty, start, what, rest = sys.stdout.isatty(), time.monotonic(), 'starting', b''
     shown, width = start, shutil.get_terminal_size((110, 1)).columns - 1
-    selector = selectors.DefaultSelector()
+    selector, progress = selectors.DefaultSelector(), Progress()
     selector.register(stdout, selectors.EVENT_READ)
-    with stdout, log.open('wb') as file:
+    with log.open('wb') as file:
         while True:
             if selector.select(timeout=0.5):
                 chunk = os.read(stdout.fileno(), 65536)
                 *lines, rest = (rest + chunk).split(b'\n')
                 for line in lines if chunk else [rest]:
-                    download = re.match(rb'Progress (\d+) of (\d+)', line)
-                    if download:
-                        what = '{:.0f} of {:.0f} MB'.format(*(int(size) / 1e6 for size in download.groups()))
-                    else:
-                        what = line.decode(errors='replace').strip() or what
+                    text = line.decode(errors='replace').strip()
+                    what = progress.read(text) or what
+                    if not text.startswith('Progress '):
                         file.write(line + b'\n')
                 file.flush()
+                if bar:
+                    bar(what, progress.share)
                 if not chunk:
-                    return print('\r\x1b[2K' if tty else '', end='')
-            if time.monotonic() - shown >= (0.5 if tty else 20):
+                    return print('\r\x1b[2K' if tty and not bar else '', end='')
+            if not bar and time.monotonic() - shown >= (0.5 if tty else 20):
                 shown, text = time.monotonic(), f'      {clock(start)}: {what}'[:width]
                 print(f'\r\x1b[2K{text}' if tty else text, end='' if tty else '\n')
+
+
+class Progress:
+    """How far a command is, by its output.
+
+    Attributes:
+        share (float or None): From 0 to 1, if it is known.
+    """
+
+    def __init__(self):
+        self.share, self.epochs = None, 1
+
+    def read(self, line):
+        """What to show after a line of pip's or of MMEngine's; the line itself if it is neither's."""
+        download = re.match(r'Progress (\d+) of (\d+)', line)
+        if download:
+            return '{:.0f} of {:.0f} MB'.format(*(int(size) / 1e6 for size in download.groups()))
+        schedule = re.match(r'schedule +(\d+) epochs', line)
+        if schedule:
+            self.epochs = int(schedule[1])
+        step = re.search(r'Epoch\((\w+)\) +(?:\[(\d+)\])?\[ *(\d+)/(\d+)\](.*)', line)
+        if not step:
+            return line
+        done, of = int(step[3]), int(step[4])
+        left, loss = (re.search(rf'\b{name}: ([\d:.]+)', step[5]) for name in ('eta', 'loss'))
+        if step[1] == 'train':
+            epoch = int(step[2])
+            self.share = (epoch - 1 + done / of) / self.epochs
+            text = f'epoch {epoch} of {self.epochs}, {done} of {of}, loss {loss[1] if loss else "?"}'
+        else:
+            self.share = done / of if step[1] == 'test' else self.share
+            text = f'{step[1]}, {done} of {of}'
+        return f'{text}, {left[1]} left' if left and done < of else text
 
 
 @contextlib.contextmanager
@@ -168,7 +203,7 @@ class Setup:
         files = [self.site / 'torch/version.py', *sorted(self.site.glob('mmcv/_ext*'))]
         state = [str(self.root), CHECK, *(path.read_text() for path in texts)]
         state += sorted(path.name for path in self.site.glob('*.dist-info'))
-        state += [(path.name, path.stat().st_size, path.stat().st_mtime_ns) for path in files if path.exists()]
+        state += [(path.name, hashlib.sha256(path.read_bytes()).hexdigest()) for path in files if path.exists()]
         return hashlib.sha256(repr(state).encode()).hexdigest()
 
     def ready(self):
@@ -283,37 +318,82 @@ def failure(what, log):
     return f'{what}. Its output ended with\n\n{tail}\n\nAll of it: {log}\nWhat to try: {advice}.'
 
 
+@contextlib.contextmanager
+def drawn_bar():
+    """A progress bar on a terminal: gives a function of what is done and its share, or None elsewhere."""
+    if not sys.stdout.isatty():
+        yield None
+        return
+    from rich.progress import BarColumn, TextColumn, TimeElapsedColumn
+    from rich.progress import Progress as Bars
+
+    with Bars(TextColumn('     '), BarColumn(), TimeElapsedColumn(), TextColumn('{task.description}')) as bars:
+        task = bars.add_task('starting', total=None)
+
+        def show(what, share):
+            short = what if share is not None else 'starting'  # before the first step, libraries say much
+            bars.update(task, description=short, total=None if share is None else 1, completed=share or 0)
+
+        yield show
+        bars.update(task, description='', total=1, completed=1)
+
+
 def demo(setup, again, lock):
-    """Make the data set, train, test, and say where everything is."""
-    work, python = setup.root / WORK_DIR, f'{setup.venv.name}/bin/python'
+    """Make the data set, train, test, and show the results. What the libraries print goes to logs."""
+    sys.path.append(str(setup.site))  # for rich; .venv has the Python that runs this
+    work, begin = setup.root / WORK_DIR, time.monotonic()
     pointer = work / 'last_checkpoint'
 
-    def step(number, title, *command):
-        print(f'\n=== {number}/3 {title}\n    {python} {" ".join(command)}')
-        begin, code = time.monotonic(), run([setup.python, '-u', *command], lock, setup.root)
+    def step(number, title, name, *command):
+        log = setup.home / f'logs/demo-{name}.log'
+        log.parent.mkdir(parents=True, exist_ok=True)
+        print(f'[{number}/3] {title}')
+        with drawn_bar() as bar:
+            code = run([setup.python, '-u', *command], lock, setup.root, log, bar=bar)
         if code:
-            raise SetupError(f'step {number} ended with exit code {code}. Run again, the demo continues from here.')
-        print(f'=== {number}/3 done in {clock(begin)}')
+            text = failure(f'Step {number} ended with exit code {code}', log)
+            raise SetupError(f'{text}\nRun again, the demo continues from here.')
 
-    step(1, 'Making the data set (seconds)', 'tools/make_digits.py', 'data/digits')
+    step(1, 'The data set: handwritten digits on photographs', 'data', 'tools/make_digits.py', 'data/digits')
     if again and pointer.exists():
         pointer.unlink()
     resume = ['--resume'] if pointer.exists() else []  # one that is finished ends at once
-    title = f'{"Resuming" if resume else "Training"} Mask R-CNN on XCiT (in all 12 to 25 min on two cores)'
-    step(2, title, 'tools/train.py', CONFIG, '--work-dir', WORK_DIR, *resume)
+    title = f'{"Resuming" if resume else "Training"} Mask R-CNN on XCiT, 10 to 25 min on two cores'
+    step(2, title, 'train', 'tools/train.py', CONFIG, '--work-dir', WORK_DIR, *resume)
     checkpoint = f'{WORK_DIR}/{Path(pointer.read_text().strip()).name}'  # the checkout may have been moved since
-    begin, options = time.time(), ['--work-dir', f'{WORK_DIR}/test', '--show-dir', f'{WORK_DIR}/test/pictures']
-    step(3, 'Testing, with pictures (about 1 min)', 'tools/test.py', CONFIG, checkpoint, *options)
+    tested, options = time.time(), ['--work-dir', f'{WORK_DIR}/test', '--show-dir', f'{WORK_DIR}/test/pictures']
+    step(3, 'Testing, with pictures', 'test', 'tools/test.py', CONFIG, checkpoint, *options)
 
-    results = [path for path in work.glob('test/*/*.json') if path.stat().st_mtime >= begin - 2]
+    results = [path for path in work.glob('test/*/*.json') if path.stat().st_mtime >= tested - 2]
     scores = json.loads(max(results, key=lambda path: path.stat().st_mtime).read_text()) if results else {}
+    show_results(setup, scores, checkpoint, clock(begin))
+
+
+def show_results(setup, scores, checkpoint, duration):
+    """Print scores, where everything is, and what to do next."""
+    from rich.console import Console
+    from rich.table import Table
+
+    console = Console(highlight=False)
+    table = Table(title=f'Mask R-CNN on XCiT-N12/8, {duration}', title_justify='left', show_header=False)
+    table.add_column(style='bold', no_wrap=True)
+    table.add_column(overflow='fold')
     for label, name in (('box AP', 'bbox_mAP'), ('mask AP', 'segm_mAP')):
         value = next((scores[key] for key in scores if key.endswith(name)), None)
-        print(f'  {label:11}{"not found" if value is None else f"{100 * value:.1f}"}')
-    print(f'  {"pictures":11}{work}/test/pictures: the truth on the left, the prediction on the right')
-    print(f'  {"checkpoint":11}{setup.root / checkpoint}\n  {"logs":11}{work}/2*/*.log')
-    print('What next: README.md, on putting the backbone into a config of yours; or train on COCO with')
-    print(f'  {python} tools/train.py configs/mask_rcnn_xcit_s12_8_3x_coco.py')
+        table.add_row(label, 'not found' if value is None else f'{100 * value:.1f}')
+    table.add_row('pictures', f'{WORK_DIR}/test/pictures (left the labels, right the prediction)')
+    table.add_row('checkpoint', checkpoint)
+    table.add_row('logs', f'{WORK_DIR}/2*/*.log, {setup.home.name}/logs')
+    following = Table(title='Next', title_justify='left', show_header=False)
+    following.add_column(style='bold', no_wrap=True)
+    following.add_column(overflow='fold')
+    following.add_row('activate', f'source {setup.venv.name}/bin/activate')
+    following.add_row('your images', 'xcit-mm finetune FOLDER')
+    following.add_row('COCO', 'tools/train.py configs/mask_rcnn_xcit_s12_8_3x_coco.py')
+    following.add_row('read', 'README.md, docs/tutorial.md')
+    console.print()
+    console.print(table)
+    console.print(following)
 
 
 def test(setup, arguments):

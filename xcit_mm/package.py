@@ -83,8 +83,8 @@ def warn_of_mixed_packages() -> None:
         found = [name for name in names if _is_installed(name)]
         if len(found) > 1:
             print(
-                f'{" and ".join(found)} are installed together, and each overwrites files of the other in {module}. '
-                f'Keep one: pip uninstall -y {" ".join(found)}, then install again the one of your other packages',
+                f'{" and ".join(found)} are both installed, and each overwrites files of the other in {module}. '
+                f'Uninstall them (pip uninstall -y {" ".join(found)}), then reinstall the one that your project needs',
                 file=sys.stderr,
                 flush=True,
             )

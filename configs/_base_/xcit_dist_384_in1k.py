@@ -1,4 +1,4 @@
-"""What the 14 ImageNet configs at 384 pixels share: the distilled 224-pixel model tuned on, with the same teacher.
+"""What the 14 ImageNet configs at 384 pixels share: the distilled 224-pixel model fine-tuned, with the same teacher.
 
 The release does not state the settings of this fine-tuning. Those here are DeiT's, on whose code the release builds.
 """

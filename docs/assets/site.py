@@ -1,4 +1,4 @@
-"""What the site does beyond mkdocs: pages that the navigation lacks, files of the repository, links out of docs/."""
+"""What the site does beyond mkdocs: the project's addresses, pages that the navigation lacks, links out of docs/."""
 
 import posixpath
 import re
@@ -12,7 +12,10 @@ PAGES = {name: name.lower() for name in ('CHANGELOG.md', 'CONTRIBUTING.md', 'SEC
 
 
 def on_config(config):
-    """Pages of docs/ that the navigation lacks, under "How to", and those of the configs, under "Models"."""
+    """The addresses of pyproject.toml; pages of docs/ that the navigation lacks, and those of the configs."""
+    urls = dict(re.findall(r'^(Homepage|Documentation) = "(.*)"', (ROOT / 'pyproject.toml').read_text(), re.M))
+    config.site_url, config.repo_url = urls['Documentation'], urls['Homepage']
+    config.repo_name = config.repo_url.split('/', 3)[3]
     sections = {title: pages for entry in config.nav for title, pages in entry.items()}
     named = set(re.findall(r'[\w/]+\.md', str(config.nav)))
     docs = Path(config.docs_dir)

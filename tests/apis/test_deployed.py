@@ -50,7 +50,7 @@ def test_metrics_on_the_data_of_the_config(kind, small_models, small_digits, tmp
 
 
 @pytest.mark.parametrize('precision, number', [('fp16', np.float16), ('int8', np.int8)])
-def test_smaller_numbers(precision, number, small_models, small_digits, tmp_path):
+def test_lower_precision(precision, number, small_models, small_digits, tmp_path):
     """Hold most of the weights, and change the answer a little; inputs and outputs stay as they are."""
     import onnx
 

@@ -102,7 +102,7 @@ def test_a_model_that_deviates_is_not_written(small_models, tmp_path, monkeypatc
 
 
 @pytest.mark.parametrize('sizes', [(1, 2, 3, 6), (4, (2, 5))])
-def test_pooling_by_products_is_adaptive_pooling(sizes):
+def test_pooling_as_matmuls_equals_adaptive_pooling(sizes):
     for size in sizes:
         for height, width in ((7, 12), (1, 5), (6, 6)):
             x = torch.randn(2, 3, height, width)

@@ -270,9 +270,9 @@ def test_verbose_shows_all(small_tool_run, run_tool):
     assert all(part in shown for part in ('System environment', 'Config:', 'Hooks will be', 'device    CPU'))
 
 
-def test_prints_and_warnings_of_the_libraries_go_to_the_log(capsys, tmp_path):
+def test_prints_and_named_warnings_of_the_libraries_go_to_the_log(capsys, tmp_path):
     early = MMLogger.get_instance('early', log_level='INFO')
-    with warnings.catch_warnings(), short_screen():
+    with warnings.catch_warnings(record=True) as shown, short_screen():
         warnings.simplefilter('always')
         print('Could not import OneDL. Skipping OneDL datasets.')
         print('a note', flush=True)
@@ -281,6 +281,7 @@ def test_prints_and_warnings_of_the_libraries_go_to_the_log(capsys, tmp_path):
             "import warnings; warnings.warn('faster_coco_eval is not installed')", 'site-packages/x.py', 'exec'
         )
         exec(code, {})
+        exec(compile("import warnings; warnings.warn('too many workers')", 'site-packages/y.py', 'exec'), {})
         early.warning('Failed to search registry with scope "mmdet"')
         logger = MMLogger('a_run', log_file=str(tmp_path / 'log'))
         shorten(logger)
@@ -289,6 +290,7 @@ def test_prints_and_warnings_of_the_libraries_go_to_the_log(capsys, tmp_path):
     captured = capsys.readouterr()
     assert captured.out.splitlines()[0] == 'a note' and 'a warning to act on' in captured.out.splitlines()[1]
     assert len(captured.out.splitlines()) == 2 and captured.err == ''
+    assert [str(warning.message) for warning in shown] == ['too many workers']
     text = (tmp_path / 'log').read_text()
     for part in ('OneDL', 'loading annotations', 'faster_coco_eval', 'Failed to search', 'System env', 'to act on'):
         assert part in text

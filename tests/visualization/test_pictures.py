@@ -27,6 +27,10 @@ def test_no_two_classes_have_the_same_colour(number):
     assert distances.min() > 60
 
 
+def test_background_is_black_and_the_other_classes_have_the_first_colours():
+    assert colours_of(['background', 'a', 'b']) == [(0, 0, 0), *class_colours(2)]
+
+
 def test_a_palette_of_the_data_is_kept_unless_two_classes_share_a_colour():
     assert colours_of(['a', 'b'], [[1, 2, 3], [4, 5, 6]]) == [(1, 2, 3), (4, 5, 6)]
     for palette in ([[1, 2, 3], [1, 2, 3]], [[1, 2, 3]], None, 'random'):

@@ -11,7 +11,7 @@ from ..ops.reference import cross_covariance_attention
 
 EPS = 1e-6
 BN_EPS = 1e-5
-PARTS = ('lpi', 'lpi, frozen statistics', 'xca', 'mlp')
+PARTS = ('lpi', 'lpi, frozen statistics', 'xca', 'xca, token form', 'mlp')
 
 
 @dataclass
@@ -50,7 +50,7 @@ class Case:
         if self.part.startswith('lpi'):
             found += [normal(C, 1, 3, 3, spread=0.3), normal(C), 1 + normal(C, spread=0.3), normal(C)]
             found += [normal(C, 1, 3, 3, spread=0.3), normal(C), normal(C)]
-        elif self.part == 'xca':
+        elif self.part.startswith('xca'):
             heads = next(C // d for d in (48, 64, 32, C // 2) if C % d == 0)
             found += [normal(3 * C, C, spread=C**-0.5), normal(3 * C), normal(C, C, spread=C**-0.5), normal(C)]
             found += [1 + normal(heads, 1, 1, spread=0.3), normal(C)]
@@ -78,7 +78,7 @@ def plain(case: Case, tensors: Sequence[Tensor], dtype: torch.dtype) -> Tuple[Te
     x, weight, bias, *rest = tensors
     C = case.channels
     normed = F.layer_norm(x, (C,), weight.to(x.dtype), bias.to(x.dtype), EPS).to(dtype)
-    if case.part == 'xca':
+    if case.part.startswith('xca'):
         *weights, temperature, gamma = rest
         w_qkv, b_qkv, w_o, b_o = (t.to(dtype) for t in weights)
         mixed = cross_covariance_attention(F.linear(normed, w_qkv, b_qkv), temperature.to(dtype))
@@ -101,11 +101,13 @@ def plain(case: Case, tensors: Sequence[Tensor], dtype: torch.dtype) -> Tuple[Te
 
 def fused(case: Case, tensors: Sequence[Tensor]) -> Tuple[Tensor, ...]:
     """Compute the same with the kernels that have a backward pass."""
-    from ..ops.triton import lpi, mlp, xca
+    from ..ops.triton import lpi, mlp, token_form, xca
 
     x, weight, bias, *rest = tensors
     if case.part == 'xca':
         return (xca.AddXca.apply(x, weight, bias, EPS, *rest, case.factors(), case.dtype),)
+    if case.part == 'xca, token form':
+        return (token_form.AddTokenForm.apply(x, weight, bias, EPS, *rest, case.factors(), case.dtype),)
     if case.part == 'mlp':
         return (mlp.AddMlp.apply(x, weight, bias, EPS, *rest, case.factors(), case.dtype),)
     first, second = rest[:4], rest[4:]
@@ -116,11 +118,13 @@ def fused(case: Case, tensors: Sequence[Tensor]) -> Tuple[Tensor, ...]:
 
 def fused_inference(case: Case, tensors: Sequence[Tensor]) -> Tuple[Tensor, ...]:
     """Compute the same with the inference kernels; LPI needs frozen statistics."""
-    from ..ops.triton import lpi, mlp, xca
+    from ..ops.triton import lpi, mlp, token_form, xca
 
     x, weight, bias, *rest = tensors
     if case.part == 'xca':
         return (xca.add_xca(x, weight, bias, EPS, *rest, case.factors(), case.dtype),)
+    if case.part == 'xca, token form':
+        return (token_form.add_token_form(x, weight, bias, EPS, *rest, case.factors(), case.dtype),)
     if case.part == 'mlp':
         return (mlp.add_mlp(x, weight, bias, EPS, *rest, case.factors(), case.dtype),)
     bn = *case.statistics(), BN_EPS
@@ -207,7 +211,7 @@ LPI = (
         NORM_BACKWARD,
     ],
 )
-# Kernels of each part of a block, forward and backward, without the (C, C) algebra of XCA.
+# Kernels of each part of a block, forward and backward, without the (C, C) algebra of XCA; of 8 heads.
 KERNELS: Dict[str, Tuple[List[Kernel], List[Kernel]]] = {
     'lpi': LPI,
     'lpi, frozen statistics': LPI,
@@ -223,6 +227,24 @@ KERNELS: Dict[str, Tuple[List[Kernel], List[Kernel]]] = {
             Kernel('gradient of the affine map (cuBLAS)', 0, 2, 2),
             Kernel('back through the affine map (cuBLAS)', 0, 2, 2),
             Kernel('back through the second moments', 0, 3, 2),
+            NORM_BACKWARD,
+        ],
+    ),
+    'xca, token form': (
+        [
+            NORM,
+            Kernel('queries, keys and values (cuBLAS)', 0, 4, 6),
+            Kernel('Gram matrices of the heads', 0, 2, 2 / 8),
+            Kernel('attention and projection, LayerScale, residual', 2, 1, 2),
+        ],
+        [
+            CAST,
+            Kernel('gradient of attention and projection (cuBLAS)', 0, 2, 2),
+            Kernel('back to the values (cuBLAS)', 0, 2, 2),
+            Kernel('back to queries and keys, sums', 0, 5, 4 / 8),
+            NORM,
+            Kernel('gradient of the weight of queries, keys and values (cuBLAS)', 0, 4, 6),
+            Kernel('back through queries, keys and values (cuBLAS)', 0, 4, 6),
             NORM_BACKWARD,
         ],
     ),

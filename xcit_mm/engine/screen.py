@@ -47,6 +47,31 @@ NOISE = re.compile(
         )
     )
 )
+# Warnings of the libraries, by their words, that users cannot act on; those of deprecation go by their category.
+NAMED = re.compile(
+    '|'.join(
+        (
+            'faster_coco_eval is not installed',
+            'The draw is False',
+            "Only use 'alpha' for pillow backend",
+            'Default ``avg_non_ignore`` is False',
+            '`reduce_zero_label` will be deprecated',
+            'instance named of .* has been created',
+            'Setting (OMP|MKL)_NUM_THREADS environment variable',
+            'Fail to import ``MultiScaleDeformableAttention',
+            'Failed to add <class .*VisBackend',
+            'mean is more than 2 std from',
+            'torch.meshgrid: in an upcoming release',
+            '`?pin_memory',
+            'scheduler.step\\(\\)` before',  # a first update that fp16's loss scaling skipped
+            'None of the inputs have requires_grad=True',  # the first block under gradient checkpointing
+            'Grad strides do not match bucket view strides',
+            'Plan failed with a cudnnException',
+            'An output with one or more elements was resized',
+        )
+    )
+)
+OUTDATED = (DeprecationWarning, PendingDeprecationWarning, FutureWarning)
 # Messages of the libraries before the first iteration that users want to see.
 NEWS = re.compile('resumed epoch|Load checkpoint from|Loads checkpoint by')
 COUNTED = 50_000  # count classes in at most so many images: about 3 s
@@ -131,7 +156,8 @@ def short_screen(verbose: bool = False) -> Iterator[None]:
         handler.addFilter(screen)
 
     def to_log(message, category, filename, lineno, file=None, line=None) -> None:
-        if re.search(r'(site|dist)-packages', filename):
+        libraries = re.search(r'(site|dist)-packages', filename)
+        if libraries and (issubclass(category, OUTDATED) or NAMED.search(str(message))):
             screen.write_to_log(warnings.formatwarning(message, category, filename, lineno, line).rstrip())
         else:
             show(message, category, filename, lineno, file, line)

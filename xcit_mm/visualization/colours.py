@@ -42,12 +42,20 @@ def class_colours(number: int) -> List[Colour]:
 
 
 def colours_of(classes: Optional[Sequence[str]], palette=None, number: int = 0) -> List[Colour]:
-    """The colours of a data set's own palette, if it has one for each class and no two are the same; else ours."""
-    number = max(number, len(classes or ()))
+    """The colours of a data set's own palette, if it has one for each class and no two are the same; else ours.
+
+    Without a palette, a class named background is black.
+    """
+    names = list(classes or ())
+    number = max(number, len(names))
     if isinstance(palette, (list, tuple)) and number:
         given: List[Any] = [tuple(int(part) for part in colour) for colour in palette]
         if len(given) == number and len(set(given)) == number:
             return given
+    if 'background' in names:
+        colours = class_colours(number - 1)
+        colours.insert(names.index('background'), DARK)
+        return colours
     return class_colours(number)
 
 

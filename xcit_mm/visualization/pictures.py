@@ -13,7 +13,7 @@ from .predictions import write_text
 
 MEAN, STD = (123.675, 116.28, 103.53), (58.395, 57.12, 57.375)
 GAP = 6
-OVERLAY = 0.55
+OVERLAY = 0.8  # opacity of the largest value
 
 
 def to_input(image: np.ndarray, device='cpu') -> Tensor:
@@ -40,16 +40,21 @@ def to_pixels(patches: Tensor, patch_size: int, height: int, width: int, smooth:
     return full[0, 0, :height, :width].numpy()
 
 
+def _scaled(values: np.ndarray) -> np.ndarray:
+    """From 0 for the smallest to 1 for the largest value."""
+    low, high = float(values.min()), float(values.max())
+    return (values - low) / max(high - low, 1e-12)
+
+
 def heat_map(values: np.ndarray) -> np.ndarray:
     """Values (H, W) -> colours (H, W, 3), scaled from the smallest to the largest value."""
-    low, high = float(values.min()), float(values.max())
-    scaled = (values - low) / max(high - low, 1e-12)
-    return cv2.applyColorMap(np.rint(255 * scaled).astype(np.uint8), cv2.COLORMAP_INFERNO)
+    return cv2.applyColorMap(np.rint(255 * _scaled(values)).astype(np.uint8), cv2.COLORMAP_INFERNO)
 
 
-def overlay(image: np.ndarray, colours: np.ndarray) -> np.ndarray:
-    """Blend colours over an image."""
-    return cv2.addWeighted(image, 1 - OVERLAY, colours, OVERLAY, 0)
+def overlay(image: np.ndarray, values: np.ndarray) -> np.ndarray:
+    """Blend the heat map of values (H, W) over an image (H, W, 3), the more opaque the larger the value."""
+    opacity = (OVERLAY * _scaled(values))[..., None]
+    return np.rint(image * (1 - opacity) + heat_map(values) * opacity).astype(np.uint8)
 
 
 def masked(image: np.ndarray, mask: np.ndarray) -> np.ndarray:
@@ -78,8 +83,9 @@ def draw(image: np.ndarray, attention: Tensor, patch_size: int, mass: float = 0.
     pictures = {}
     maps = {'mean': attention.mean(0), **{f'head_{i}': head for i, head in enumerate(attention, start=1)}}
     for name, patches in maps.items():
-        pictures[f'heat_{name}'] = heat_map(to_pixels(patches, patch_size, height, width))
-        pictures[f'overlay_{name}'] = overlay(image, pictures[f'heat_{name}'])
+        values = to_pixels(patches, patch_size, height, width)
+        pictures[f'heat_{name}'] = heat_map(values)
+        pictures[f'overlay_{name}'] = overlay(image, values)
         pictures[f'mask_{name}'] = masked(
             image, to_pixels(keep_mass(patches, mass), patch_size, height, width, smooth=False)
         )

@@ -17,24 +17,11 @@ classes = (
     'eight',
     'nine',
 )
-palette = [  # Okabe and Ito's, then Tol's: distinct with every kind of colour blindness
-    (0, 0, 0),
-    (0, 114, 178),
-    (230, 159, 0),
-    (0, 158, 115),
-    (213, 94, 0),
-    (204, 121, 167),
-    (86, 180, 233),
-    (240, 228, 66),
-    (136, 34, 85),
-    (51, 34, 136),
-    (153, 153, 153),
-]
 digits = dict(
     type='BaseSegDataset',
     data_root='data/digits/ade/',
     reduce_zero_label=True,
-    metainfo=dict(classes=classes, palette=palette),
+    metainfo=dict(classes=classes),
 )
 digits_train_pipeline = [
     dict(type='xcit_mm.LoadImageFromFile'),

@@ -31,7 +31,7 @@ def check(function, case, capability):
 
 
 @pytest.mark.parametrize('capability', [80, 90])
-@pytest.mark.parametrize('part', ['lpi, frozen statistics', 'xca', 'mlp'])
+@pytest.mark.parametrize('part', ['lpi, frozen statistics', 'xca', 'xca, token form', 'mlp'])
 def test_inference_of_s12_fits_the_registers(part, capability):
     check(
         lambda case: fused_inference(case, case.tensors()),
@@ -49,6 +49,32 @@ def test_training_of_every_arch_fits_the_registers(part, capability, channels, s
     if dtype == SINGLE and not part.startswith('lpi'):
         pytest.skip('the rule takes no matmul in fp32, where cuBLAS is faster')
     check(forward_and_backward, Case(part, 2, 100, 152, channels, dtype, stream, True, 'meta'), capability)
+
+
+def embed(width, steps, stream, dtype):
+    from xcit_mm.ops.triton.stem import embed_patches
+
+    def empty(*size, dtype=stream):
+        return torch.empty(*size, dtype=dtype, device='meta')
+
+    widths = [3, *(width >> i for i in range(steps - 1, -1, -1))]
+    weights = [empty(D, C, 3, 3) for C, D in zip(widths, widths[1:])]
+    norms = [empty(D, dtype=SINGLE) for D in widths[1:] for _ in range(4)]
+    embed_patches(empty(1, 3, 800, 1216), weights, norms, [1e-5] * steps, dtype)
+
+
+@pytest.mark.parametrize('capability', [80, 90])
+def test_patch_embedding_of_s12_fits_the_registers(capability):
+    check(lambda width: embed(width, 3, HALF, HALF), 384, capability)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize('stream, dtype', [(SINGLE, HALF), (HALF, HALF), (torch.float16,) * 2])
+@pytest.mark.parametrize('width', [128, 192, 384, 512, 768])
+@pytest.mark.parametrize('steps', [3, 4])
+@pytest.mark.parametrize('capability', [80, 90])
+def test_patch_embedding_of_every_arch_fits_the_registers(capability, steps, width, stream, dtype):
+    check(lambda width: embed(width, steps, stream, dtype), width, capability)
 
 
 def test_strips_are_long_only_where_there_are_enough():

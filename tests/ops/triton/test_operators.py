@@ -59,12 +59,12 @@ def shapes_promised_and_returned():
     from xcit_mm.ops.triton import operators  # noqa: F401
 
     found = []
-    for part in ('xca', 'mlp', 'lpi, frozen statistics'):
+    for part in ('xca', 'xca, token form', 'mlp', 'lpi, frozen statistics'):
         case = Case(part, 1, 2, 3, 8, device='cpu')
         x, weight, bias, *arguments = case.tensors()
         if part.startswith('lpi'):
             arguments = (*arguments[:4], *case.statistics(), 1e-5, *arguments[4:], 2)
-        name = f'add_{part.split(",")[0]}'
+        name = 'add_token_form' if part == 'xca, token form' else f'add_{part.split(",")[0]}'
         operator = getattr(torch.ops.xcit_mm_triton, name).default
         utils = ('test_schema', 'test_faketensor')
         found.append(torch.library.opcheck(operator, (x, weight, bias, EPS, *arguments), test_utils=utils))
@@ -73,4 +73,4 @@ def shapes_promised_and_returned():
 
 def test_operators_return_what_they_promise():
     results = interpreted(shapes_promised_and_returned)
-    assert len(results) == 3 and all(set(result.values()) == {'SUCCESS'} for result in results)
+    assert len(results) == 4 and all(set(result.values()) == {'SUCCESS'} for result in results)

@@ -10,8 +10,8 @@ from torch import Tensor
 
 from .. import reference
 from ..second_order import twice_differentiable
-from ..xca import affine_map
 from . import norm
+from .covariance import Kept, affine_map, affine_map_backward
 from .matmul import matmul, over_tokens
 
 
@@ -42,18 +42,22 @@ def add_xca(
         Tensor: (B, N, C), in the type of x.
     """
     weights = qkv_weight, qkv_bias, proj_weight, proj_bias, temperature
-    return _forward(x.contiguous(), norm_weight, norm_bias, eps, weights, gamma, keep, dtype or x.dtype)[0]
+    dtype = dtype or x.dtype
+    return _forward(x.contiguous(), norm_weight, norm_bias, eps, weights, gamma, keep, dtype, dtype)[0]
 
 
-def _forward(x, norm_weight, norm_bias, eps, weights, gamma, keep, dtype) -> Tuple[Tensor, ...]:
-    """The result; mean and rstd of each token; moments (B, C, C) and mean (B, 1, C) of the normed tokens; the map."""
-    normed, mean, rstd, average = norm.layer_norm(x, norm_weight, norm_bias, eps, dtype, summed=True)
+def _forward(
+    x, norm_weight, norm_bias, eps, weights, gamma, keep, dtype, map_dtype, keeps=False
+) -> Tuple[Optional[Tensor], ...]:
+    """The result; mean and rstd of each token; Gram matrix (B, C, C) and sum (B, 1, C) of the normed tokens; the map,
+    in ``map_dtype``; and the three tensors of :class:`Kept`."""
+    normed, mean, rstd, total = norm.layer_norm(x, norm_weight, norm_bias, eps, dtype, summed=True)
     N = x.shape[1]
-    moments, average = over_tokens(normed, normed).div_(N), average.div_(N)
-    matrix, offset = affine_map(moments, average, *weights)
+    moments = over_tokens(normed, normed)
+    matrix, offset, kept = affine_map(moments, total, 1 / N, *weights, map_dtype, keeps)
     keep = None if keep is None else keep.flatten()
     out = matmul(normed, matrix.to(dtype).contiguous(), offset.contiguous(), x.dtype, 'residual', x, gamma, keep, N)
-    return out, mean, rstd, moments, average, matrix, offset
+    return (out, mean, rstd, moments, total, matrix, offset, *(kept or (None,) * 3))
 
 
 class AddXca(torch.autograd.Function):
@@ -65,7 +69,7 @@ class AddXca(torch.autograd.Function):
 
     @staticmethod
     def arguments(ctx: Any) -> tuple:
-        x, _, _, _, _, _, _, norm_weight, norm_bias, *rest = ctx.saved_tensors
+        x, _, _, _, _, _, _, _, _, _, norm_weight, norm_bias, *rest = ctx.saved_tensors
         return (x, norm_weight, norm_bias, ctx.eps, *rest, ctx.dtype)
 
     @staticmethod
@@ -86,32 +90,27 @@ class AddXca(torch.autograd.Function):
     ) -> Tensor:
         x, weights = x.contiguous(), (qkv_weight, qkv_bias, proj_weight, proj_bias, temperature)
         ctx.eps, ctx.dtype = eps, dtype or x.dtype
-        out, *found = _forward(x, norm_weight, norm_bias, eps, weights, gamma, keep, ctx.dtype)
+        out, *found = _forward(x, norm_weight, norm_bias, eps, weights, gamma, keep, ctx.dtype, torch.float32, True)
         ctx.save_for_backward(x, *found, norm_weight, norm_bias, *weights, gamma, keep)
         return out
 
     @twice_differentiable
     def backward(ctx: Any, grad: Tensor) -> Tuple[Optional[Tensor], ...]:
-        x, mean, rstd, moments, average, matrix, offset, norm_weight, norm_bias, *weights, gamma, keep = (
-            ctx.saved_tensors
-        )
+        x, mean, rstd, moments, sums, matrix, offset, *rest = ctx.saved_tensors
+        attention, cosines, statistics, norm_weight, norm_bias, *weights, gamma, keep = rest
         N, grad = x.shape[1], grad.contiguous()
         normed = norm.layer_norm(x, norm_weight, norm_bias, ctx.eps, ctx.dtype)[0]
         kept, total = norm.branch_gradient(grad, None if keep is None else keep.flatten(), ctx.dtype)
         by_map = over_tokens(normed, kept)
         size = norm.size_of(gamma)  # for all of what follows is linear in gamma
-        with torch.enable_grad():
-            leaves = [t.detach().requires_grad_() for t in (moments, average, *weights)]
-            outputs = affine_map(*leaves)
-        by_moments, by_average, *by_weights = torch.autograd.grad(
-            outputs, leaves, (by_map * (gamma / size), total * (gamma / size))
+        kept_of_map = None if attention is None else Kept(attention, cosines, statistics)
+        slope, shift, *by_weights = affine_map_backward(
+            by_map * (gamma / size), total * (gamma / size), kept_of_map, moments, sums, 1 / N, *weights
         )
         # Of the normed tokens: through the map, and through their moments and mean.
         by_branch = (matrix * (gamma / size)).to(ctx.dtype).transpose(1, 2)
-        slope = (by_moments + by_moments.transpose(1, 2)).div_(N).to(ctx.dtype)
-        by_norm = matmul(
-            normed, slope, by_average.div_(N), ctx.dtype, 'residual', torch.bmm(kept, by_branch), torch.ones_like(gamma)
-        )
+        by_branch = torch.bmm(kept, by_branch)
+        by_norm = matmul(normed, slope.to(ctx.dtype), shift, ctx.dtype, 'residual', by_branch, torch.ones_like(gamma))
         grads = norm.backward(by_norm, x, mean, rstd, norm_weight, size, grad)
         by_gamma = ((by_map * matrix).sum(1, keepdim=True) + total * offset).sum((0, 1))
         by_weights = [by_weight * size for by_weight in by_weights]
