@@ -4,9 +4,11 @@
     tools/infer.py configs/mask_rcnn_xcit_s12_8_3x_coco.py CHECKPOINT photos clip.mp4 --out-dir results
     tools/infer.py xcit_s12_16_in1k published 'photos/**/*.jpg'
     tools/infer.py runs/mine/config.py runs/mine/best.pth 0    # the first camera, until Ctrl-C
+    tools/infer.py mask_rcnn.onnx photos                       # an exported file, without a checkpoint
 
-The model is a config file or a name of the model index; the checkpoint a file, an address, or the word published. The
-exit code is 1 if an image could not be read.
+The model is a config file or a name of the model index; the checkpoint a file, an address, or the word published. A
+file of tools/export.py takes the place of both: .onnx runs in ONNX Runtime, .xml (and its .bin) in OpenVINO. The exit
+code is 1 if an image could not be read.
 """
 
 import argparse
@@ -16,15 +18,19 @@ from pathlib import Path
 
 from mmengine import DictAction
 
-from xcit_mm.errors import clear_errors
+from xcit_mm.errors import UsageError, clear_errors
 
 NAMED = 20
 
 
 def parse_args() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description='Run a trained model on images.')
-    parser.add_argument('model', help='config file, or name of a published model')
-    parser.add_argument('checkpoint', help="file or address of the weights, or 'published' for those of the name")
+    parser.add_argument('model', help='config file, name of a published model, or exported file (.onnx, .xml)')
+    parser.add_argument(
+        'checkpoint',
+        nargs='?',
+        help="file or address of the weights, or 'published' for those of the name; not for an exported file",
+    )
     parser.add_argument(
         'images', nargs='+', help='images, videos, folders, globs, addresses, or the number of a camera'
     )
@@ -38,7 +44,7 @@ def parse_args() -> argparse.Namespace:
     parser.add_argument(
         '--cfg-options', nargs='+', action=DictAction, metavar='KEY=VALUE', help='settings of the config to change'
     )
-    return parser.parse_args()
+    return parser.parse_intermixed_args()  # options may stand between the checkpoint and the images
 
 
 def report(folder: Path) -> int:
@@ -76,10 +82,16 @@ def main() -> None:
     args = parse_args()
     with clear_errors():
         from xcit_mm.apis import Inferencer
+        from xcit_mm.apis.exported import is_exported
         from xcit_mm.datasets.sources import find_images
 
-        images = find_images(args.images)
-        checkpoint = None if args.checkpoint == 'published' else args.checkpoint
+        checkpoint, names = None, [name for name in (args.checkpoint, *args.images) if name]
+        if not is_exported(args.model):
+            checkpoint, *names = names
+            if not names:
+                raise UsageError(f'{args.model} needs a checkpoint before the images: MODEL CHECKPOINT IMAGES')
+        images = find_images(names)
+        checkpoint = None if checkpoint == 'published' else checkpoint
         inferencer = Inferencer(args.model, checkpoint, args.device, args.cfg_options, args.tiles, args.overlap)
         try:
             inferencer(images, args.out_dir, args.score_thr, args.batch_size, not args.no_overlays)

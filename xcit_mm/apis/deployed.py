@@ -32,6 +32,7 @@ METADATA = (
     'loading',
     'pipeline',
     'classes',
+    'config',
 )
 Answer = Dict[str, np.ndarray]
 
@@ -43,21 +44,29 @@ class Deployed:
         path (str | Path): The file.
         runtime (str): 'onnxruntime', on a GPU if it was built for one; or 'openvino', on the CPU.
         threads (int, optional): CPU threads; the runtime's default if not given.
+        device (str, optional): 'cpu', or such as 'cuda:0'; a GPU, if the runtime was built for one, if not given.
 
     Attributes:
         metadata (dict): Input, classes and task, as the file describes them.
 
     Raises:
-        UsageError: If there is no such file, ``export_model`` did not write it, or the runtime is not installed.
+        UsageError: If there is no such file, ``export_model`` did not write it, the runtime is not installed, or the
+            device is not one of its own.
     """
 
-    def __init__(self, path: Union[str, Path], runtime: str = 'onnxruntime', threads: Optional[int] = None):
+    def __init__(
+        self,
+        path: Union[str, Path],
+        runtime: str = 'onnxruntime',
+        threads: Optional[int] = None,
+        device: Optional[str] = None,
+    ):
         if runtime not in RUNTIMES:
             raise UsageError(f'the runtime must be one of {RUNTIMES}, got {runtime!r}')
         if not os.path.isfile(path):
             raise UsageError(f'there is no file {path}')
         try:
-            self._run, self.metadata, self.device = _OPEN[runtime](str(path), threads)
+            self._run, self.metadata, self.device = _OPEN[runtime](str(path), threads, device)
         except ImportError as error:
             raise UsageError(f'{error.name} is not installed: pip install {runtime}') from None
         except UsageError:
@@ -68,8 +77,15 @@ class Deployed:
             raise UsageError(f'{path} was not written by tools/export.py: its metadata do not say what it takes')
 
     def __call__(self, given: np.ndarray) -> Answer:
-        """The input that the metadata describe -> the outputs by their names."""
-        return self._run(given)
+        """The input that the metadata describe -> the outputs by their names.
+
+        Raises:
+            RuntimeError: If the runtime fails, such as for an image of another number of channels.
+        """
+        try:
+            return self._run(given)
+        except Exception as error:  # each runtime raises its own
+            raise RuntimeError(str(error).strip().splitlines()[0]) from error
 
 
 def _about(metadata: Dict[str, str]) -> Dict[str, object]:
@@ -77,21 +93,45 @@ def _about(metadata: Dict[str, str]) -> Dict[str, object]:
     return {key: json.loads(value) for key, value in metadata.items() if key in METADATA}
 
 
-def _open_onnxruntime(path: str, threads: Optional[int]):
+def _open_onnxruntime(path: str, threads: Optional[int], device: Optional[str]):
     import onnxruntime
 
     options = onnxruntime.SessionOptions()
     options.log_severity_level = 3
     if threads:
         options.intra_op_num_threads = threads
-    session = onnxruntime.InferenceSession(path, options, providers=onnxruntime.get_available_providers())
+    session = onnxruntime.InferenceSession(path, options, providers=_providers(device))
     names, given = [output.name for output in session.get_outputs()], session.get_inputs()[0].name
     about = _about(session.get_modelmeta().custom_metadata_map)
     return lambda x: dict(zip(names, session.run(None, {given: x}))), about, session.get_providers()[0]
 
 
-def _open_openvino(path: str, threads: Optional[int]):
+def _providers(device: Optional[str]) -> list:
+    """ONNX Runtime's execution providers for a device.
+
+    Raises:
+        UsageError: If the installed package has none for it.
+    """
+    import onnxruntime
+
+    available = onnxruntime.get_available_providers()
+    if device is None:
+        return available
+    kind, _, number = device.partition(':')
+    name = {'cpu': 'CPUExecutionProvider', 'cuda': 'CUDAExecutionProvider'}.get(kind)
+    if name not in available:
+        raise UsageError(
+            f'the installed ONNX Runtime cannot use the device {device}: it has {", ".join(available)}. For a GPU of '
+            f'NVIDIA: pip install onnxruntime-gpu'
+        )
+    return [name] if kind == 'cpu' else [(name, {'device_id': int(number or 0)}), 'CPUExecutionProvider']
+
+
+def _open_openvino(path: str, threads: Optional[int], device: Optional[str]):
     import openvino
+
+    if device not in (None, 'cpu'):
+        raise UsageError(f'OpenVINO runs on the CPU here; got the device {device}')
 
     options: Dict[str, Union[str, int]] = {'INFERENCE_PRECISION_HINT': 'f32'}
     if threads:
@@ -220,7 +260,7 @@ def compare_on_data(
             begin = time.perf_counter()
             answer = contender(pixels)
             seconds[name].append(time.perf_counter() - begin)
-            judges[name].process(data_samples=[_filled(copy.deepcopy(sample), answer)])
+            judges[name].process(data_samples=[fill_sample(copy.deepcopy(sample), answer)])
     found = []
     for name, judge in judges.items():
         for metric in judge.metrics:
@@ -244,7 +284,7 @@ def _library(model: torch.nn.Module, read: ModelInput, names: Sequence[str]) -> 
     return run
 
 
-def _filled(sample, answer: Answer):
+def fill_sample(sample, answer: Answer):
     """Fill a data sample with the outputs of an exported model, as the library's own model does."""
     from mmengine.structures import InstanceData, PixelData
 

@@ -20,6 +20,7 @@ from ..engine.large_images import use_large_images
 from ..errors import UsageError
 from .deployed import write_int8
 from .export_check import SMALLEST, Deviation, Inputs, PixelInputs, Run, answer_of, compare, detections_of
+from .exported import activation_of, config_for_file
 from .model import build, choose
 
 FORMATS = ('onnx', 'torch')
@@ -61,7 +62,7 @@ def export_model(
 
     The metadata say which images it takes: 'input': 'images' or 'pixels'; 'channels'; 'channel_order': 'RGB', 'BGR',
     'grey', 'BGRA' or 'as loaded'; 'mean' and 'std' in that order; 'loading', the config's step that reads files;
-    'pipeline', its steps after that; 'task' and 'classes'.
+    'pipeline', its steps after that; 'task' and 'classes'. 'config' is what :class:`Inferencer` reads.
 
     Args:
         model (str): A config file, or a name of :func:`xcit_mm.list_models`.
@@ -178,7 +179,8 @@ class _Classifier(nn.Module):
 
     def answer(self, images: Tensor, size: Tensor) -> Tuple[Tensor, ...]:
         """(1, channels, h, w) -> scores (classes,)."""
-        return (self(images)[0][0].softmax(-1),)
+        logits = self(images)[0][0]
+        return (logits.sigmoid() if activation_of(self.model) == 'sigmoid' else logits.softmax(-1),)
 
 
 class _Segmentor(nn.Module):
@@ -270,6 +272,7 @@ def load_exported(model: str, checkpoint: Optional[str], part: str = 'model', fr
         'loading': {key: value for key, value in read.reader.settings.items() if key != 'backend_args'},
         'pipeline': [str(transform) for transform in read.reader.rest.transforms],
         'classes': list(module.classes or ()),
+        'config': config_for_file(cfg, built),  # for Inferencer
     }
     inputs = Inputs(channels, read, one_by_one=task == 'detection' or from_pixels)
     if from_pixels:

@@ -14,14 +14,17 @@ import torch
 from mmengine.config import Config
 from PIL import Image
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+from torch import nn
 
 from ..datasets.loading import BadImage, widen
-from ..datasets.reading import to_picture
+from ..datasets.reading import test_pipeline, to_picture
 from ..datasets.sources import Images, Missing, Source, Video, fetch, find_images, is_several
+from ..engine.large_images import use_large_images
 from ..errors import DISK, UsageError
 from ..visualization.predictions import write_picture
+from .exported import is_exported, open_exported
 from .geo import Raster, add_world, at_scale, is_raster, write_map, write_world
-from .model import Model, choose
+from .model import Model, build, choose
 from .overview import draw_overview
 from .tiles import Tiles, predict_image
 
@@ -57,8 +60,10 @@ class Inferencer:
     Images are read as the test pipeline of the config says: with its depth, channels and decoder.
 
     Args:
-        model (str | Path | Config): A config, a config file, or a name of :func:`xcit_mm.list_models`.
+        model (str | Path | Config): A config, a config file, or a name of :func:`xcit_mm.list_models`; or an exported
+            file, .onnx or .xml (:func:`~xcit_mm.apis.exported.open_exported`).
         checkpoint (str | Path, optional): File or address of the weights; the published ones of a name if not given.
+            None for an exported file.
         device (str, optional): Such as 'cuda:0' or 'cpu'; a GPU if there is one.
         cfg_options (dict, optional): Settings of the config to change, such as
             ``{'test_dataloader.dataset.pipeline.1.scale': (6000, 4000)}``.
@@ -81,11 +86,18 @@ class Inferencer:
         overlap: float = 0.25,
     ):
         self.tiles = None if tiles is None else Tiles(tiles, overlap).check()
-        cfg, checkpoint = choose(model, checkpoint, cfg_options)
-        device = device or ('cuda:0' if torch.cuda.is_available() else 'cpu')
-        if self.tiles and cfg.get('default_scope') == 'mmpretrain':
-            raise UsageError('tiles are for detectors and segmentors, and the config is that of a classifier')
-        self.task = _task_of(cfg)(cfg, checkpoint, device)
+        built: nn.Module
+        if is_exported(model):
+            if checkpoint or cfg_options:
+                raise UsageError(f'{model} is exported: it has its weights and settings, and takes no others')
+            cfg, built = open_exported(model, device)
+            kind = _task_of(cfg, self.tiles)
+        else:
+            cfg, checkpoint = choose(model, checkpoint, cfg_options)
+            use_large_images(cfg)
+            kind = _task_of(cfg, self.tiles)
+            built = build(cfg, checkpoint, device or ('cuda:0' if torch.cuda.is_available() else 'cpu'))
+        self.task = kind(cfg, built)
 
     def __call__(
         self,
@@ -292,9 +304,17 @@ def _batches(items: Iterator[Shot], size: int) -> Iterator[List[Shot]]:
         yield batch
 
 
-def _task_of(cfg: Config) -> type:
-    """The task class for models of the config's library."""
+def _task_of(cfg: Config, tiles: Optional[Tiles]) -> type:
+    """The task class for models of the config's library.
+
+    Raises:
+        UsageError: If there is none, images cannot be read as the config says, or it has no use for tiles.
+    """
     scope = cfg.get('default_scope')
+    if not test_pipeline(cfg):
+        raise UsageError('the config has no test_dataloader.dataset.pipeline, which says how images are read')
+    if tiles and scope == 'mmpretrain':
+        raise UsageError('tiles are for detectors and segmentors, and this model is a classifier')
     if scope == 'mmdet':
         from .tasks.detector import Detector
 

@@ -1,6 +1,7 @@
 """A small HTTP server for one model: takes an image, answers with the predictions as JSON or drawn on the image.
 
     xcit-mm serve CONFIG CHECKPOINT --port 8000
+    xcit-mm serve mask_rcnn.onnx --port 8000
     curl --data-binary @photo.jpg 'http://127.0.0.1:8000/predict?score_thr=0.5'
     curl --data-binary @photo.jpg 'http://127.0.0.1:8000/predict?output=overlay' > overlay.jpg
 
@@ -218,8 +219,12 @@ def parse_args(argv: Optional[Sequence[str]] = None) -> argparse.Namespace:
         description='Serve a model over HTTP.',
         epilog='example: xcit-mm serve xcit_s12_16_in1k published --port 8000',
     )
-    parser.add_argument('model', help='config file, or name of a published model')
-    parser.add_argument('checkpoint', help="file or address of the weights, or 'published' for those of the name")
+    parser.add_argument('model', help='config file, name of a published model, or exported file (.onnx, .xml)')
+    parser.add_argument(
+        'checkpoint',
+        nargs='?',
+        help="file or address of the weights, or 'published' for those of the name; not for an exported file",
+    )
     parser.add_argument('--device', help='such as cuda:0 or cpu; default: a GPU if there is one')
     parser.add_argument('--host', default='127.0.0.1', help='0.0.0.0 to be reached from elsewhere; default: 127.0.0.1')
     parser.add_argument('--port', type=int, default=8000, help='default: 8000')

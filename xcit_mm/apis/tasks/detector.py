@@ -5,19 +5,13 @@ from typing import List, Sequence
 
 import numpy as np
 from mmdet.structures.mask import encode_mask_results
-from mmengine.config import Config
 
-from ...engine.large_images import use_large_images
 from ...visualization.predictions import draw_detections
 from .task import Task
 
 
 class Detector(Task):
     """A detector with its weights."""
-
-    def __init__(self, cfg: Config, checkpoint: str, device: str):
-        use_large_images(cfg)
-        super().__init__(cfg, checkpoint, device)
 
     def describe(self, sample, score_thr: float) -> dict:
         """The detections of one image."""

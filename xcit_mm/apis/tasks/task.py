@@ -6,10 +6,9 @@ import torch
 from mmengine.config import Config
 from mmengine.dataset import pseudo_collate
 
-from ...datasets.reading import Reader, channels_of, model_input, preprocessor_of, test_pipeline
-from ...errors import UsageError
+from ...datasets.reading import Reader, channels_of, model_input, preprocessor_of
 from ...visualization.colours import colours_of, palette_of
-from ..model import build
+from ..exported_models import ExportedModel
 
 # What a model or a transform raises for an image that it does not take.
 FAILURES = (AssertionError, IndexError, KeyError, OSError, RuntimeError, TypeError, ValueError)
@@ -21,8 +20,7 @@ class Task:
 
     Args:
         cfg (Config): Config of the model.
-        checkpoint (str): File or address of its weights.
-        device (str): Where it runs.
+        model (nn.Module): The model, with ``dataset_meta``.
 
     Attributes:
         reader (Reader): Reads images as the config does.
@@ -32,18 +30,15 @@ class Task:
 
     collate = staticmethod(pseudo_collate)
 
-    def __init__(self, cfg: Config, checkpoint: str, device: str):
-        if not test_pipeline(cfg):
-            raise UsageError('the config has no test_dataloader.dataset.pipeline, which says how images are read')
+    def __init__(self, cfg: Config, model: Any):
         self.reader: Reader = model_input(cfg).reader
-        model: Any = build(cfg, checkpoint, device)
         self.model = model
         self.classes = self.model.dataset_meta.get('classes')
         counts = (getattr(module, 'num_classes', None) for module in self.model.modules())
         number = max((count for count in counts if isinstance(count, int)), default=0)
         self.colours = colours_of(self.classes, palette_of(cfg), number)
         self.mean = max(map(float, preprocessor_of(cfg).get('mean') or [0]))
-        self.channels = channels_of(self.model)
+        self.channels = model.channels if isinstance(model, ExportedModel) else channels_of(model)
 
     def name(self, label: int) -> str:
         """Of a class."""
