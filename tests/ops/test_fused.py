@@ -13,6 +13,7 @@ from xcit_mm import ops
 from xcit_mm.ops import dispatch, fused, trial
 
 pytest.importorskip('triton', minversion='3.0', reason='needs Triton 3, which comes with PyTorch 2.4')
+FORMS = pytest.mark.parametrize('covariance', [True, False], ids=['covariance form', 'token form'])
 SMALL = dict(embed_dims=16, depth=2, num_heads=2)
 
 
@@ -21,22 +22,22 @@ def model(**changes):
 
 
 @contextmanager
-def kernels(tried=False):
-    """Every part by the kernels, also on this machine and in fp32, and XCA by its covariance form."""
+def kernels(covariance=True, tried=False):
+    """Every part by the kernels, also on this machine and in fp32, and XCA by this form."""
     always = mock.patch.object(trial, 'suits', lambda *_: True)
     # The trial calls the kernels too.
     passed = nullcontext() if tried else mock.patch.object(trial, 'passes', lambda *_: True)
-    with always, passed, mock.patch.object(dispatch, 'prefers_covariance', lambda *_, **__: True):
+    with always, passed, mock.patch.object(dispatch, 'prefers_covariance', lambda *_, **__: covariance):
         yield
 
 
 @contextmanager
-def called_in_every_block():
+def called_in_every_block(covariance):
     """The three branches of each block went through this door."""
     with ExitStack() as stack:
         spies = [
             stack.enter_context(mock.patch.object(fused, name, wraps=getattr(fused, name)))
-            for name in ('add_xca', 'add_lpi', 'add_mlp')
+            for name in ('add_xca' if covariance else 'add_xca_by_tokens', 'add_lpi', 'add_mlp')
         ]
         yield
         assert [spy.call_count for spy in spies] == [SMALL['depth']] * 3
@@ -46,21 +47,23 @@ def image():
     return torch.randn(2, 3, 24, 40, generator=torch.Generator().manual_seed(0))
 
 
-def inference():
+def inference(covariance):
     net = model()
     with torch.no_grad():
         with ops.use('reference'):
             (expected,) = net(image())
-        with kernels(), called_in_every_block():
+        with kernels(covariance), called_in_every_block(covariance):
             (eager,) = net(image())
-        with kernels(tried=True):
+        trial._KNOWN.clear()
+        with kernels(covariance, tried=True):
             (compiled,) = torch.compile(net, backend='aot_eager', fullgraph=True)(image())
-            assert len(trial._KNOWN) == 3 and all(trial._KNOWN.values())
+            assert len(trial._KNOWN) == 4 and all(trial._KNOWN.values())
     return deviation(eager, expected), deviation(compiled, expected)
 
 
-def test_inference_eager_and_compiled():
-    assert max(interpreted(inference)) < 2e-6
+@FORMS
+def test_inference_eager_and_compiled(covariance):
+    assert max(interpreted(inference, covariance)) < 2e-6
 
 
 def gradients(net, order=1):
@@ -74,12 +77,12 @@ def gradients(net, order=1):
     return {'image': x.grad, **{name: p.grad for name, p in net.named_parameters()}, **dict(net.named_buffers())}
 
 
-def training(order, *settings):
+def training(covariance, order, *settings):
     net = model(drop_path_rate=0.3, **dict(settings)).train()
     twin = copy.deepcopy(net)
     with ops.use('reference'):
         expected = gradients(twin, order)
-    with kernels(), called_in_every_block():
+    with kernels(covariance), called_in_every_block(covariance):
         found = gradients(net, order)
     assert found.keys() == expected.keys()
     return {
@@ -89,14 +92,16 @@ def training(order, *settings):
     }
 
 
+@FORMS
 @pytest.mark.parametrize('settings', [{}, dict(norm_eval=True)], ids=['statistics of the batch', 'frozen statistics'])
-def test_gradients_and_running_statistics(settings):
+def test_gradients_and_running_statistics(settings, covariance):
     """As with the reference, whose batch norms change the same running statistics."""
-    errors = interpreted(training, 1, *settings.items())
+    errors = interpreted(training, covariance, 1, *settings.items())
     assert any('running_var' in name for name in errors)
     assert max(errors.values()) < 2e-4, errors
 
 
-def test_gradients_of_gradients():
-    errors = interpreted(training, 2)
+@FORMS
+def test_gradients_of_gradients(covariance):
+    errors = interpreted(training, covariance, 2)
     assert max(errors.values()) < 1e-3, errors

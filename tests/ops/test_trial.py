@@ -10,11 +10,11 @@ pytest.importorskip('triton', minversion='3.0', reason='needs Triton 3, which co
 HALF = 'float16'
 
 
-def outcome(part, dtype, backward, fault=None):
+def outcome(part, dtype, backward, fault=None, name=None):
     """What a trial says, and its warnings; in the process of the interpreter."""
     from xcit_mm.ops import fused, trial
 
-    name = f'add_{part}'
+    name = name or f'add_{part}'
     original = getattr(fused, name)
 
     def faulty(x, *args):
@@ -42,12 +42,15 @@ def test_the_kernels_pass(part, dtype, backward):
     assert interpreted(outcome, part, dtype, backward) == ([True, True], [])
 
 
-@pytest.mark.parametrize('part', ['xca', 'lpi', 'mlp'])
+@pytest.mark.parametrize(
+    'part, name',
+    [('xca', 'add_xca'), ('xca', 'add_xca_by_tokens'), ('lpi', 'add_lpi'), ('mlp', 'add_mlp')],
+)
 @pytest.mark.parametrize(
     'fault, words',
     [('numbers', 'is off by'), ('error', 'RuntimeError: no kernel image is available. PyTorch computes')],
 )
-def test_wrong_numbers_and_errors_are_said_once(part, fault, words):
-    passed, messages = interpreted(outcome, part, HALF, False, fault)
+def test_wrong_numbers_and_errors_are_said_once(part, name, fault, words):
+    passed, messages = interpreted(outcome, part, HALF, False, fault, name)
     assert passed == [False, False]
     assert len(messages) == 1 and words in messages[0] and f'kernels of {part} are not used on cpu' in messages[0]

@@ -2,7 +2,7 @@
 
 from contextlib import nullcontext
 from importlib import import_module
-from typing import Any, Callable, Dict, List, Sequence, Tuple
+from typing import Any, Callable, Dict, List, Optional, Sequence, Tuple
 
 import torch
 from torch import Tensor, nn
@@ -112,6 +112,7 @@ class Step:
         self.contender.train(setting.training)
         if not setting.autocast:
             self.contender.to(DTYPES[setting.dtype])
+        self._upstream: Optional[Tensor] = None
         self._run = torch.compile(self.contender, mode=setting.compile_mode) if setting.compiled else self.contender
 
     def __call__(self, image: Tensor) -> Tensor:
@@ -123,7 +124,9 @@ class Step:
         with torch.set_grad_enabled(setting.training), context:
             out = self._run(image)
         if setting.training:
-            out.backward(upstream(out))
+            if self._upstream is None or self._upstream.shape != out.shape:
+                self._upstream = upstream(out)  # drawn on the CPU, which would take longer than the step
+            out.backward(self._upstream)
         return out.detach()
 
     def forget(self) -> None:

@@ -7,9 +7,11 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from ..ops.reference import cross_covariance_attention
+
 EPS = 1e-6
 BN_EPS = 1e-5
-PARTS = ('lpi', 'lpi, frozen statistics', 'moments', 'affine', 'mlp')
+PARTS = ('lpi', 'lpi, frozen statistics', 'xca', 'xca, token form', 'mlp')
 
 
 @dataclass
@@ -48,8 +50,10 @@ class Case:
         if self.part.startswith('lpi'):
             found += [normal(C, 1, 3, 3, spread=0.3), normal(C), 1 + normal(C, spread=0.3), normal(C)]
             found += [normal(C, 1, 3, 3, spread=0.3), normal(C), normal(C)]
-        elif self.part == 'affine':
-            found += [normal(B, C, C, spread=C**-0.5), normal(B, 1, C), normal(C)]
+        elif self.part.startswith('xca'):
+            heads = next(C // d for d in (48, 64, 32, C // 2) if C % d == 0)
+            found += [normal(3 * C, C, spread=C**-0.5), normal(3 * C), normal(C, C, spread=C**-0.5), normal(C)]
+            found += [1 + normal(heads, 1, 1, spread=0.3), normal(C)]
         elif self.part == 'mlp':
             found += [normal(4 * C, C, spread=C**-0.5), normal(4 * C), normal(C, 4 * C, spread=C**-0.5), normal(C)]
             found += [normal(C)]
@@ -74,15 +78,11 @@ def plain(case: Case, tensors: Sequence[Tensor], dtype: torch.dtype) -> Tuple[Te
     x, weight, bias, *rest = tensors
     C = case.channels
     normed = F.layer_norm(x, (C,), weight.to(x.dtype), bias.to(x.dtype), EPS).to(dtype)
-    if case.part == 'moments':
-        if normed.is_cuda and not torch.is_grad_enabled() and 'dtype' in torch.ops.aten.bmm.overloads():
-            gram = torch.bmm(normed.transpose(1, 2), normed, out_dtype=torch.float32)
-            return gram / x.shape[1], normed.mean(1, keepdim=True, dtype=torch.float32)
-        wide = normed.to(torch.promote_types(dtype, torch.float32))
-        return wide.transpose(1, 2) @ wide / x.shape[1], wide.mean(1, keepdim=True)
-    if case.part == 'affine':
-        matrix, offset, gamma = rest
-        branch = torch.baddbmm(offset.to(dtype), normed, matrix.to(dtype))
+    if case.part.startswith('xca'):
+        *weights, temperature, gamma = rest
+        w_qkv, b_qkv, w_o, b_o = (t.to(dtype) for t in weights)
+        mixed = cross_covariance_attention(F.linear(normed, w_qkv, b_qkv), temperature.to(dtype))
+        branch = F.linear(mixed, w_o, b_o)
     elif case.part == 'mlp':
         w1, b1, w2, b2, gamma = rest
         hidden = F.gelu(F.linear(normed, w1.to(dtype), b1.to(dtype)))
@@ -101,13 +101,13 @@ def plain(case: Case, tensors: Sequence[Tensor], dtype: torch.dtype) -> Tuple[Te
 
 def fused(case: Case, tensors: Sequence[Tensor]) -> Tuple[Tensor, ...]:
     """Compute the same with the kernels that have a backward pass."""
-    from ..ops.triton import lpi, mlp, xca
+    from ..ops.triton import lpi, mlp, token_form, xca
 
     x, weight, bias, *rest = tensors
-    if case.part == 'moments':
-        return xca.NormedMoments.apply(x, weight, bias, EPS, case.dtype)
-    if case.part == 'affine':
-        return (xca.AddNormedAffine.apply(x, weight, bias, EPS, *rest, case.factors(), case.dtype),)
+    if case.part == 'xca':
+        return (xca.AddXca.apply(x, weight, bias, EPS, *rest, case.factors(), case.dtype),)
+    if case.part == 'xca, token form':
+        return (token_form.AddTokenForm.apply(x, weight, bias, EPS, *rest, case.factors(), case.dtype),)
     if case.part == 'mlp':
         return (mlp.AddMlp.apply(x, weight, bias, EPS, *rest, case.factors(), case.dtype),)
     first, second = rest[:4], rest[4:]
@@ -118,13 +118,13 @@ def fused(case: Case, tensors: Sequence[Tensor]) -> Tuple[Tensor, ...]:
 
 def fused_inference(case: Case, tensors: Sequence[Tensor]) -> Tuple[Tensor, ...]:
     """Compute the same with the inference kernels; LPI needs frozen statistics."""
-    from ..ops.triton import lpi, mlp, xca
+    from ..ops.triton import lpi, mlp, token_form, xca
 
     x, weight, bias, *rest = tensors
-    if case.part == 'moments':
-        return xca.normed_moments(x, weight, bias, EPS, case.dtype)
-    if case.part == 'affine':
-        return (xca.add_normed_affine(x, weight, bias, EPS, *rest, case.factors(), case.dtype),)
+    if case.part == 'xca':
+        return (xca.add_xca(x, weight, bias, EPS, *rest, case.factors(), case.dtype),)
+    if case.part == 'xca, token form':
+        return (token_form.add_token_form(x, weight, bias, EPS, *rest, case.factors(), case.dtype),)
     if case.part == 'mlp':
         return (mlp.add_mlp(x, weight, bias, EPS, *rest, case.factors(), case.dtype),)
     bn = *case.statistics(), BN_EPS
@@ -194,48 +194,71 @@ class Kernel(NamedTuple):
     instructions: float = 0
 
 
-STATISTICS = Kernel('statistics of the layer norm', 1, 0, instructions=12)
+NORM = Kernel('layer norm', 1, 1, instructions=15)
 NORM_BACKWARD = Kernel('backward pass of the layer norm', 3, 1, instructions=30)
+CAST = Kernel('gradient in half precision, its sums (PyTorch)', 1, 2)
 LPI = (
     [
-        STATISTICS,
-        Kernel('layer norm, conv1, GELU', 1, 1, instructions=60),
+        NORM,
+        Kernel('conv1, GELU', 0, 2, instructions=45),
         Kernel('BN, conv2, LayerScale, residual', 2, 1, instructions=40),
     ],
     [
         Kernel('back through conv2, gradients of its weights', 1, 2, instructions=75),
-        Kernel('back through BN and GELU, gradients of conv1', 1, 3, instructions=110),
+        NORM,
+        Kernel('back through BN and GELU, gradients of conv1', 0, 4, instructions=90),
         Kernel('back through conv1', 0, 2, instructions=30),
         NORM_BACKWARD,
     ],
 )
-# Kernels of each part of a block, forward and backward. cuBLAS computes the gradients of the MLP's weights.
+# Kernels of each part of a block, forward and backward, without the (C, C) algebra of XCA; of 8 heads.
 KERNELS: Dict[str, Tuple[List[Kernel], List[Kernel]]] = {
     'lpi': LPI,
     'lpi, frozen statistics': LPI,
-    'moments': (
-        [STATISTICS, Kernel('layer norm, Gram matrix (upper triangle of blocks)', 1, 0, 4 / 3)],
-        [Kernel('back through the Gram matrix', 1, 1, 2), NORM_BACKWARD],
-    ),
-    'affine': (
-        [STATISTICS, Kernel('layer norm, affine map, LayerScale, residual', 2, 0, 2)],
+    'xca': (
         [
-            Kernel('gradient of the affine map', 2, 0, 2),
-            Kernel('back through the affine map', 1, 1, 2),
+            NORM,
+            Kernel('second moments (cuBLAS)', 0, 1, 2),
+            Kernel('affine map, LayerScale, residual', 2, 1, 2),
+        ],
+        [
+            NORM,
+            CAST,
+            Kernel('gradient of the affine map (cuBLAS)', 0, 2, 2),
+            Kernel('back through the affine map (cuBLAS)', 0, 2, 2),
+            Kernel('back through the second moments', 0, 3, 2),
+            NORM_BACKWARD,
+        ],
+    ),
+    'xca, token form': (
+        [
+            NORM,
+            Kernel('queries, keys and values (cuBLAS)', 0, 4, 6),
+            Kernel('Gram matrices of the heads', 0, 2, 2 / 8),
+            Kernel('attention and projection, LayerScale, residual', 2, 1, 2),
+        ],
+        [
+            CAST,
+            Kernel('gradient of attention and projection (cuBLAS)', 0, 2, 2),
+            Kernel('back to the values (cuBLAS)', 0, 2, 2),
+            Kernel('back to queries and keys, sums', 0, 5, 4 / 8),
+            NORM,
+            Kernel('gradient of the weight of queries, keys and values (cuBLAS)', 0, 4, 6),
+            Kernel('back through queries, keys and values (cuBLAS)', 0, 4, 6),
             NORM_BACKWARD,
         ],
     ),
     'mlp': (
         [
-            STATISTICS,
-            Kernel('layer norm, first layer, GELU', 1, 4, 8),
+            NORM,
+            Kernel('first layer, GELU', 0, 5, 8),
             Kernel('second layer, LayerScale, residual', 2, 4, 8),
         ],
         [
-            Kernel('back through the second layer and GELU', 1, 14, 8),
-            Kernel('layer norm again', 1, 1),
+            CAST,
+            Kernel('back through the second layer and GELU', 0, 13, 8),
+            NORM,
             Kernel('gradients of the weights (cuBLAS)', 0, 10, 16),
-            Kernel('gradients of the biases (PyTorch)', 0, 5),
             Kernel('back through the first layer (cuBLAS)', 0, 5, 8),
             NORM_BACKWARD,
         ],

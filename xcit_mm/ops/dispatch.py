@@ -16,13 +16,14 @@ way            taken when                                                    how
                torch.compile in inference
 =============  ============================================================  ======================================
 
-What is written for CPUs alone (LPI, the patch embedding, the deconvolution in bands of rows) is the reference
-elsewhere. XCA has two forms, and :func:`prefers_covariance` tells which.
+What is written for CPUs alone (LPI, the deconvolution in bands of rows) is the reference elsewhere. The patch embedding
+is ``REFERENCE`` but in inference: in bands of rows on a CPU, ``FUSED`` in half precision. XCA has two forms, and
+:func:`prefers_covariance` tells which.
 """
 
 import os
 from enum import Enum
-from typing import Callable, Optional, Tuple
+from typing import Callable, List, Optional, Tuple
 
 import torch
 from torch import Tensor, nn
@@ -219,12 +220,13 @@ def add_xca(
     batch_size = None if is_compiling() else B
     covariance = prefers_covariance(N, C, compute_dtype(gamma), batch_size, x.device.type)
     weights = attn.qkv.weight, attn.qkv.bias, attn.proj.weight, attn.proj.bias, attn.temperature
+    if way is Way.FUSED and (covariance or fused.fits_heads(attn.temperature, C)):
+        add = fused.add_xca if covariance else fused.add_xca_by_tokens
+        return add(_stream(x, gamma, way, inplace), _norm(norm), weights, gamma, keep, compute_dtype(gamma))
     arguments = *_norm(norm), *weights, gamma if keep is None else gamma * keep
     if not covariance:
         return _op(xca.add_token_form, way)(_stream(x, gamma, way, inplace=True), *arguments)
     x = _stream(x, gamma, way, inplace)
-    if way is Way.FUSED:
-        return fused.add_xca(x, _norm(norm), weights, gamma, keep, compute_dtype(gamma))
     if way is Way.TRAINING:
         return xca.add_covariance_form(x, *arguments)
     _op(xca.add_covariance_form_, way)(x, *arguments)
@@ -288,18 +290,14 @@ def embed_patches(image: Tensor, layers: nn.Sequential) -> Tensor:
         layers (nn.Sequential): Of a convolution and its batch norm each, with GELUs between.
     """
     steps = [step for step in layers if isinstance(step, nn.Sequential)]
-    if _is_cpu_inference(image, layers):
-        published = [nn.Sequential, nn.GELU] * len(layers)
-        fits = all(isinstance(*pair) for pair in zip(layers, published)) and all(
-            len(step) == 2 and is_conv(step[0], 3, stride=2) and not has_bias(step[0]) and has_statistics(step[1])
-            for step in steps
-        )
-        # An image of another type than the weights is an error of the layers.
+    if not torch.is_grad_enabled() and may_use_weights(image, layers) and _fits_stem(image, layers, steps):
         dtype = compute_dtype(image)
-        fits = fits and image.is_floating_point() and dtype == compute_dtype(steps[0][0].weight)
+        if trial.is_faster('stem', image, dtype, _widths(steps)):
+            return fused.embed_patches(image, steps, dtype).permute(0, 3, 1, 2)
         B, _, H, W = image.shape
         tokens = B * (H >> len(steps)) * (W >> len(steps))
-        if fits and (is_compiling() or tokens * steps[-1][0].out_channels > LEAST_VALUES_OF_STEM):
+        many = is_compiling() or tokens * steps[-1][0].out_channels > LEAST_VALUES_OF_STEM
+        if many and _is_cpu_inference(image):
             weights, biases = zip(*(stem.folded(*step) for step in steps))
             embed = torch.ops.xcit_mm.embed_patches if is_compiling() else stem.embed_patches
             with without_autocast(image):
@@ -307,6 +305,27 @@ def embed_patches(image: Tensor, layers: nn.Sequential) -> Tensor:
             return x.permute(0, 3, 1, 2)
     # Channels last: the tokens are then a view of the convolution's output. vmap knows no memory formats.
     return layers(image if is_transformed() else image.contiguous(memory_format=torch.channels_last))
+
+
+def _fits_stem(image: Tensor, layers: nn.Sequential, steps: List[nn.Sequential]) -> bool:
+    """True if the layers are the published ones, with running statistics, and take this image."""
+    published = [nn.Sequential, nn.GELU] * len(layers)
+    if len(layers) % 2 == 0 or not all(isinstance(*pair) for pair in zip(layers, published)):
+        return False
+    for step in steps:
+        if len(step) != 2 or not is_conv(step[0], 3, stride=2) or has_bias(step[0]) or not has_statistics(step[1]):
+            return False
+        if step[1].num_features != step[0].out_channels:
+            return False
+    # An image of other channels, another type or device than the weights is an error of the layers.
+    weight = steps[0][0].weight
+    same = image.dim() == 4 and image.shape[1] == weight.shape[1] and image.device == weight.device
+    return same and image.is_floating_point() and compute_dtype(image) == compute_dtype(weight)
+
+
+def _widths(steps: List[nn.Sequential]) -> Tuple[int, ...]:
+    """Channels of the image and of the output of each layer."""
+    return (steps[0][0].in_channels, *(step[0].out_channels for step in steps))
 
 
 def deconvolve(image: Tensor, layer: nn.Module) -> Tensor:

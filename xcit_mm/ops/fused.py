@@ -1,10 +1,12 @@
 """The residual branches by the kernels of :mod:`xcit_mm.ops.triton`: with a backward pass, without, or as operators.
 
+The patch embedding has none with a backward pass.
+
 x is the residual stream (B, N, C), contiguous; norm the weight, bias and eps of its layer norm; gamma LayerScale (C);
 keep stochastic depth's factors (B, 1, 1) or None; dtype that of matmuls. All give a new stream.
 """
 
-from typing import Any, Callable, Optional, Tuple
+from typing import Any, Callable, Iterable, Optional, Sequence, Tuple
 
 import torch
 import torch.distributed as dist
@@ -13,9 +15,9 @@ from torch.nn.modules.batchnorm import _BatchNorm
 
 from .private import is_compiling
 from .untouched import has_bias, is_conv
-from .xca import affine_map
 
 Norm = Tuple[Tensor, Tensor, float]
+LARGEST_HEAD = 64  # of the published models
 
 
 def fits_lpi(x: Tensor, lpi: nn.Module) -> bool:
@@ -30,6 +32,11 @@ def fits_lpi(x: Tensor, lpi: nn.Module) -> bool:
     return many if bn.training else bn.running_mean is not None
 
 
+def fits_heads(temperature: Tensor, dim: int) -> bool:
+    """True if a head of XCA fits the registers of the token form's kernels, which hold d x d sums."""
+    return dim <= LARGEST_HEAD * temperature.shape[0]
+
+
 def add_xca(
     x: Tensor,
     norm: Norm,
@@ -38,14 +45,28 @@ def add_xca(
     keep: Optional[Tensor],
     dtype: torch.dtype,
 ) -> Tensor:
-    """x + keep * gamma * XCA(LN(x)) in its covariance form; the weights are those of :func:`affine_map`."""
+    """x + keep * gamma * XCA(LN(x)) in its covariance form; the weights are those of :func:`~.xca.affine_map`."""
     if torch.is_grad_enabled():
-        from .triton.xca import AddNormedAffine, NormedMoments
+        from .triton.xca import AddXca
 
-        matrix, offset = affine_map(*NormedMoments.apply(x, *norm, dtype), *weights)
-        return AddNormedAffine.apply(x, *norm, matrix, offset, gamma, keep, dtype)
-    moments, add = _function('xca', 'normed_moments'), _function('xca', 'add_normed_affine')
-    return add(x, *norm, *affine_map(*moments(x, *norm, dtype), *weights), gamma, keep, dtype)
+        return AddXca.apply(x, *norm, *weights, gamma, keep, dtype)
+    return _function('xca', 'add_xca')(x, *norm, *weights, gamma, keep, dtype)
+
+
+def add_xca_by_tokens(
+    x: Tensor,
+    norm: Norm,
+    weights: Tuple[Tensor, Tensor, Tensor, Tensor, Tensor],
+    gamma: Tensor,
+    keep: Optional[Tensor],
+    dtype: torch.dtype,
+) -> Tensor:
+    """x + keep * gamma * XCA(LN(x)) in its token form; see :func:`add_xca`."""
+    if torch.is_grad_enabled():
+        from .triton.token_form import AddTokenForm
+
+        return AddTokenForm.apply(x, *norm, *weights, gamma, keep, dtype)
+    return _function('token_form', 'add_token_form')(x, *norm, *weights, gamma, keep, dtype)
 
 
 def add_lpi(
@@ -94,10 +115,17 @@ def add_mlp(
     return _function('mlp', 'add_mlp')(x, *norm, *weights, gamma, keep, dtype)
 
 
+def embed_patches(image: Tensor, steps: Sequence[Iterable[Any]], dtype: torch.dtype) -> Tensor:
+    """(B, C, H, W) -> (B, rows, columns, D) by steps of a convolution and its batch norm, with running statistics."""
+    norms = [t for _, bn in steps for t in (bn.weight, bn.bias, bn.running_mean, bn.running_var)]
+    weights, eps = [conv.weight for conv, _ in steps], [bn.eps for _, bn in steps]
+    return _function('stem', 'embed_patches')(image, weights, norms, eps, dtype)
+
+
 def _function(part: str, name: str) -> Callable:
     """One without a backward pass: itself, or while compiling its operator."""
-    from .triton import lpi, mlp, xca
+    from .triton import lpi, mlp, stem, token_form, xca
 
     if is_compiling():
         return getattr(torch.ops.xcit_mm_triton, name)
-    return getattr(dict(lpi=lpi, mlp=mlp, xca=xca)[part], name)
+    return getattr(dict(lpi=lpi, mlp=mlp, stem=stem, token_form=token_form, xca=xca)[part], name)

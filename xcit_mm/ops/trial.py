@@ -6,40 +6,53 @@ Triton, that nobody tried. A wrong result would be silent; this makes it a warni
 
 import logging
 import warnings
+from itertools import product
 from types import SimpleNamespace
-from typing import Callable, Dict, Tuple
+from typing import Callable, Dict, List, Optional, Tuple, Union
 
 import torch
 from torch import Tensor, nn
 
 from . import fused, reference
 from .private import HAS_CUSTOM_OPS, is_compiling
+from .stem import folded
 from .triton import suits
 
 BATCH, GRID = 3, (7, 9)
-HEADS = 4
+LEAST_HEADS = 4
+# Functions of :mod:`fused` for each part: which form of XCA is taken depends on the number of tokens.
+FORMS = dict(xca=('add_xca', 'add_xca_by_tokens'), lpi=('add_lpi',), mlp=('add_mlp',))
+IMAGE = (37, 50)  # of the patch embedding: odd and even
 # Largest difference over largest value; of a half type, that of its rounding.
 TOLERANCE = {torch.float32: 1e-4, torch.float16: 1e-2, torch.bfloat16: 6e-2}
 _KNOWN: Dict[tuple, bool] = {}
 
 
-def is_faster(part: str, x: Tensor, dtype: torch.dtype) -> bool:
-    """True if the kernels of a part of a block, 'xca', 'lpi' or 'mlp', are to be taken."""
+def is_faster(part: str, x: Tensor, dtype: torch.dtype, widths: Optional[Tuple[int, ...]] = None) -> bool:
+    """True if the kernels of a part, 'xca', 'lpi', 'mlp' or 'stem', are to be taken.
+
+    Args:
+        x (Tensor): Tokens (B, N, C); or, for 'stem', images (B, C, H, W).
+        dtype (torch.dtype): Of matmuls.
+        widths (tuple[int], optional): Of 'stem': channels of the image and of the output of each layer.
+    """
     if is_compiling() and (torch.is_grad_enabled() or not HAS_CUSTOM_OPS):
         return False  # the compiler differentiates the reference
-    return suits(part, x, dtype) and passes(part, x.device, dtype, x.shape[-1], torch.is_grad_enabled())
+    return suits(part, x, dtype) and passes(part, x.device, dtype, widths or x.shape[-1], torch.is_grad_enabled())
 
 
 @torch.compiler.assume_constant_result
-def passes(part: str, device: torch.device, dtype: torch.dtype, channels: int, backward: bool) -> bool:
-    """True if a part's kernels agree with the reference, for tokens of this many channels.
+def passes(
+    part: str, device: torch.device, dtype: torch.dtype, channels: Union[int, Tuple[int, ...]], backward: bool
+) -> bool:
+    """True if a part's kernels agree with the reference, for tokens or layers of this many channels.
 
     Nothing is tried while a CUDA graph is captured: what is not known to pass is not used there.
 
     Args:
-        part (str): 'xca', 'lpi' or 'mlp'.
+        part (str): 'xca', 'lpi', 'mlp' or 'stem'.
         dtype (torch.dtype): Of matmuls; the tokens are tried in it and in fp32, as autocast leaves them.
-        channels (int): C, a multiple of 8.
+        channels (int | tuple[int]): C, a multiple of 8; the widths of 'stem'.
         backward (bool): With the gradients of the tokens and of LayerScale.
     """
     case = part, device, dtype, channels, backward
@@ -49,6 +62,7 @@ def passes(part: str, device: torch.device, dtype: torch.dtype, channels: int, b
         problem = _problem(*case)
         _KNOWN[case] = not problem
         if problem:
+            part = 'the patch embedding' if part == 'stem' else part
             warnings.warn(
                 f'the fused kernels of {part} are not used on {device} in {dtype} with {channels} channels: {problem}. '
                 'PyTorch computes instead. tools/gpu_check.py says more; please report what it writes',
@@ -57,15 +71,20 @@ def passes(part: str, device: torch.device, dtype: torch.dtype, channels: int, b
     return _KNOWN[case]
 
 
-def _problem(part: str, device: torch.device, dtype: torch.dtype, channels: int, backward: bool) -> str:
+def _problem(
+    part: str, device: torch.device, dtype: torch.dtype, channels: Union[int, Tuple[int, ...]], backward: bool
+) -> str:
     """What is wrong, or nothing."""
     try:
         from .triton import operators  # noqa: F401  which torch.compile will call
 
         # Whatever holds outside: inference mode, autocast, random numbers.
         with torch.inference_mode(False), torch.set_grad_enabled(backward), torch.autocast(device.type, enabled=False):
-            for stream in {torch.float32, dtype}:
-                difference = _difference(part, device, dtype, stream, channels, backward)
+            for form, stream in product(FORMS.get(part, (part,)), {torch.float32, dtype}):
+                if isinstance(channels, tuple):
+                    difference = _difference_of_stem(device, dtype, stream, channels)
+                else:
+                    difference = _difference(form, device, dtype, stream, channels, backward)
                 if not difference < TOLERANCE[dtype]:
                     return f'their output is off by {difference:.1e} of its largest value'
     except Exception as error:  # of the compiler, the driver or the device
@@ -75,16 +94,11 @@ def _problem(part: str, device: torch.device, dtype: torch.dtype, channels: int,
 
 
 def _difference(
-    part: str, device: torch.device, dtype: torch.dtype, stream: torch.dtype, channels: int, backward: bool
+    form: str, device: torch.device, dtype: torch.dtype, stream: torch.dtype, channels: int, backward: bool
 ) -> float:
     """Of output and gradients from the reference in fp64 (which knows no tf32), the largest over the largest value."""
-    generator = torch.Generator().manual_seed(0)
-
-    def randn(*shape: int, around: float = 0.0) -> Tensor:
-        values = around + 0.5 * torch.randn(*shape, generator=generator)
-        return values.to(stream).to(device)
-
-    run, exact = _cases(part, channels, dtype, randn)
+    randn = _random(stream, device)
+    run, exact = _cases(form, channels, dtype, randn)
     x = randn(BATCH, GRID[0] * GRID[1], channels)
     gamma, keep = randn(channels, around=1.0), torch.tensor([0.0, 1.25, 1.25], device=device).view(BATCH, 1, 1)
     weight = torch.linspace(-1, 1, x.numel(), device=device).view_as(x)
@@ -97,11 +111,48 @@ def _difference(
     return max(((a - b).abs().max() / b.abs().max()).item() for a, b in zip(*results))
 
 
-def _cases(part: str, C: int, dtype: torch.dtype, randn: Callable[..., Tensor]) -> Tuple[Callable, Callable]:
-    """The part by the kernels, and by the reference in fp64: functions of x, gamma and keep."""
+def _difference_of_stem(
+    device: torch.device, dtype: torch.dtype, stream: torch.dtype, widths: Tuple[int, ...]
+) -> float:
+    """The same of the patch embedding's output, for images and weights in the type of ``stream``."""
+    randn = _random(stream, device)
+    image = randn(2, widths[0], *IMAGE)
+    tensors = [
+        (randn(D, C, 3, 3) * 2 * (9 * C) ** -0.5, randn(D, around=1.0), randn(D), randn(D), randn(D).abs() + 0.5)
+        for C, D in zip(widths, widths[1:])
+    ]
+
+    def layers(kind: torch.dtype) -> List[Tuple[SimpleNamespace, SimpleNamespace]]:
+        """Not modules, whose weights would be drawn from the random numbers that hold outside."""
+        found = []
+        for values in tensors:
+            weight, factor, offset, mean, var = (t.to(kind) for t in values)
+            bn = SimpleNamespace(weight=factor, bias=offset, running_mean=mean, running_var=var, eps=1e-5)
+            found.append((SimpleNamespace(weight=weight), bn))
+        return found
+
+    found = fused.embed_patches(image, layers(stream), dtype).double()
+    weights, biases = zip(*(folded(*layer) for layer in layers(torch.float64)))
+    exact = reference.embed_patches(image.double(), weights, biases)
+    return ((found - exact).abs().max() / exact.abs().max()).item()
+
+
+def _random(dtype: torch.dtype, device: torch.device) -> Callable[..., Tensor]:
+    """Seeded normal values of deviation 0.5."""
+    generator = torch.Generator('cpu').manual_seed(0)
+
+    def randn(*shape: int, around: float = 0.0) -> Tensor:
+        values = around + 0.5 * torch.randn(*shape, generator=generator, device='cpu')
+        return values.to(dtype).to(device)
+
+    return randn
+
+
+def _cases(form: str, C: int, dtype: torch.dtype, randn: Callable[..., Tensor]) -> Tuple[Callable, Callable]:
+    """A part by the kernels, and by the reference in fp64: functions of x, gamma and keep."""
     norm = randn(C, around=1.0), randn(C), 1e-6
     plain_norm = norm[0].double(), norm[1].double(), norm[2]
-    if part == 'lpi':
+    if form == 'add_lpi':
         conv1, conv2 = ((randn(C, 1, 3, 3), randn(C)) for _ in range(2))
         affine, statistics = (randn(C, around=1.0), randn(C)), (randn(C), randn(C).abs() + 0.5)
         bn = nn.BatchNorm2d(C).eval().to(norm[0])
@@ -117,12 +168,14 @@ def _cases(part: str, C: int, dtype: torch.dtype, randn: Callable[..., Tensor]) 
             return reference.add_lpi(x, *plain_norm, *tensors, bn.eps, *last, gamma, GRID[0], keep)
 
         return lambda x, gamma, keep: fused.add_lpi(x, norm, layers, gamma, GRID[0], keep, dtype), exact
-    wide = 3 * C if part == 'xca' else 4 * C
-    weights = [randn(wide, C) * C**-0.5, randn(wide), randn(C, wide if part == 'mlp' else C) * C**-0.5, randn(C)]
-    if part == 'xca':
-        weights.append(randn(HEADS, 1, 1, around=1.0))
+    is_mlp = form == 'add_mlp'
+    wide = 4 * C if is_mlp else 3 * C
+    weights = [randn(wide, C) * C**-0.5, randn(wide), randn(C, wide if is_mlp else C) * C**-0.5, randn(C)]
+    if not is_mlp:
+        heads = next(h for h in range(LEAST_HEADS, C + 1) if C % h == 0 and C // h <= fused.LARGEST_HEAD)
+        weights.append(randn(heads, 1, 1, around=1.0))
     plain = [t.double() for t in weights]
-    run, correct = (fused.add_xca, reference.add_xca) if part == 'xca' else (fused.add_mlp, reference.add_mlp)
+    run, correct = getattr(fused, form), reference.add_mlp if is_mlp else reference.add_xca
     return (
         lambda x, gamma, keep: run(x, norm, weights, gamma, keep, dtype),
         lambda x, gamma, keep: correct(x, *plain_norm, *plain, gamma, keep),

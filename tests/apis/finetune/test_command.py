@@ -164,6 +164,13 @@ def test_a_folder_that_cannot_be_written_to(capsys):
     assert 'cannot be written to' in fails('data', *OPTIONS, '--out-dir', 'locked/run', capsys=capsys)
 
 
+@pytest.mark.skipif(not Path('/proc/self').is_dir(), reason='needs the proc file system of Linux')
+def test_a_file_system_that_takes_no_folders(capsys):
+    """Permissions do not tell for root."""
+    folders(Path('data'))
+    assert 'choose another --out-dir' in fails('data', *OPTIONS, '--out-dir', '/proc/run', capsys=capsys)
+
+
 def test_a_file_where_the_folder_should_be(capsys):
     folders(Path('data'))
     Path('taken').write_text('')

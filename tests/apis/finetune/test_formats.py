@@ -2,6 +2,7 @@
 
 import csv
 import json
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -320,6 +321,42 @@ def test_an_image_on_its_side_is_read_as_it_is_annotated(tmp_path):
 def test_data_that_nothing_can_be_learned_from(make, words, tmp_path):
     make(tmp_path / 'data')
     assert words in refused(tmp_path / 'data')
+
+
+@pytest.mark.parametrize('broken', ['garbage', 'cut off', 'JPEG'])
+def test_images_and_maps_that_cannot_be_read_are_no_classes(broken, tmp_path):
+    folder = maps(tmp_path / 'data')
+    found = read(folder).pictures
+    for picture in found:
+        path = Path(picture.map)
+        if broken == 'JPEG':
+            noise = np.random.default_rng(0).integers(0, 255, (SIDE, SIDE, 3), dtype=np.uint8)
+            save(path.with_suffix('.jpg'), noise)
+            path.unlink()
+        else:
+            path.write_bytes(path.read_bytes()[:60] if broken == 'cut off' else b'no image')
+    text = refused(folder)
+    assert 'looks like images with label maps' in text
+    assert '--format folders' in text
+    if broken == 'JPEG':
+        assert read(folder, format='folders').task == 'classification'
+
+
+def test_one_map_that_cannot_be_read_is_named_and_the_others_are_used(tmp_path):
+    folder = maps(tmp_path / 'data')
+    first = min(read(folder).pictures, key=lambda one: one.path)
+    Path(first.map).write_bytes(b'no image')
+    data = read(folder)
+    assert data.format == 'maps'
+    assert first.path not in {one.path for one in data.pictures}
+    assert 'label map that cannot be read' in data.problems.lines()[0][0]
+
+
+def test_classes_that_are_called_as_masks_are(tmp_path):
+    for name, start in (('mask', 0), ('no_mask', 5)):
+        for number in range(5):
+            save(tmp_path / name / f'{start + number}.jpg', scene(number)[0])
+    assert read(tmp_path).classes == ['mask', 'no_mask']
 
 
 def test_ten_thousand_classes(tmp_path):

@@ -12,10 +12,11 @@ pytest.importorskip('triton', minversion='3.0', reason='needs Triton 3, which co
 
 
 def assert_as_exact_as_pytorch(case: Case, errors: Dict[str, Errors]) -> None:
-    """fp32 to rounding; half precision no further from fp64 than PyTorch's operators: on average, and nowhere twice."""
+    """fp32 to rounding, or thrice PyTorch's where batch norm has few values; half precision no further from fp64 than
+    PyTorch's operators: on average, and nowhere twice."""
     assert errors
     if case.dtype == torch.float32:
-        wrong = {name: error for name, error in errors.items() if not error.fused <= 5e-6}
+        wrong = {name: error for name, error in errors.items() if not error.fused <= max(5e-6, 3 * error.plain)}
     else:
         eps = torch.finfo(case.dtype).eps
         wrong = {name: e for name, e in errors.items() if not e.fused <= max(2 * e.plain, eps / 2)}

@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from xcit_mm.benchmark.kernels import PARTS, Case, fused, fused_inference
-from xcit_mm.ops.triton.launch import SHARED_MEMORY, gram_chunks, strip
+from xcit_mm.ops.triton.launch import SHARED_MEMORY, norm_chunks, strip
 
 pytestmark = pytest.mark.skipif('TRITON_INTERPRET' in os.environ, reason='the interpreter compiles nothing')
 SINGLE, HALF = torch.float32, torch.bfloat16
@@ -31,7 +31,7 @@ def check(function, case, capability):
 
 
 @pytest.mark.parametrize('capability', [80, 90])
-@pytest.mark.parametrize('part', ['lpi, frozen statistics', 'moments', 'affine', 'mlp'])
+@pytest.mark.parametrize('part', ['lpi, frozen statistics', 'xca', 'xca, token form', 'mlp'])
 def test_inference_of_s12_fits_the_registers(part, capability):
     check(
         lambda case: fused_inference(case, case.tensors()),
@@ -51,14 +51,39 @@ def test_training_of_every_arch_fits_the_registers(part, capability, channels, s
     check(forward_and_backward, Case(part, 2, 100, 152, channels, dtype, stream, True, 'meta'), capability)
 
 
+def embed(width, steps, stream, dtype):
+    from xcit_mm.ops.triton.stem import embed_patches
+
+    def empty(*size, dtype=stream):
+        return torch.empty(*size, dtype=dtype, device='meta')
+
+    widths = [3, *(width >> i for i in range(steps - 1, -1, -1))]
+    weights = [empty(D, C, 3, 3) for C, D in zip(widths, widths[1:])]
+    norms = [empty(D, dtype=SINGLE) for D in widths[1:] for _ in range(4)]
+    embed_patches(empty(1, 3, 800, 1216), weights, norms, [1e-5] * steps, dtype)
+
+
+@pytest.mark.parametrize('capability', [80, 90])
+def test_patch_embedding_of_s12_fits_the_registers(capability):
+    check(lambda width: embed(width, 3, HALF, HALF), 384, capability)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize('stream, dtype', [(SINGLE, HALF), (HALF, HALF), (torch.float16,) * 2])
+@pytest.mark.parametrize('width', [128, 192, 384, 512, 768])
+@pytest.mark.parametrize('steps', [3, 4])
+@pytest.mark.parametrize('capability', [80, 90])
+def test_patch_embedding_of_every_arch_fits_the_registers(capability, steps, width, stream, dtype):
+    check(lambda width: embed(width, steps, stream, dtype), width, capability)
+
+
 def test_strips_are_long_only_where_there_are_enough():
-    assert strip(1, 100, 152, 384, 16) == 8
-    assert strip(256, 28, 28, 384, 16) == 32, 'one strip for each image'
-    assert strip(1, 1, 1, 128, 16) == 8
+    assert strip(1, 100, 152, 384, 8) == 16
+    assert strip(256, 28, 28, 384, 8) == 32, 'one strip for each image'
+    assert strip(1, 1, 1, 128, 8) == 8
 
 
-def test_chunks_fill_a_gpu_and_bound_the_length_of_sums():
-    assert gram_chunks(1, 15200, 6) == 21
-    assert gram_chunks(256, 784, 6) == 1
-    assert gram_chunks(1, 5, 1) == 1
-    assert gram_chunks(64, 2**20, 6) == 128, 'of 8192 tokens each'
+def test_chunks_of_a_norm_fill_a_gpu():
+    assert norm_chunks(1, 15200, 4) == 950
+    assert norm_chunks(256, 784, 4) == 8
+    assert norm_chunks(1, 5, 4) == 1

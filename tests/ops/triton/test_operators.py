@@ -37,12 +37,12 @@ def compiled_and_exported():
     from xcit_mm.ops.triton import operators  # noqa: F401 (registers them)
 
     x, weight, bias, w1, b1, w2, b2, gamma = Case('mlp', 2, 2, 3, 8, device='cpu').tensors()
+    weights = Case('xca', 2, 2, 3, 8, device='cpu').tensors()[3:]
 
     class Block(torch.nn.Module):
         def forward(self, x):
             x = torch.ops.xcit_mm_triton.add_mlp(x + 1, weight, bias, EPS, w1, b1, w2, b2, gamma, None, None)
-            moments, mean = torch.ops.xcit_mm_triton.normed_moments(x, weight, bias, EPS, torch.float32)
-            return torch.ops.xcit_mm_triton.add_normed_affine(x, weight, bias, EPS, moments, mean, gamma, None, None)
+            return torch.ops.xcit_mm_triton.add_xca(x, weight, bias, EPS, *weights, None, None)
 
     block = Block()
     eager = block(x)
@@ -59,17 +59,12 @@ def shapes_promised_and_returned():
     from xcit_mm.ops.triton import operators  # noqa: F401
 
     found = []
-    for part in ('moments', 'affine', 'mlp', 'lpi, frozen statistics'):
+    for part in ('xca', 'xca, token form', 'mlp', 'lpi, frozen statistics'):
         case = Case(part, 1, 2, 3, 8, device='cpu')
-        x, weight, bias, *rest = case.tensors()
-        if part == 'moments':
-            name, arguments = 'normed_moments', (torch.float32,)
-        elif part == 'affine':
-            name, arguments = 'add_normed_affine', rest
-        elif part == 'mlp':
-            name, arguments = 'add_mlp', rest
-        else:
-            name, arguments = 'add_lpi', (*rest[:4], *case.statistics(), 1e-5, *rest[4:], 2)
+        x, weight, bias, *arguments = case.tensors()
+        if part.startswith('lpi'):
+            arguments = (*arguments[:4], *case.statistics(), 1e-5, *arguments[4:], 2)
+        name = 'add_token_form' if part == 'xca, token form' else f'add_{part.split(",")[0]}'
         operator = getattr(torch.ops.xcit_mm_triton, name).default
         utils = ('test_schema', 'test_faketensor')
         found.append(torch.library.opcheck(operator, (x, weight, bias, EPS, *arguments), test_utils=utils))

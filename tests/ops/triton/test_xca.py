@@ -8,10 +8,7 @@ from xcit_mm.benchmark.kernels import Case, compare
 
 from . import assert_as_exact_as_pytorch
 
-PARTS = ['moments', 'affine']
 
-
-@pytest.mark.parametrize('part', PARTS)
 @pytest.mark.parametrize(
     'batch, height, width, channels, keep',
     [
@@ -20,36 +17,27 @@ PARTS = ['moments', 'affine']
         pytest.param(1, 1, 1, 8, False, id='one token'),
     ],
 )
-def test_fp32(part, batch, height, width, channels, keep):
-    case = Case(part, batch, height, width, channels, keep=keep, device='cpu')
+def test_fp32(batch, height, width, channels, keep):
+    case = Case('xca', batch, height, width, channels, keep=keep, device='cpu')
     assert_as_exact_as_pytorch(case, interpreted(compare, case))
 
 
-@pytest.mark.parametrize('part', PARTS)
 @pytest.mark.parametrize(
     'stream, dtype',
     [(torch.float32, torch.bfloat16), (torch.bfloat16, torch.bfloat16), (torch.float16, torch.float16)],
 )
-def test_half_precision(part, stream, dtype):
-    case = Case(part, 2, 5, 9, 72, dtype, stream, True, 'cpu')
+def test_half_precision(stream, dtype):
+    case = Case('xca', 2, 5, 9, 72, dtype, stream, True, 'cpu')
     assert_as_exact_as_pytorch(case, interpreted(compare, case))
 
 
-def moments_of_many_tokens():
-    from xcit_mm.ops.triton.xca import normed_moments
+def twice():
+    from xcit_mm.ops.triton.xca import add_xca
 
-    case = Case('moments', 2, 37, 31, 8, device='cpu')
-    x, weight, bias = case.tensors()
-    return [normed_moments(x, weight, bias, 1e-6, torch.float32) for _ in range(2)]
-
-
-def test_second_moments_are_symmetric_and_the_same_every_time():
-    """1147 tokens are in two chunks, whose sums are added in one order."""
-    (moments, mean), again = interpreted(moments_of_many_tokens)
-    assert torch.equal(moments, moments.transpose(1, 2))
-    assert torch.equal(moments, again[0]) and torch.equal(mean, again[1])
+    x, weight, bias, *rest = Case('xca', 2, 37, 31, 8, device='cpu').tensors()
+    return [add_xca(x, weight, bias, 1e-6, *rest) for _ in range(2)]
 
 
-def test_many_tokens():
-    case = Case('moments', 1, 37, 31, 8, device='cpu')
-    assert_as_exact_as_pytorch(case, interpreted(compare, case))
+def test_many_tokens_have_the_same_result_every_time():
+    """The sums over 1147 tokens are of several chunks, added in one order."""
+    assert torch.equal(*interpreted(twice))

@@ -8,6 +8,7 @@ from typing import Dict, List, Optional, Tuple
 from ...errors import UsageError
 from .data import Data, Files, Index, Options, Picture, Problems, sizes, some, split_word
 from .detection import _natural
+from .maps import FOLDER, LOSSLESS, stems
 
 LOOKED_AT = 200  # rows that tell what the columns of a table are
 FILE_WORDS = ('file', 'filename', 'file_name', 'image', 'image_id', 'img', 'path', 'filepath', 'id', 'name')
@@ -60,6 +61,8 @@ def read_folders(files: Files, options: Options) -> Data:
             f'the class? Expected SPLIT/CLASS/IMAGE or CLASS/IMAGE. Give the folder above the classes as DATA, or move '
             f'the images'
         )
+    if options.format != 'folders':
+        _refuse_maps(files, {path: parts[0] for path, (_, parts) in found.items() if parts})
     rows = []
     problems = Problems()
     for path, (split, parts) in found.items():
@@ -68,6 +71,26 @@ def read_folders(files: Files, options: Options) -> Data:
         else:
             problems.add('image outside of the folders of classes', files.relative(path), 'move it into one')
     return _data(files, options, 'folders', rows, problems, [])
+
+
+def _refuse_maps(files: Files, folders: Dict[str, str]) -> None:
+    """Refuse images with label maps that could not be read as such: 'images' and 'masks' are no classes.
+
+    Args:
+        folders (dict): The folder of each image.
+
+    Raises:
+        UsageError: If a folder is called as maps are, and each of its files like an image of another folder.
+    """
+    for name in sorted({name for name in folders.values() if FOLDER.search(name)}):
+        inside = [path for path, folder in folders.items() if folder == name]
+        outside = {os.path.splitext(os.path.basename(path))[0] for path, folder in folders.items() if folder != name}
+        if all(stems(path) & outside for path in inside):
+            raise UsageError(
+                f'{files.root} looks like images with label maps in {name!r}, but {files.relative(inside[0])} cannot '
+                f'be read as one: expected {", ".join(LOSSLESS)} of a value or colour for each class (JPEG changes '
+                f'them). Write the maps anew; or say --format folders if the folders are classes'
+            )
 
 
 def read_csv(files: Files, options: Options, paths: List[str]) -> Data:

@@ -163,7 +163,7 @@ def _prepare(data, chosen, folder: Path, options) -> None:
 
     is_new = not folder.exists()
     try:
-        folder.mkdir(parents=True, exist_ok=True)
+        _create(folder)
         show.draw_sheet(data, folder / 'found.jpg')
         annotations = write(data, folder / 'data')
         (folder / 'data' / 'options.json').write_text(json.dumps(vars(options), indent=1))
@@ -176,6 +176,20 @@ def _prepare(data, chosen, folder: Path, options) -> None:
     print()
     print('\n'.join(chosen.lines()))
     print(f'run       {folder}: found.jpg shows labelled images, train/curve.png how the training goes', flush=True)
+
+
+def _create(folder: Path) -> None:
+    """Make the folder of the run.
+
+    Raises:
+        UsageError: If the file system refuses.
+    """
+    from ...errors import UsageError
+
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise UsageError(f'the folder {folder} cannot be created: {error.strerror}; choose another --out-dir') from None
 
 
 def _check_space(folder: Path, chosen) -> None:

@@ -4,7 +4,7 @@ import os
 import re
 from collections import Counter
 from functools import partial
-from typing import Dict, List, Optional, Sequence, Tuple
+from typing import Dict, List, Optional, Sequence, Set, Tuple
 
 import numpy as np
 from PIL import Image
@@ -14,6 +14,8 @@ from .data import IGNORED, Data, Files, Options, Picture, Problems, sizes, some,
 
 LOSSLESS = ('.png', '.bmp', '.tif', '.tiff', '.pgm', '.ppm')
 MOST_COLOURS = 64  # in one map; a photograph has more
+# Ends of the names of folders that hold maps.
+FOLDER = re.compile(r'(mask|label|annot|annotation|gt|ground_?truth|seg|segmentation)s?$', re.I)
 LOOKED_AT = 10  # files of a folder that tell whether it holds maps
 # Suffixes that turn the name of an image into that of its map.
 SUFFIX = re.compile(r'[-_ .]?(mask|masks|label|labels|labelids|labeltrainids|gt|seg|segmentation|l|annotation)$', re.I)
@@ -44,18 +46,25 @@ def find_pairs(files: Files) -> Dict[str, str]:
         mixed = len(lossless) < len(paths)
         tried = lossless if mixed or not marked or len(marked) == len(lossless) else marked
         step = max(1, len(tried) // LOOKED_AT)
-        is_maps = bool(tried) and all(_is_map(path) for path in tried[::step])
+        looks = [_is_map(path) for path in tried[::step]]
+        is_maps = any(looks) and False not in looks
         chosen = set(tried) if is_maps else set()
         images += [path for path in paths if path not in chosen]
         for path in chosen:
-            maps.setdefault(_stem(path), []).append(path)
-            maps.setdefault(SUFFIX.sub('', _stem(path)) or _stem(path), []).append(path)
+            for stem in stems(path):
+                maps.setdefault(stem, []).append(path)
     pairs = {}
     for path in images:
         found = list(dict.fromkeys(maps.get(_stem(path), ())))
         if found:
             pairs[path] = max(found, key=partial(_closeness, path))
     return pairs
+
+
+def stems(path: str) -> Set[str]:
+    """The names of the image that a file may be the map of."""
+    stem = _stem(path)
+    return {stem, SUFFIX.sub('', stem) or stem}
 
 
 def _stem(path: str) -> str:
@@ -68,7 +77,8 @@ def _closeness(image: str, path: str) -> Tuple[bool, int]:
     return split_of(path, '/') == split_of(image, '/'), len(theirs & ours)
 
 
-def _is_map(path: str) -> bool:
+def _is_map(path: str) -> Optional[bool]:
+    """True for a file of few colours; None if it cannot be read, which :func:`read_maps` reports."""
     try:
         with Image.open(path) as image:
             if image.mode in ('P', '1'):
@@ -78,7 +88,7 @@ def _is_map(path: str) -> bool:
             colours = image.convert('RGB' if image.mode.startswith('RGB') else 'L').getcolors(MOST_COLOURS)
             return colours is not None
     except Exception:  # of any plugin
-        return False
+        return None
 
 
 def read_map(path: str, as_colours: bool = False) -> np.ndarray:

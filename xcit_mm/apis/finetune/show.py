@@ -1,5 +1,6 @@
 """What was found in a folder of labelled images: a table, and a contact sheet of labelled images."""
 
+import random
 from collections import Counter
 from pathlib import Path
 from statistics import median
@@ -103,9 +104,9 @@ def draw_sheet(data: Data, path: Path) -> None:
 
 
 def _choose(pictures: Sequence[Picture]) -> List[Picture]:
-    """Order the images so that those with new labels come first."""
+    """Order the images so that those with new labels come first; neighbours, as of one video, are drawn apart."""
     seen: Counter = Counter()
-    left, chosen = list(pictures[:: max(1, len(pictures) // 500)]), []
+    left, chosen = random.Random(0).sample(pictures, min(500, len(pictures))), []
     while left and len(chosen) < 4 * SHEET:
         best = min(left, key=lambda one: min((seen[label] for label in labels_of(one)), default=len(chosen)))
         left.remove(best)

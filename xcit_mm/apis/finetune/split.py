@@ -101,8 +101,8 @@ def _draw(data: Data, options: Options) -> None:
             groups[picture.group or picture.path].append(picture)
     if len(groups) < 2:
         raise UsageError(
-            f'all {len(data.pictures)} images are of one group, so none can be kept for validation; choose another '
-            f'--group-by, or make folders train and val'
+            f'all {len(data.pictures)} images are of one group (copies of one file, or one match of --group-by), so '
+            f'none can be kept for validation; choose another --group-by, or make folders train and val'
         )
     order = sorted(groups)
     random.Random(options.seed).shuffle(order)

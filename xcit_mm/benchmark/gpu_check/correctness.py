@@ -58,7 +58,8 @@ def training_step(plan: Plan) -> Iterator[dict]:
     dtype = torch.float16 if plan.device == 'cuda' else torch.bfloat16
     ours, _, image = models(plan, 'fp32', 'map', training=True)
     optimizer = torch.optim.AdamW(ours.parameters(), 1e-4)
-    scaler = torch.amp.GradScaler(plan.device, enabled=plan.device == 'cuda')
+    grad_scaler = getattr(torch.amp, 'GradScaler', torch.cuda.amp.GradScaler)  # before PyTorch 2.3 only the latter
+    scaler = grad_scaler(enabled=plan.device == 'cuda')
     losses = []
     for _ in range(5):
         with torch.autocast(plan.device, dtype):

@@ -1,8 +1,9 @@
 """Fused kernels in Triton for NVIDIA GPUs from Ampere on, forward and backward; without Triton nothing here runs.
 
-They take tensors only and know no model. A block calls the functions of :mod:`lpi`, :mod:`xca` and :mod:`mlp`, or under
-torch.compile the same ones of :mod:`operators`. They are made of :mod:`norm`, :mod:`depthwise` and :mod:`matmul`, whose
-tiles follow from the rules in :mod:`launch`. These modules import Triton; this one does not.
+They take tensors only and know no model. A block calls the functions of :mod:`lpi`, :mod:`xca` and :mod:`mlp`, the
+patch embedding that of :mod:`stem`, or under torch.compile the same ones of :mod:`operators`. They are made of
+:mod:`norm`, :mod:`depthwise` and :mod:`matmul`, whose tiles follow from the rules in :mod:`launch`. These modules
+import Triton; this one does not.
 """
 
 from functools import lru_cache
@@ -27,15 +28,18 @@ def suits(part: str, x: Tensor, dtype: torch.dtype) -> bool:
     The rule follows from bytes and FLOPs (docs/gpu.md); no crossover has been measured. LPI's kernels replace eight
     passes over memory by five in any type, and depthwise convolutions that PyTorch has no fast kernel for. Those of XCA
     and of the MLP replace matmuls of cuBLAS too, and pay by the passes they save: in half precision, where matmuls
-    are fast enough for memory to matter. In fp32 without tf32 cuBLAS is faster.
+    are fast enough for memory to matter. In fp32 without tf32 cuBLAS is faster. The patch embedding's replace cuDNN's
+    first convolution and the passes of batch norm and GELU, in half precision.
 
     Args:
-        part (str): 'lpi', 'xca' or 'mlp'.
+        part (str): 'lpi', 'xca' or 'mlp'; or 'stem' for images (B, C, H, W).
         dtype (torch.dtype): Of the matmuls: that of autocast where it is on.
     """
-    if not available(x) or x.numel() == 0 or x.shape[-1] % 8:
+    if not available(x) or x.numel() == 0 or x.dtype not in (*HALF, torch.float32):
         return False
-    if x.dtype not in (*HALF, torch.float32):
+    if part == 'stem':
+        return dtype in HALF and x.shape[1] <= 7  # 63 taps: one step of a matmul
+    if x.shape[-1] % 8:
         return False
     return dtype in HALF or part == 'lpi' and dtype == torch.float32
 

@@ -5,8 +5,8 @@ by one column, which hit the same lines of the L1 cache. So DRAM and L2 see ever
 rows of halo.
 
 Images are (B, H, W, C), contiguous; places outside are zero *after* the prologue, as with ``padding=1`` of conv2d.
-Prologues, applied in fp32 registers to what is loaded: 'layer_norm' (mean and rstd of each token, weight and bias of
-each channel), 'batch_norm' (mean, variance, weight and bias of each channel), 'image' (one weight by image), 'none'.
+Prologues, applied in fp32 registers to what is loaded: 'batch_norm' (mean, variance, weight and bias of each channel),
+'image' (one weight by image), 'none'.
 """
 
 from typing import Optional, Sequence, Tuple
@@ -21,24 +21,40 @@ from .launch import on, strip
 BLOCK_C = 64  # channels of a strip: 128 bytes of half precision, a cache line
 # Values of a strip's row for each thread: sums and weights of the forward pass leave room for 4 in half of a
 # multiprocessor's registers, the nine sums of the backward pass for 2.
-FORWARD = dict(BLOCK_W=16, BLOCK_C=BLOCK_C, num_warps=8)
+FORWARD = dict(BLOCK_W=8, BLOCK_C=BLOCK_C, num_warps=4)
 BACKWARD = dict(BLOCK_W=8, BLOCK_C=BLOCK_C, num_warps=8)
 SUMS = 12  # of each channel in the backward pass: nine weights and three more
 
 
 @triton.jit
+def _normal_cdf(x):
+    """The normal distribution function, to rounding in fp32; its lower tail to a relative 3e-4 down to -5.
+
+    log2(2 cdf(-a)) / a is smooth: a polynomial, fitted for a <= 5.5 and falling beyond, and one exp2 are less than half
+    of erf's instructions, of which the epilogue of a matmul is full.
+    """
+    a = tl.abs(x)
+    p = 1.5542542314506136e-5 + a * -9.418246804671071e-7
+    p = -4.415221919771284e-4 + a * (-6.68934517307207e-5 + a * p)
+    p = -5.2810464054346085e-2 + a * (7.486519403755665e-3 + a * p)
+    p = -1.1511197090148926 + a * (-4.5909538865089417e-1 + a * p)
+    tail = tl.exp2(a * p - 1.0)
+    return tl.where(x < 0, tail, 1.0 - tail)
+
+
+@triton.jit
 def gelu(x):
-    return 0.5 * x * (1.0 + tl.erf(x * 0.7071067811865476))
+    return x * _normal_cdf(x)
 
 
 @triton.jit
 def gelu_slope(x):
-    return 0.5 * (1.0 + tl.erf(x * 0.7071067811865476)) + x * 0.3989422804014327 * tl.exp(-0.5 * x * x)
+    return _normal_cdf(x) + x * 0.3989422804014327 * tl.exp2(-0.7213475204444817 * x * x)
 
 
 @triton.jit
 def _per_channel(mean, var, weight, bias, eps, b, c, C: tl.constexpr, PROLOGUE: tl.constexpr):
-    """What the prologue needs besides statistics of tokens: level, factor and offset of each channel."""
+    """What the prologue needs: level, factor and offset of each channel."""
     if PROLOGUE == 'none':
         return 0.0, 1.0, 0.0
     elif PROLOGUE == 'image':
@@ -47,24 +63,17 @@ def _per_channel(mean, var, weight, bias, eps, b, c, C: tl.constexpr, PROLOGUE: 
         real = c < C
         factor = tl.load(weight + c, real, 0.0).to(tl.float32)
         offset = tl.load(bias + c, real, 0.0).to(tl.float32)[None, :]
-        if PROLOGUE == 'layer_norm':
-            return 0.0, factor[None, :], offset
-        else:
-            factor = factor / tl.sqrt(tl.load(var + c, real, 1.0).to(tl.float32) + eps)
-            return tl.load(mean + c, real, 0.0).to(tl.float32)[None, :], factor[None, :], offset
+        factor = factor / tl.sqrt(tl.load(var + c, real, 1.0).to(tl.float32) + eps)
+        return tl.load(mean + c, real, 0.0).to(tl.float32)[None, :], factor[None, :], offset
 
 
 @triton.jit
-def _load(image, mean, rstd, level, factor, offset, b, row, w, c, H, W, C: tl.constexpr, PROLOGUE: tl.constexpr):
+def _load(image, level, factor, offset, b, row, w, c, H, W, C: tl.constexpr, PROLOGUE: tl.constexpr):
     """Values (columns w, channels c) of one row of image b after the prologue, zero outside the image."""
     inside = (row >= 0) & (row < H) & (w >= 0) & (w < W)
     mask = inside[:, None] & (c < C)[None, :]
     first = (b * H + row) * W  # int64, as b is
     value = tl.load(image + first * C + (w[:, None] * C + c[None, :]), mask, 0.0).to(tl.float32)
-    if PROLOGUE == 'layer_norm':
-        value = value - tl.load(mean + first + w, inside, 0.0)[:, None]
-        value = value * tl.load(rstd + first + w, inside, 0.0)[:, None]
-        value = tl.where(mask, value * factor + offset, 0.0)
     if PROLOGUE == 'batch_norm':
         value = tl.where(mask, (value - level) * factor + offset, 0.0)
     if PROLOGUE == 'image':
@@ -100,7 +109,7 @@ def _strip(H, W, ROWS: tl.constexpr, BLOCK_W: tl.constexpr):
 
 @triton.jit(do_not_specialize=['H', 'W'])
 def forward_kernel(
-    image, mean, rstd, norm_weight, norm_bias, weight, bias, out, residual, gamma, keep, moments, eps, H, W,
+    image, bn_mean, bn_var, bn_weight, bn_bias, weight, bias, out, residual, gamma, keep, moments, eps, H, W,
     C: tl.constexpr, PROLOGUE: tl.constexpr, FLIPPED: tl.constexpr, HAS_BIAS: tl.constexpr, GELU: tl.constexpr,
     HAS_RESIDUAL: tl.constexpr, HAS_KEEP: tl.constexpr, HAS_MOMENTS: tl.constexpr,
     ROWS: tl.constexpr, BLOCK_W: tl.constexpr, BLOCK_C: tl.constexpr,
@@ -118,7 +127,7 @@ def forward_kernel(
     c = tl.program_id(1) * BLOCK_C + tl.arange(0, BLOCK_C)
     real = c < C
     mask = (w < W)[:, None] & real[None, :]
-    v, f, o = _per_channel(mean, rstd, norm_weight, norm_bias, eps, b, c, C, PROLOGUE)
+    v, f, o = _per_channel(bn_mean, bn_var, bn_weight, bn_bias, eps, b, c, C, PROLOGUE)
     t0, t1, t2 = _taps(weight, gamma, c, 0, C, FLIPPED, False)
     t3, t4, t5 = _taps(weight, gamma, c, 1, C, FLIPPED, False)
     t6, t7, t8 = _taps(weight, gamma, c, 2, C, FLIPPED, False)
@@ -129,22 +138,21 @@ def forward_kernel(
         if HAS_KEEP:
             scale = scale * tl.load(keep + b).to(tl.float32)
 
-    x0 = _load(image, mean, rstd, v, f, o, b, top - 1, w - 1, c, H, W, C, PROLOGUE)
-    x1 = _load(image, mean, rstd, v, f, o, b, top - 1, w, c, H, W, C, PROLOGUE)
-    x2 = _load(image, mean, rstd, v, f, o, b, top - 1, w + 1, c, H, W, C, PROLOGUE)
+    x0 = _load(image, v, f, o, b, top - 1, w - 1, c, H, W, C, PROLOGUE)
+    x1 = _load(image, v, f, o, b, top - 1, w, c, H, W, C, PROLOGUE)
+    x2 = _load(image, v, f, o, b, top - 1, w + 1, c, H, W, C, PROLOGUE)
     here = x0 * t0 + x1 * t1 + x2 * t2
-    x0 = _load(image, mean, rstd, v, f, o, b, top, w - 1, c, H, W, C, PROLOGUE)
-    x1 = _load(image, mean, rstd, v, f, o, b, top, w, c, H, W, C, PROLOGUE)
-    x2 = _load(image, mean, rstd, v, f, o, b, top, w + 1, c, H, W, C, PROLOGUE)
+    x0 = _load(image, v, f, o, b, top, w - 1, c, H, W, C, PROLOGUE)
+    x1 = _load(image, v, f, o, b, top, w, c, H, W, C, PROLOGUE)
+    x2 = _load(image, v, f, o, b, top, w + 1, c, H, W, C, PROLOGUE)
     here += x0 * t3 + x1 * t4 + x2 * t5
     below = x0 * t0 + x1 * t1 + x2 * t2
     average = tl.zeros((BLOCK_W, BLOCK_C), tl.float32)
     deviation = tl.zeros((BLOCK_W, BLOCK_C), tl.float32)
-    stages: tl.constexpr = 4 if PROLOGUE == 'layer_norm' else 3  # rows in flight, as registers allow
-    for i in tl.range(rows, num_stages=stages):
-        x0 = _load(image, mean, rstd, v, f, o, b, top + i + 1, w - 1, c, H, W, C, PROLOGUE)
-        x1 = _load(image, mean, rstd, v, f, o, b, top + i + 1, w, c, H, W, C, PROLOGUE)
-        x2 = _load(image, mean, rstd, v, f, o, b, top + i + 1, w + 1, c, H, W, C, PROLOGUE)
+    for i in tl.range(rows, num_stages=3):  # rows in flight, as registers allow
+        x0 = _load(image, v, f, o, b, top + i + 1, w - 1, c, H, W, C, PROLOGUE)
+        x1 = _load(image, v, f, o, b, top + i + 1, w, c, H, W, C, PROLOGUE)
+        x2 = _load(image, v, f, o, b, top + i + 1, w + 1, c, H, W, C, PROLOGUE)
         result = here + x0 * t6 + x1 * t7 + x2 * t8 + level
         here = below + x0 * t3 + x1 * t4 + x2 * t5
         below = x0 * t0 + x1 * t1 + x2 * t2
@@ -171,7 +179,7 @@ def forward_kernel(
 
 @triton.jit(do_not_specialize=['H', 'W'])
 def backward_kernel(
-    image, mean, rstd, norm_weight, norm_bias, weight, bias, gamma, hidden, bn_mean, bn_var, bn_weight, bn_bias,
+    image, keep, weight, bias, gamma, hidden, bn_mean, bn_var, bn_weight, bn_bias,
     averages, grad, out, sums, eps, H, W,
     C: tl.constexpr, PROLOGUE: tl.constexpr, SECOND: tl.constexpr,
     ROWS: tl.constexpr, BLOCK_W: tl.constexpr, BLOCK_C: tl.constexpr,
@@ -193,7 +201,7 @@ def backward_kernel(
     c = tl.program_id(1) * BLOCK_C + tl.arange(0, BLOCK_C)
     real = c < C
     mask = (w < W)[:, None] & real[None, :]
-    v, f, o = _per_channel(mean, rstd, norm_weight, norm_bias, eps, b, c, C, PROLOGUE)
+    v, f, o = _per_channel(keep, keep, keep, keep, eps, b, c, C, PROLOGUE)
     t0, t1, t2 = _taps(weight, gamma, c, 0, C, SECOND, SECOND)
     t3, t4, t5 = _taps(weight, gamma, c, 1, C, SECOND, SECOND)
     t6, t7, t8 = _taps(weight, gamma, c, 2, C, SECOND, SECOND)
@@ -210,16 +218,16 @@ def backward_kernel(
     s0 = tl.zeros((BLOCK_W, BLOCK_C), tl.float32)
     s1, s2, s3, s4, s5, s6, s7, s8, total, along, level_sum = s0, s0, s0, s0, s0, s0, s0, s0, s0, s0, s0
 
-    x0 = _load(image, mean, rstd, v, f, o, b, top - 1, w - 1, c, H, W, C, PROLOGUE)
-    x1 = _load(image, mean, rstd, v, f, o, b, top - 1, w, c, H, W, C, PROLOGUE)
-    x2 = _load(image, mean, rstd, v, f, o, b, top - 1, w + 1, c, H, W, C, PROLOGUE)
-    x3 = _load(image, mean, rstd, v, f, o, b, top, w - 1, c, H, W, C, PROLOGUE)
-    x4 = _load(image, mean, rstd, v, f, o, b, top, w, c, H, W, C, PROLOGUE)
-    x5 = _load(image, mean, rstd, v, f, o, b, top, w + 1, c, H, W, C, PROLOGUE)
+    x0 = _load(image, v, f, o, b, top - 1, w - 1, c, H, W, C, PROLOGUE)
+    x1 = _load(image, v, f, o, b, top - 1, w, c, H, W, C, PROLOGUE)
+    x2 = _load(image, v, f, o, b, top - 1, w + 1, c, H, W, C, PROLOGUE)
+    x3 = _load(image, v, f, o, b, top, w - 1, c, H, W, C, PROLOGUE)
+    x4 = _load(image, v, f, o, b, top, w, c, H, W, C, PROLOGUE)
+    x5 = _load(image, v, f, o, b, top, w + 1, c, H, W, C, PROLOGUE)
     for i in range(rows):
-        x6 = _load(image, mean, rstd, v, f, o, b, top + i + 1, w - 1, c, H, W, C, PROLOGUE)
-        x7 = _load(image, mean, rstd, v, f, o, b, top + i + 1, w, c, H, W, C, PROLOGUE)
-        x8 = _load(image, mean, rstd, v, f, o, b, top + i + 1, w + 1, c, H, W, C, PROLOGUE)
+        x6 = _load(image, v, f, o, b, top + i + 1, w - 1, c, H, W, C, PROLOGUE)
+        x7 = _load(image, v, f, o, b, top + i + 1, w, c, H, W, C, PROLOGUE)
+        x8 = _load(image, v, f, o, b, top + i + 1, w + 1, c, H, W, C, PROLOGUE)
         result = x0 * t0 + x1 * t1 + x2 * t2 + x3 * t3 + x4 * t4 + x5 * t5 + x6 * t6 + x7 * t7 + x8 * t8
         place = ((b * H + top + i) * W) * C + (w[:, None] * C + c[None, :])
         normed = (tl.load(hidden + place, mask, 0.0).to(tl.float32) - bn_level) * bn_inverse
@@ -268,8 +276,7 @@ def convolve(
     weight: Tensor,
     bias: Optional[Tensor],
     dtype: torch.dtype,
-    prologue: str = 'none',
-    norm: Sequence[Tensor] = (),
+    bn: Sequence[Tensor] = (),
     eps: float = 0.0,
     gelu: bool = False,
     flipped: bool = False,
@@ -283,8 +290,8 @@ def convolve(
     Args:
         weight, bias (Tensor): Of the convolution, (C, 1, 3, 3) and (C).
         dtype (torch.dtype): Of the result; that of the residual where there is one.
-        norm (Sequence[Tensor]): Mean, rstd or variance, weight and bias of the prologue.
-        eps (float): Of 'batch_norm'.
+        bn (Sequence[Tensor]): Mean, variance, weight and bias of a batch norm before the convolution, (C).
+        eps (float): Added to the variance.
         flipped (bool): The transposed convolution, which leads the gradient back.
         residual, gamma, keep (Tensor, optional): (B, H, W, C), (C) and, one factor for each image, (B).
         moments (bool): Also return mean and sum of squared deviations of each program's part of the result.
@@ -298,15 +305,15 @@ def convolve(
     programs = B * triton.cdiv(H, rows) * triton.cdiv(W, columns)
     out = torch.empty_like(image, dtype=dtype)
     parts = image.new_empty(programs, 2, C, dtype=torch.float32) if moments else None
-    mean, rstd, norm_weight, norm_bias = norm or (image,) * 4
 
     def given(tensor):  # a pointer that the kernel does not follow
         return image if tensor is None else tensor
 
     with on(image):
         forward_kernel[(programs, triton.cdiv(C, BLOCK_C))](
-            image, mean, rstd, norm_weight, norm_bias, weight, given(bias), out, given(residual), given(gamma),
-            given(keep), given(parts), eps, H, W, C, prologue, flipped, bias is not None, gelu, residual is not None,
+            image, *(bn or (image,) * 4), weight, given(bias), out, given(residual), given(gamma),
+            given(keep), given(parts), eps, H, W, C,
+            'batch_norm' if bn else 'none', flipped, bias is not None, gelu, residual is not None,
             keep is not None, moments, ROWS=rows, **FORWARD,
         )  # fmt: skip
     return out, parts
@@ -320,8 +327,7 @@ def convolve_backward(
     eps: float,
     out: Tensor,
     second: bool,
-    prologue: str,
-    norm: Sequence[Optional[Tensor]],
+    keep: Optional[Tensor] = None,
     gamma: Optional[Tensor] = None,
     bias: Optional[Tensor] = None,
     averages: Optional[Tensor] = None,
@@ -347,7 +353,7 @@ def convolve_backward(
 
     with on(image):
         backward_kernel[(programs, triton.cdiv(C, BLOCK_C))](
-            image, *map(given, norm), weight, given(bias), given(gamma), hidden, *bn, given(averages), out, out, sums,
-            eps, H, W, C, prologue, second, ROWS=rows, **BACKWARD,
+            image, given(keep), weight, given(bias), given(gamma), hidden, *bn, given(averages), out, out, sums,
+            eps, H, W, C, 'none' if keep is None else 'image', second, ROWS=rows, **BACKWARD,
         )  # fmt: skip
     return sums.sum(0)

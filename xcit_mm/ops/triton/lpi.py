@@ -1,8 +1,8 @@
 """Local patch interaction (paper, section 3.3) with its layer norm, LayerScale and residual, in three kernels.
 
-Unfused it is eight passes over the tokens, read and written, and PyTorch has no fast depthwise convolution for
-channels-last tensors. Here it is: the statistics of the layer norm (read), conv1 with the norm before it and GELU after
-it (read, written), conv2 with the batch norm before it and LayerScale and residual after it (two read, one written).
+Unfused it is 13 passes over the tokens, read or written. Here it is seven: the layer norm (one read, one written),
+conv1 with GELU after it (the same), conv2 with the batch norm before it and LayerScale and residual after it (two read,
+one written).
 """
 
 from functools import lru_cache
@@ -51,11 +51,11 @@ def add_lpi(
         Tensor: (B, N, C), in the type of x.
     """
     x = x.contiguous()
-    image = x.unflatten(1, (height, -1))
-    layer_norm = *norm.statistics(x, eps), norm_weight, norm_bias
-    hidden, _ = convolve(image, conv1_weight, conv1_bias, dtype or x.dtype, 'layer_norm', layer_norm, gelu=True)
+    normed, _, _ = norm.layer_norm(x, norm_weight, norm_bias, eps, dtype or x.dtype)
+    image, normed = (t.unflatten(1, (height, -1)) for t in (x, normed))
+    hidden, _ = convolve(normed, conv1_weight, conv1_bias, normed.dtype, gelu=True)
     out, _ = convolve(
-        hidden, conv2_weight, conv2_bias, x.dtype, 'batch_norm', (bn_mean, bn_var, bn_weight, bn_bias), bn_eps,
+        hidden, conv2_weight, conv2_bias, x.dtype, (bn_mean, bn_var, bn_weight, bn_bias), bn_eps,
         residual=image, gamma=gamma, keep=None if keep is None else keep.flatten(),
     )  # fmt: skip
     return out.flatten(1, 2)
@@ -134,12 +134,10 @@ class AddLpi(torch.autograd.Function):
         conv2_weight, conv2_bias, gamma, height, keep, dtype, group, found,
     ) -> Tensor:  # fmt: skip
         x = x.contiguous()
-        image = x.unflatten(1, (height, -1))
-        layer_norm = *norm.statistics(x, eps), norm_weight, norm_bias
+        normed, mean, rstd = norm.layer_norm(x, norm_weight, norm_bias, eps, dtype)
+        image, normed = (t.unflatten(1, (height, -1)) for t in (x, normed))
         of_batch = bn_mean is None
-        hidden, parts = convolve(
-            image, conv1_weight, conv1_bias, dtype, 'layer_norm', layer_norm, gelu=True, moments=of_batch
-        )
+        hidden, parts = convolve(normed, conv1_weight, conv1_bias, dtype, gelu=True, moments=of_batch)
         if of_batch:
             counts = _counts(*image.shape, x.device)
             bn_mean, squares, count = _over_processes(_merged(parts[:, 0], parts[:, 1], counts), group, bn_eps)
@@ -148,7 +146,7 @@ class AddLpi(torch.autograd.Function):
         batch_norm = bn_mean, bn_var, bn_weight, bn_bias
         keep = None if keep is None else keep.flatten()
         out, _ = convolve(
-            hidden, conv2_weight, conv2_bias, x.dtype, 'batch_norm', batch_norm, bn_eps,
+            hidden, conv2_weight, conv2_bias, x.dtype, batch_norm, bn_eps,
             residual=image, gamma=gamma, keep=keep,
         )  # fmt: skip
         ctx.of_batch, ctx.group, ctx.height, ctx.dtype, ctx.eps, ctx.bn_eps = (
@@ -160,21 +158,34 @@ class AddLpi(torch.autograd.Function):
             bn_eps,
         )
         ctx.save_for_backward(
-            x, *layer_norm, conv1_weight, conv1_bias, *batch_norm, hidden, conv2_weight, conv2_bias, gamma, keep
+            x,
+            mean,
+            rstd,
+            norm_weight,
+            norm_bias,
+            conv1_weight,
+            conv1_bias,
+            *batch_norm,
+            hidden,
+            conv2_weight,
+            conv2_bias,
+            gamma,
+            keep,
         )
         return out.flatten(1, 2)
 
     @twice_differentiable
     def backward(ctx: Any, grad: Tensor) -> Tuple[Optional[Tensor], ...]:
-        x, *layer_norm, conv1_weight, conv1_bias = ctx.saved_tensors[:7]
+        x, mean, rstd, norm_weight, norm_bias, conv1_weight, conv1_bias = ctx.saved_tensors[:7]
         *batch_norm, hidden, conv2_weight, conv2_bias, gamma, keep = ctx.saved_tensors[7:]
         grad = grad.contiguous()
-        image, grad_image = x.view(hidden.shape), grad.view(hidden.shape)
+        normed = norm.layer_norm(x, norm_weight, norm_bias, ctx.eps, ctx.dtype)[0].view(hidden.shape)
+        grad_image = grad.view(hidden.shape)
         size = norm.size_of(gamma)
         grad_hidden = torch.empty_like(hidden)
         by_tap, (by_bias, by_weight, total) = convolve_backward(
             grad_image, conv2_weight, hidden, batch_norm, ctx.bn_eps, grad_hidden, True,
-            'none' if keep is None else 'image', (None, None, keep, None), gamma=gamma / size,
+            keep=keep, gamma=gamma / size,
         ).split((9, 3))  # fmt: skip
         averages = torch.stack((by_bias, by_weight))
         if ctx.of_batch:
@@ -182,11 +193,11 @@ class AddLpi(torch.autograd.Function):
         else:
             averages = torch.zeros_like(averages)
         by_tap1, (by_bias1, *_) = convolve_backward(
-            image, conv1_weight, hidden, batch_norm, ctx.bn_eps, grad_hidden, False, 'layer_norm', layer_norm,
+            normed, conv1_weight, hidden, batch_norm, ctx.bn_eps, grad_hidden, False,
             bias=conv1_bias, averages=averages,
         ).split((9, 3))  # fmt: skip
-        normed, _ = convolve(grad_hidden, conv1_weight, None, hidden.dtype, flipped=True)
-        grad_x, by_norm_weight, by_norm_bias = norm.backward(normed, x, *layer_norm[:3], size, grad)
+        by_norm, _ = convolve(grad_hidden, conv1_weight, None, hidden.dtype, flipped=True)
+        grad_x, by_norm_weight, by_norm_bias = norm.backward(by_norm, x, mean, rstd, norm_weight, size, grad)
         by_gamma = (conv2_weight.flatten(1).t() * by_tap).sum(0) + conv2_bias * total
         return (
             grad_x, by_norm_weight, by_norm_bias, None,

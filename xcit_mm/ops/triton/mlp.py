@@ -6,13 +6,12 @@ Unfused, GELU alone reads and writes the hidden values, which are four times as 
 from typing import Any, Optional, Tuple
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
 from .. import reference
 from ..second_order import twice_differentiable
 from . import norm
-from .matmul import matmul
+from .matmul import gelu_backward, matmul, over_tokens
 
 
 def add_mlp(
@@ -39,20 +38,20 @@ def add_mlp(
     Returns:
         Tensor: (B, N, C), in the type of x.
     """
-    x = x.contiguous()
-    normed = *norm.statistics(x, eps), norm_weight, norm_bias
-    return _forward(x, normed, w1, b1, w2, b2, gamma, keep, dtype or x.dtype, stores=False)[0]
+    return _forward(x.contiguous(), norm_weight, norm_bias, eps, w1, b1, w2, b2, gamma, keep, dtype or x.dtype)[0]
 
 
-def _forward(x, normed, w1, b1, w2, b2, gamma, keep, dtype, stores: bool) -> Tuple[Tensor, Optional[Tensor]]:
-    tokens = x.view(1, -1, x.shape[2])
-    hidden = tokens.new_empty(1, tokens.shape[1], len(w1), dtype=dtype) if stores else None
-    activated = matmul(tokens, w1.to(dtype).contiguous().t(), b1, dtype, normed, 'gelu', hidden=hidden)
+def _forward(
+    x, norm_weight, norm_bias, eps, w1, b1, w2, b2, gamma, keep, dtype, stores: bool = False
+) -> Tuple[Tensor, ...]:
+    """The result; mean and rstd of each token; the output of the first layer if it is stored, (1, B N, D)."""
+    normed, mean, rstd = norm.layer_norm(x, norm_weight, norm_bias, eps, dtype)
+    normed, tokens = (t.view(1, -1, x.shape[2]) for t in (normed, x))
+    hidden = normed.new_empty(1, tokens.shape[1], len(w1)) if stores else None
+    activated = matmul(normed, w1.to(dtype).contiguous().t(), b1, dtype, 'gelu', hidden=hidden)
     keep = None if keep is None else keep.flatten()
-    out = matmul(
-        activated, w2.to(dtype).contiguous().t(), b2, x.dtype, None, 'residual', tokens, gamma, keep, x.shape[1]
-    )
-    return out.view_as(x), hidden
+    out = matmul(activated, w2.to(dtype).contiguous().t(), b2, x.dtype, 'residual', tokens, gamma, keep, x.shape[1])
+    return out.view_as(x), mean, rstd, hidden
 
 
 class AddMlp(torch.autograd.Function):
@@ -83,34 +82,25 @@ class AddMlp(torch.autograd.Function):
         dtype: Optional[torch.dtype],
     ) -> Tensor:
         x = x.contiguous()
-        normed = *norm.statistics(x, eps), norm_weight, norm_bias
         ctx.eps, ctx.dtype = eps, dtype or x.dtype
-        out, hidden = _forward(x, normed, w1, b1, w2, b2, gamma, keep, ctx.dtype, stores=True)
-        ctx.save_for_backward(x, *normed, w1, b1, w2, b2, gamma, keep, hidden)
+        out, mean, rstd, hidden = _forward(
+            x, norm_weight, norm_bias, eps, w1, b1, w2, b2, gamma, keep, ctx.dtype, stores=True
+        )
+        ctx.save_for_backward(x, mean, rstd, norm_weight, norm_bias, w1, b1, w2, b2, gamma, keep, hidden)
         return out
 
     @twice_differentiable
     def backward(ctx: Any, grad: Tensor) -> Tuple[Optional[Tensor], ...]:
         x, mean, rstd, norm_weight, norm_bias, w1, _, w2, b2, gamma, keep, hidden = ctx.saved_tensors
-        C, grad = x.shape[2], grad.contiguous()
-        kept = (grad if keep is None else grad * keep).to(ctx.dtype).view(1, -1, C)
+        grad = grad.contiguous()
+        kept, total = norm.branch_gradient(grad, None if keep is None else keep.flatten(), ctx.dtype)
+        kept, total = kept.view(1, -1, x.shape[2]), total.sum((0, 1))
         size = norm.size_of(gamma)
-        activated = torch.empty_like(hidden)
         by_second = (w2 * (gamma / size)[:, None]).to(ctx.dtype)
-        by_hidden = matmul(
-            kept, by_second, None, ctx.dtype, epilogue='gelu_backward', hidden=hidden, activated=activated
-        )
-        normed = F.layer_norm(x, (C,), norm_weight.to(x.dtype), norm_bias.to(x.dtype), ctx.eps).to(ctx.dtype)
-        product, total = _over_tokens(kept[0], activated[0]), kept.sum((0, 1), dtype=torch.float32)
-        by_w1 = _over_tokens(by_hidden[0], normed.view(-1, C)) * size
-        by_b1 = by_hidden.sum((0, 1), dtype=torch.float32) * size
+        by_hidden, activated, by_b1 = gelu_backward(kept, by_second, hidden)
+        product = over_tokens(kept, activated)[0]
+        normed = norm.layer_norm(x, norm_weight, norm_bias, ctx.eps, ctx.dtype)[0]
+        by_w1 = over_tokens(by_hidden, normed.view_as(kept))[0] * size
         grads = norm.backward(by_hidden[0] @ w1.to(ctx.dtype), x, mean, rstd, norm_weight, size, grad)
         by_gamma = (product * w2).sum(1) + total * b2
-        return (*grads, None, by_w1, by_b1, product * gamma[:, None], total * gamma, by_gamma, None, None)
-
-
-def _over_tokens(a: Tensor, b: Tensor) -> Tensor:
-    """a^T b in fp32, (n, D) and (n, C) -> (D, C); rounded in between where PyTorch cannot keep fp32 sums."""
-    if a.is_cuda and a.dtype != torch.float32 and 'dtype' in torch.ops.aten.mm.overloads():
-        return torch.mm(a.t(), b, out_dtype=torch.float32)
-    return (a.t() @ b).float()
+        return (*grads, None, by_w1, by_b1 * size, product * gamma[:, None], total * gamma, by_gamma, None, None)

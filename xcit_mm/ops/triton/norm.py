@@ -1,6 +1,8 @@
-"""Layer norm as the kernels need it: statistics of tokens for their prologues, and the backward pass.
+"""Layer norm of tokens, forward and backward.
 
-No kernel writes the normed tokens: whoever needs them normalises what it loads, from 8 bytes for each token.
+The normed tokens are written, in half precision a pass over memory, and not kept for the backward pass. A norm in the
+prologue of a matmul or of a convolution saves that pass, but on an H100 takes longer (docs/gpu.md): its values pass
+through registers instead of going from memory to the tensor cores.
 """
 
 from typing import Optional, Tuple
@@ -10,25 +12,81 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from .launch import on, row_tile
+from .launch import norm_chunks, on, row_tile
 
 BACKWARD_PROGRAMS = 512  # a fixed number, so that sums over tokens are the same on every GPU
 
 
-@triton.jit
-def statistics_kernel(x, mean, rstd, tokens, eps, C: tl.constexpr, BLOCK_T: tl.constexpr, BLOCK_C: tl.constexpr):
-    """Mean and reciprocal standard deviation of each token (BLOCK_T of them), in two passes over registers."""
-    start = tl.program_id(0).to(tl.int64) * BLOCK_T
-    t = tl.arange(0, BLOCK_T)
+@triton.jit(do_not_specialize=['N', 'chunk'])
+def forward_kernel(
+    x, weight, bias, normed, mean, rstd, sums, N, chunk, eps,
+    C: tl.constexpr, HAS_SUMS: tl.constexpr, BLOCK_T: tl.constexpr, BLOCK_C: tl.constexpr,
+):  # fmt: skip
+    """Layer norm of a chunk of an image's tokens (images, N, C), BLOCK_T at a time, in two passes over registers.
+
+    Args:
+        normed, mean, rstd: Written: the normed tokens; mean and reciprocal standard deviation of each token.
+        sums (images, chunks, C): Written if HAS_SUMS: sums of the normed tokens, as rounded, over the chunk.
+    """
+    image = tl.program_id(1).to(tl.int64)
     c = tl.arange(0, BLOCK_C)
-    real = start + t < tokens
-    mask = real[:, None] & (c < C)[None, :]
-    value = tl.load(x + start * C + (t[:, None] * C + c[None, :]), mask, 0.0).to(tl.float32)
-    mu = tl.sum(value, 1) / C
-    centred = tl.where(mask, value - mu[:, None], 0.0)
-    variance = tl.sum(centred * centred, 1) / C
-    tl.store(mean + start + t, mu, real)
-    tl.store(rstd + start + t, 1.0 / tl.sqrt(variance + eps), real)
+    t = tl.arange(0, BLOCK_T)
+    of_channel = c < C
+    factor = tl.load(weight + c, of_channel, 0.0).to(tl.float32)[None, :]
+    offset = tl.load(bias + c, of_channel, 0.0).to(tl.float32)[None, :]
+    total = tl.zeros((BLOCK_T, BLOCK_C), tl.float32)
+    first = tl.program_id(0) * chunk
+    for start in range(first, tl.minimum(first + chunk, N), BLOCK_T):
+        real = start + t < tl.minimum(first + chunk, N)
+        mask = real[:, None] & of_channel[None, :]
+        token = image * N + start
+        place = token * C + (t[:, None] * C + c[None, :])
+        value = tl.load(x + place, mask, 0.0).to(tl.float32)
+        mu = tl.sum(value, 1) / C
+        value = tl.where(mask, value - mu[:, None], 0.0)
+        inverse = 1.0 / tl.sqrt(tl.sum(value * value, 1) / C + eps)
+        result = (value * inverse[:, None] * factor + offset).to(normed.dtype.element_ty)
+        tl.store(normed + place, result, mask)
+        tl.store(mean + token + t, mu, real)
+        tl.store(rstd + token + t, inverse, real)
+        if HAS_SUMS:
+            total += tl.where(mask, result.to(tl.float32), 0.0)
+    if HAS_SUMS:
+        place = (image * tl.num_programs(0) + tl.program_id(0)) * C + c
+        tl.store(sums + place, tl.sum(total, 0), of_channel)
+
+
+@triton.jit(do_not_specialize=['N', 'chunk'])
+def branch_kernel(
+    grad,
+    keep,
+    out,
+    sums,
+    N,
+    chunk,
+    C: tl.constexpr,
+    HAS_KEEP: tl.constexpr,
+    BLOCK_T: tl.constexpr,
+    BLOCK_C: tl.constexpr,
+):
+    """Cast keep grad for a chunk of an image's tokens (images, N, C), and its sums (images, chunks, C), as rounded."""
+    image = tl.program_id(1).to(tl.int64)
+    c = tl.arange(0, BLOCK_C)
+    t = tl.arange(0, BLOCK_T)
+    total = tl.zeros((BLOCK_T, BLOCK_C), tl.float32)
+    first = tl.program_id(0) * chunk
+    end = tl.minimum(first + chunk, N)
+    for start in range(first, end, BLOCK_T):
+        mask = (start + t < end)[:, None] & (c < C)[None, :]
+        place = (image * N + start) * C + (t[:, None] * C + c[None, :])
+        value = tl.load(grad + place, mask, 0.0).to(tl.float32)
+        if HAS_KEEP:
+            value = value * tl.load(keep + image).to(tl.float32)
+        value = value.to(out.dtype.element_ty)
+        tl.store(out + place, value, mask)
+        total += value.to(tl.float32)
+    place = (image * tl.num_programs(0) + tl.program_id(0)) * C + c
+    tl.store(sums + place, tl.sum(total, 0), c < C)
 
 
 @triton.jit
@@ -75,17 +133,57 @@ def backward_kernel(
     tl.store(sums + place + C, tl.sum(by_bias, 0), of_channel)
 
 
-def statistics(x: Tensor, eps: float) -> Tuple[Tensor, Tensor]:
-    """Mean and reciprocal standard deviation of contiguous tokens (..., C): two (...), fp32."""
-    C = x.shape[-1]
-    mean, rstd = (x.new_empty(x.shape[:-1], dtype=torch.float32) for _ in range(2))
-    tokens, tile = mean.numel(), row_tile(C)
-    if tokens:
-        with on(x):
-            statistics_kernel[(triton.cdiv(tokens, tile.tokens),)](
-                x, mean, rstd, tokens, eps, C, tile.tokens, tile.channels, num_warps=tile.warps
-            )
-    return mean, rstd
+def layer_norm(
+    x: Tensor, weight: Tensor, bias: Tensor, eps: float, dtype: torch.dtype, summed: bool = False
+) -> Tuple[Tensor, ...]:
+    """Layer norm of contiguous tokens (B, N, C), with what its backward pass needs.
+
+    Args:
+        weight, bias (Tensor): (C).
+        dtype (torch.dtype): Of the normed tokens.
+        summed (bool): Also return the sum of an image's normed tokens.
+
+    Returns:
+        tuple[Tensor]: The normed tokens (B, N, C); mean and reciprocal standard deviation of each token, (B, N), fp32;
+        and the sums (B, 1, C), fp32, if they are wanted.
+    """
+    B, N, C = x.shape
+    normed = torch.empty_like(x, dtype=dtype)
+    mean, rstd = (x.new_empty(B, N, dtype=torch.float32) for _ in range(2))
+    tile = row_tile(C)
+    chunks, chunk = _chunks(B, N, tile.tokens)
+    sums = x.new_empty(B, chunks, C, dtype=torch.float32) if summed else mean
+    with on(x):
+        forward_kernel[(chunks, B)](
+            x, weight, bias, normed, mean, rstd, sums, N, chunk, eps, C, summed, tile.tokens, tile.channels,
+            num_warps=tile.warps,
+        )  # fmt: skip
+    return (normed, mean, rstd, sums.sum(1, keepdim=True)) if summed else (normed, mean, rstd)
+
+
+def branch_gradient(grad: Tensor, keep: Optional[Tensor], dtype: torch.dtype) -> Tuple[Tensor, Tensor]:
+    """keep grad in the type of the matmuls, (B, N, C), and its sums over the tokens of each image, (B, 1, C) in fp32.
+
+    Args:
+        grad (Tensor): Gradient of a block's output, (B, N, C), contiguous.
+        keep (Tensor, optional): Stochastic depth, (B).
+    """
+    B, N, C = grad.shape
+    tile = row_tile(C)
+    chunks, chunk = _chunks(B, N, tile.tokens)
+    out, sums = torch.empty_like(grad, dtype=dtype), grad.new_empty(B, chunks, C, dtype=torch.float32)
+    with on(grad):
+        branch_kernel[(chunks, B)](
+            grad, grad if keep is None else keep, out, sums, N, chunk, C, keep is not None, tile.tokens, tile.channels,
+            num_warps=tile.warps,
+        )  # fmt: skip
+    return out, sums.sum(1, keepdim=True)
+
+
+def _chunks(B: int, N: int, tokens: int) -> Tuple[int, int]:
+    """Chunks of an image's tokens for one program each, and the tokens of one."""
+    chunk = triton.cdiv(triton.cdiv(N, norm_chunks(B, N, tokens)), tokens) * tokens
+    return triton.cdiv(N, chunk), chunk
 
 
 def backward(
@@ -101,7 +199,7 @@ def backward(
 
     Args:
         grad (Tensor): Gradient of the normed tokens divided by ``size``, (..., C), contiguous, any floating type.
-        x, mean, rstd (Tensor): Its input (..., C), contiguous, and what :func:`statistics` says of it.
+        x, mean, rstd (Tensor): Its input (..., C), contiguous, and what :func:`layer_norm` says of it.
         weight (Tensor): (C).
         size (Tensor): One fp32 number.
         residual (Tensor, optional): Added to the gradient of x, (..., C), contiguous.

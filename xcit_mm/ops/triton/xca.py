@@ -1,140 +1,117 @@
-"""The covariance form of XCA (paper, section 3.2): its layer norm and second moments, its map, LayerScale and residual.
+"""XCA in its covariance form (paper, section 3.2; see :mod:`xcit_mm.ops.xca`), with layer norm, LayerScale, residual.
 
-The norm is in the prologues, so that normed tokens are never stored.
+The normed tokens are read twice: by cuBLAS for their second moments, and for the map that follows from these.
 """
 
 from typing import Any, Optional, Tuple
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
 from .. import reference
-from .. import xca as plain
 from ..second_order import twice_differentiable
 from . import norm
-from .matmul import gram, matmul
+from .covariance import Kept, affine_map, affine_map_backward
+from .matmul import matmul, over_tokens
 
 
-def normed_moments(x: Tensor, weight: Tensor, bias: Tensor, eps: float, dtype: torch.dtype) -> Tuple[Tensor, Tensor]:
-    """Second moments and mean of the layer-normed tokens: (B, N, C) -> (B, C, C) / N and (B, 1, C), both fp32.
-
-    Args:
-        weight, bias (Tensor): Of the layer norm, (C).
-        dtype (torch.dtype): Of the matmuls; their sums are fp32.
-    """
-    x = x.contiguous()
-    return gram(x, (*norm.statistics(x, eps), weight, bias), dtype, 1 / x.shape[1])
-
-
-def add_normed_affine(
+def add_xca(
     x: Tensor,
-    weight: Tensor,
-    bias: Tensor,
+    norm_weight: Tensor,
+    norm_bias: Tensor,
     eps: float,
-    matrix: Tensor,
-    offset: Tensor,
+    qkv_weight: Tensor,
+    qkv_bias: Tensor,
+    proj_weight: Tensor,
+    proj_bias: Tensor,
+    temperature: Tensor,
     gamma: Tensor,
     keep: Optional[Tensor] = None,
     dtype: Optional[torch.dtype] = None,
 ) -> Tensor:
-    """x + keep gamma (LN(x) P + p), with one map for each image, without a backward pass.
+    """x + keep gamma XCA(LN(x)), without a backward pass.
 
     Args:
-        x (Tensor): (B, N, C).
-        matrix, offset (Tensor): P (B, C, C) and p (B, 1, C), fp32.
+        x (Tensor): Tokens (B, N, C).
+        qkv_weight, qkv_bias, proj_weight, proj_bias, temperature (Tensor): See :func:`xcit_mm.ops.xca.affine_map`.
         gamma (Tensor): (C).
         keep (Tensor, optional): Stochastic depth, (B, 1, 1).
-        dtype (torch.dtype, optional): Of the matmuls; defaults to that of x.
+        dtype (torch.dtype, optional): Of the matmuls; defaults to that of x. Sums are fp32.
 
     Returns:
         Tensor: (B, N, C), in the type of x.
     """
-    x = x.contiguous()
-    normed = *norm.statistics(x, eps), weight, bias
-    return _affine(x, normed, matrix, offset, gamma, keep, dtype or x.dtype)
+    weights = qkv_weight, qkv_bias, proj_weight, proj_bias, temperature
+    dtype = dtype or x.dtype
+    return _forward(x.contiguous(), norm_weight, norm_bias, eps, weights, gamma, keep, dtype, dtype)[0]
 
 
-def _affine(x, normed, matrix, offset, gamma, keep, dtype) -> Tensor:
+def _forward(
+    x, norm_weight, norm_bias, eps, weights, gamma, keep, dtype, map_dtype, keeps=False
+) -> Tuple[Optional[Tensor], ...]:
+    """The result; mean and rstd of each token; Gram matrix (B, C, C) and sum (B, 1, C) of the normed tokens; the map,
+    in ``map_dtype``; and the three tensors of :class:`Kept`."""
+    normed, mean, rstd, total = norm.layer_norm(x, norm_weight, norm_bias, eps, dtype, summed=True)
+    N = x.shape[1]
+    moments = over_tokens(normed, normed)
+    matrix, offset, kept = affine_map(moments, total, 1 / N, *weights, map_dtype, keeps)
     keep = None if keep is None else keep.flatten()
-    return matmul(
-        x, matrix.to(dtype).contiguous(), offset.contiguous(), x.dtype, normed, 'residual', x, gamma, keep, x.shape[1]
-    )
+    out = matmul(normed, matrix.to(dtype).contiguous(), offset.contiguous(), x.dtype, 'residual', x, gamma, keep, N)
+    return (out, mean, rstd, moments, total, matrix, offset, *(kept or (None,) * 3))
 
 
-class NormedMoments(torch.autograd.Function):
-    """:func:`normed_moments` with a backward pass."""
-
-    @staticmethod
-    def reference(x: Tensor, weight: Tensor, bias: Tensor, eps: float, _: torch.dtype) -> Tuple[Tensor, Tensor]:
-        return plain.NormedMoments.reference(x, weight, bias, eps)
+class AddXca(torch.autograd.Function):
+    """:func:`add_xca` with a backward pass, for which x and matrices of (C, C) are kept."""
 
     @staticmethod
-    def arguments(ctx: Any) -> tuple:
-        x, _, _, weight, bias = ctx.saved_tensors
-        return x, weight, bias, ctx.eps, ctx.dtype
-
-    @staticmethod
-    def forward(
-        ctx: Any, x: Tensor, weight: Tensor, bias: Tensor, eps: float, dtype: torch.dtype
-    ) -> Tuple[Tensor, Tensor]:
-        x = x.contiguous()
-        normed = *norm.statistics(x, eps), weight, bias
-        ctx.save_for_backward(x, *normed)
-        ctx.eps, ctx.dtype = eps, dtype
-        return gram(x, normed, dtype, 1 / x.shape[1])
-
-    @twice_differentiable
-    def backward(ctx: Any, grad_moments: Tensor, grad_mean: Tensor) -> Tuple[Optional[Tensor], ...]:
-        x, *normed = ctx.saved_tensors
-        N = x.shape[1]
-        slope = (grad_moments + grad_moments.transpose(1, 2)).div_(N).to(ctx.dtype)
-        grad = matmul(x, slope, (grad_mean / N).contiguous(), ctx.dtype, normed)
-        return (*norm.backward(grad, x, *normed[:3], x.new_ones((), dtype=torch.float32)), None, None)
-
-
-class AddNormedAffine(torch.autograd.Function):
-    """:func:`add_normed_affine` with a backward pass, for which x and the map are kept."""
-
-    @staticmethod
-    def reference(x, weight, bias, eps, matrix, offset, gamma, keep, _) -> Tensor:
-        normed = F.layer_norm(x, x.shape[-1:], weight, bias, eps)
-        return reference.residual(x, normed @ matrix.to(x.dtype) + offset.to(x.dtype), gamma, keep)
+    def reference(x, norm_weight, norm_bias, eps, *arguments) -> Tensor:
+        return reference.add_xca(x, norm_weight, norm_bias, eps, *arguments[:-1])
 
     @staticmethod
     def arguments(ctx: Any) -> tuple:
-        x, _, _, weight, bias, *rest = ctx.saved_tensors
-        return (x, weight, bias, ctx.eps, *rest, ctx.dtype)
+        x, _, _, _, _, _, _, _, _, _, norm_weight, norm_bias, *rest = ctx.saved_tensors
+        return (x, norm_weight, norm_bias, ctx.eps, *rest, ctx.dtype)
 
     @staticmethod
     def forward(
         ctx: Any,
         x: Tensor,
-        weight: Tensor,
-        bias: Tensor,
+        norm_weight: Tensor,
+        norm_bias: Tensor,
         eps: float,
-        matrix: Tensor,
-        offset: Tensor,
+        qkv_weight: Tensor,
+        qkv_bias: Tensor,
+        proj_weight: Tensor,
+        proj_bias: Tensor,
+        temperature: Tensor,
         gamma: Tensor,
         keep: Optional[Tensor],
         dtype: Optional[torch.dtype],
     ) -> Tensor:
-        x = x.contiguous()
-        normed = *norm.statistics(x, eps), weight, bias
+        x, weights = x.contiguous(), (qkv_weight, qkv_bias, proj_weight, proj_bias, temperature)
         ctx.eps, ctx.dtype = eps, dtype or x.dtype
-        ctx.save_for_backward(x, *normed, matrix, offset, gamma, keep)
-        return _affine(x, normed, matrix, offset, gamma, keep, ctx.dtype)
+        out, *found = _forward(x, norm_weight, norm_bias, eps, weights, gamma, keep, ctx.dtype, torch.float32, True)
+        ctx.save_for_backward(x, *found, norm_weight, norm_bias, *weights, gamma, keep)
+        return out
 
     @twice_differentiable
     def backward(ctx: Any, grad: Tensor) -> Tuple[Optional[Tensor], ...]:
-        x, *normed, matrix, offset, gamma, keep = ctx.saved_tensors
-        grad = grad.contiguous()
-        map_grad, total = gram(x, normed, ctx.dtype, 1.0, other=grad)  # of the normed tokens with the gradient
-        scaled = gamma if keep is None else gamma * keep.float()
+        x, mean, rstd, moments, sums, matrix, offset, *rest = ctx.saved_tensors
+        attention, cosines, statistics, norm_weight, norm_bias, *weights, gamma, keep = rest
+        N, grad = x.shape[1], grad.contiguous()
+        normed = norm.layer_norm(x, norm_weight, norm_bias, ctx.eps, ctx.dtype)[0]
+        kept, total = norm.branch_gradient(grad, None if keep is None else keep.flatten(), ctx.dtype)
+        by_map = over_tokens(normed, kept)
         size = norm.size_of(gamma)  # for all of what follows is linear in gamma
-        by_branch = (matrix * (scaled / size)).to(ctx.dtype).contiguous().transpose(1, 2)
-        by_norm = matmul(grad, by_branch, None, ctx.dtype)
-        grads = norm.backward(by_norm, x, *normed[:3], size, grad)
-        by_gamma = (map_grad * matrix).sum(1, keepdim=True) + total * offset
-        by_gamma = (by_gamma if keep is None else by_gamma * keep.float()).sum((0, 1))
-        return (*grads, None, map_grad * scaled, total * scaled, by_gamma, None, None)
+        kept_of_map = None if attention is None else Kept(attention, cosines, statistics)
+        slope, shift, *by_weights = affine_map_backward(
+            by_map * (gamma / size), total * (gamma / size), kept_of_map, moments, sums, 1 / N, *weights
+        )
+        # Of the normed tokens: through the map, and through their moments and mean.
+        by_branch = (matrix * (gamma / size)).to(ctx.dtype).transpose(1, 2)
+        by_branch = torch.bmm(kept, by_branch)
+        by_norm = matmul(normed, slope.to(ctx.dtype), shift, ctx.dtype, 'residual', by_branch, torch.ones_like(gamma))
+        grads = norm.backward(by_norm, x, mean, rstd, norm_weight, size, grad)
+        by_gamma = ((by_map * matrix).sum(1, keepdim=True) + total * offset).sum((0, 1))
+        by_weights = [by_weight * size for by_weight in by_weights]
+        return (*grads, None, *by_weights, by_gamma, None, None)
