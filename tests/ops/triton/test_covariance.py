@@ -60,7 +60,7 @@ def errors(batch, channels, heads, dtype=torch.float32, weight_dtype=torch.float
         matrix, offset, kept = covariance.affine_map(*given, dtype, keeps=True)
         again = covariance.affine_map(*given, dtype)
     assert matrix.dtype == dtype and matrix.is_contiguous() and offset.dtype == torch.float32
-    assert torch.equal(matrix, again[0]) and torch.equal(offset, again[1]) and again[2] is None
+    assert torch.allclose(matrix, again[0]) and torch.allclose(offset, again[1]) and again[2] is None
     slope, shift, *by_weights = covariance.affine_map_backward(*grads, kept, *given)
     found = matrix, offset, torch.baddbmm(shift, x, slope), *by_weights
     return {
@@ -82,6 +82,7 @@ def errors(batch, channels, heads, dtype=torch.float32, weight_dtype=torch.float
 )
 def test_map_and_gradients(batch, channels, heads, wide):
     found = interpreted(errors, batch, channels, heads, torch.float32, torch.float32, wide)
+    assert found.pop('temperature') < 2e-5  # a sum of terms that cancel
     assert max(found.values()) < 5e-6, found
 
 
@@ -90,6 +91,7 @@ def test_weights_and_matrix_in_half_precision(heads):
     """Only the matrix is rounded."""
     found = interpreted(errors, 1, 72, heads, HALF, HALF)
     assert 1e-4 < found.pop('matrix') < torch.finfo(HALF).eps / 2
+    assert found.pop('temperature') < 2e-5  # a sum of terms that cancel
     assert max(found.values()) < 5e-6, found
 
 
@@ -100,13 +102,13 @@ def map_of_equal_tokens():
     x, *weights = tensors(1, 32, 2)
     given = *sums(x[:, :1].expand(-1, 7, -1)), *weights
     matrix, offset, kept = covariance.affine_map(*given, torch.float32, keeps=True)
-    assert torch.allclose(kept.cosines.abs(), torch.ones(()), atol=1e-5)
+    assert torch.allclose(kept.cosines.abs(), torch.ones(()), atol=1e-3)
     slope, shift, *_ = covariance.affine_map_backward(torch.randn_like(matrix), torch.randn_like(offset), kept, *given)
-    return (torch.baddbmm(shift, x[:, :1], slope).abs().max() / kept.cosines.abs().max()).item()
+    return (torch.baddbmm(shift, x[:, :1], slope).abs().max() / shift.abs().max()).item()
 
 
 def test_equal_tokens_have_no_gradient():
-    assert interpreted(map_of_equal_tokens) < 1e-4
+    assert interpreted(map_of_equal_tokens) < 5e-5
 
 
 def same_twice():

@@ -117,11 +117,11 @@ def mix_kernel(
         if STORES and block == 0:
             tl.store(attention + of_head * (D * D) + square, weights, mask)
             tl.store(cosines + of_head * (D * D) + square, cosine, mask)
-            place = statistics + of_head * (4 * D) + r
-            tl.store(place, inverse_q, r < D)
-            tl.store(place + D, inverse_k, r < D)
-            tl.store(place + 2 * D, level_q, r < D)
-            tl.store(place + 3 * D, level_k, r < D)
+            own = statistics + of_head * (4 * D) + r
+            tl.store(own, inverse_q, r < D)
+            tl.store(own + D, inverse_k, r < D)
+            tl.store(own + 2 * D, level_q, r < D)
+            tl.store(own + 3 * D, level_k, r < D)
     column = block * BLOCK + tl.arange(0, BLOCK)
     row = 2 * C + head * D + r
     value = tl.load(weight + row[:, None] * C + column[None, :], (r < D)[:, None] & (column < C)[None, :], 0.0)
@@ -388,8 +388,8 @@ def affine_map_backward(
             values_backward_kernel[(heads * triton.cdiv(C + 1, 32),)](
                 kept.attention, by_mixed, by_weight, by_bias, B, BLOCK=32, num_warps=8, num_stages=2, **tile
             )
-            queries_backward_kernel[(B * heads * triton.cdiv(C, 32),)](
-                by_scores, by_norms, kept.statistics, qkv_weight, slope, shift, B, BLOCK=32, num_warps=8, **tile
+            queries_backward_kernel[(B * heads * triton.cdiv(C, 16),)](
+                by_scores, by_norms, kept.statistics, qkv_weight, slope, shift, B, BLOCK=16, num_warps=8, **tile
             )
         # With H of the last kernel, the gradient of w is H w cov + H u mean^T, that of b is H u; that of cov, plus its
         # transpose, w^T H w; and both cov and u = w mean + b depend on the mean.
@@ -413,7 +413,7 @@ def affine_map_backward(
 
 def _backward_of_plain(grad_matrix, grad_offset, moments, mean, scale, *weights) -> Tuple[Tensor, ...]:
     with torch.enable_grad():
-        leaves = [t.detach().requires_grad_() for t in (moments, mean, *weights)]
+        leaves = [t.detach().float().requires_grad_() for t in (moments, mean, *weights)]
         outputs = plain.affine_map(leaves[0] * scale, leaves[1] * scale, *leaves[2:])
     by_moments, *grads = torch.autograd.grad(outputs, leaves, (grad_matrix, grad_offset))
     return (by_moments + by_moments.transpose(1, 2), *grads)
