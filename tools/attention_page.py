@@ -12,6 +12,7 @@ import socket
 
 from mmengine.device import get_device
 
+from xcit_mm.engine.screen import short_screen
 from xcit_mm.errors import UsageError, clear_errors
 
 
@@ -43,7 +44,7 @@ def check_port(host: str, port: int) -> None:
 
 def main() -> None:
     args = parse_args()
-    with clear_errors():
+    with clear_errors(), short_screen():
         try:
             import gradio  # noqa: F401
         except ImportError as error:

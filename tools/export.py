@@ -15,6 +15,7 @@ import os
 import sys
 from typing import Optional, Sequence
 
+from xcit_mm.engine.screen import short_screen
 from xcit_mm.errors import clear_errors
 
 
@@ -46,7 +47,7 @@ def parse_args(argv: Optional[Sequence[str]] = None) -> argparse.Namespace:
 
 def main(argv: Optional[Sequence[str]] = None) -> None:
     args = parse_args(argv)
-    with clear_errors():
+    with clear_errors(), short_screen():
         from xcit_mm.apis import export_model
 
         checkpoint = None if args.checkpoint == 'published' else args.checkpoint

@@ -18,6 +18,7 @@ from pathlib import Path
 
 from mmengine import DictAction
 
+from xcit_mm.engine.screen import short_screen
 from xcit_mm.errors import UsageError, clear_errors
 
 NAMED = 20
@@ -80,7 +81,7 @@ def report(folder: Path) -> int:
 
 def main() -> None:
     args = parse_args()
-    with clear_errors():
+    with clear_errors(), short_screen():
         from xcit_mm.apis import Inferencer
         from xcit_mm.apis.exported import is_exported
         from xcit_mm.datasets.sources import find_images

@@ -121,7 +121,7 @@ def follow(stdout, log, bar=None):
                         file.write(line + b'\n')
                 file.flush()
                 if bar:
-                    bar(what, progress.share)
+                    bar(progress)
                 if not chunk:
                     return print('\r\x1b[2K' if tty and not bar else '', end='')
             if not bar and time.monotonic() - shown >= (0.5 if tty else 20):
@@ -134,10 +134,11 @@ class Progress:
 
     Attributes:
         share (float or None): From 0 to 1, if it is known.
+        step (str): The latest step of a loop of MMEngine's.
     """
 
     def __init__(self):
-        self.share, self.epochs = None, 1
+        self.share, self.step, self.epochs = None, 'starting', 1
 
     def read(self, line):
         """What to show after a line of pip's or of MMEngine's; the line itself if it is neither's."""
@@ -159,7 +160,8 @@ class Progress:
         else:
             self.share = done / of if step[1] == 'test' else self.share
             text = f'{step[1]}, {done} of {of}'
-        return f'{text}, {left[1]} left' if left and done < of else text
+        self.step = f'{text}, {left[1]} left' if left and done < of else text
+        return self.step
 
 
 @contextlib.contextmanager
@@ -320,7 +322,7 @@ def failure(what, log):
 
 @contextlib.contextmanager
 def drawn_bar():
-    """A progress bar on a terminal: gives a function of what is done and its share, or None elsewhere."""
+    """A progress bar on a terminal: gives a function that shows a Progress, or None elsewhere."""
     if not sys.stdout.isatty():
         yield None
         return
@@ -330,9 +332,9 @@ def drawn_bar():
     with Bars(TextColumn('     '), BarColumn(), TimeElapsedColumn(), TextColumn('{task.description}')) as bars:
         task = bars.add_task('starting', total=None)
 
-        def show(what, share):
-            short = what if share is not None else 'starting'  # before the first step, libraries say much
-            bars.update(task, description=short, total=None if share is None else 1, completed=share or 0)
+        def show(progress):
+            total = None if progress.share is None else 1
+            bars.update(task, description=progress.step, total=total, completed=progress.share or 0)
 
         yield show
         bars.update(task, description='', total=1, completed=1)

@@ -10,6 +10,7 @@ Files are those written with --from-pixels. All run on the CPU, in turn for each
 import argparse
 from typing import Optional, Sequence
 
+from xcit_mm.engine.screen import short_screen
 from xcit_mm.errors import clear_errors
 
 
@@ -31,7 +32,7 @@ def parse_args(argv: Optional[Sequence[str]] = None) -> argparse.Namespace:
 
 def main(argv: Optional[Sequence[str]] = None) -> None:
     args = parse_args(argv)
-    with clear_errors():
+    with clear_errors(), short_screen():
         import torch
 
         from xcit_mm.apis.deployed import compare_on_data

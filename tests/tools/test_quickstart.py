@@ -187,6 +187,7 @@ def test_what_the_screen_shows_of_a_log(line, shown, share):
     assert progress.read('schedule  3 epochs of 500 iterations of 4 images; AdamW').startswith('schedule')
     assert progress.read(line) == shown
     assert progress.share == (share and pytest.approx(share, abs=1e-6))
+    assert progress.step == (shown if 'Epoch' in line else 'starting')
 
 
 def test_the_demo_ends_with_a_table(setup, capsys):

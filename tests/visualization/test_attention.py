@@ -13,7 +13,7 @@ from xcit_mm.checkpoint import CheckpointError
 from xcit_mm.datasets.reading import config_in_checkpoint, model_input
 from xcit_mm.errors import UsageError
 from xcit_mm.visualization import channel_attention, class_attention, keep_mass, load_backbone, load_input
-from xcit_mm.visualization.pictures import contact_sheet, draw, heat_map, to_pixels
+from xcit_mm.visualization.pictures import contact_sheet, draw, heat_map, overlay, to_pixels
 
 HEADS = 8
 
@@ -206,3 +206,12 @@ def test_nothing_of_a_config_in_a_checkpoint_is_run(tmp_path):
     text = f"test_dataloader = dict(dataset=dict(pipeline=[open('{tmp_path}/made', 'w')]))"
     assert config_in_checkpoint({'meta': {'cfg': text}}) is None
     assert not (tmp_path / 'made').exists()
+
+
+def test_an_overlay_leaves_what_has_no_attention_as_it_is():
+    image = np.full((4, 4, 3), 200, np.uint8)
+    values = np.linspace(0, 1, 16, dtype=np.float32).reshape(4, 4)
+    drawn = overlay(image, values).astype(int)
+    assert (drawn[0, 0] == 200).all()
+    brightest = heat_map(values)[3, 3].astype(int)
+    assert (abs(drawn[3, 3] - brightest) < abs(200 - brightest)).all()

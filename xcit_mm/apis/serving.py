@@ -22,6 +22,7 @@ import cv2
 import numpy as np
 from PIL import Image
 
+from ..engine.screen import short_screen
 from ..errors import UsageError, clear_errors
 from .inference import Inferencer
 
@@ -236,7 +237,7 @@ def parse_args(argv: Optional[Sequence[str]] = None) -> argparse.Namespace:
 def main(argv: Optional[Sequence[str]] = None) -> None:
     """Serve until interrupted."""
     args = parse_args(argv)
-    with clear_errors():
+    with clear_errors(), short_screen():
         try:
             import uvicorn
         except ImportError:
