@@ -7,6 +7,7 @@ first look-up. That is all the installation a config needs.
 from importlib import import_module
 from importlib.metadata import PackageNotFoundError, version
 from importlib.util import find_spec
+from typing import Any
 
 from mmengine.registry import DATASETS as MMENGINE_DATASETS
 from mmengine.registry import HOOKS as MMENGINE_HOOKS
@@ -123,8 +124,8 @@ def _skip_multimodal_models() -> None:
     try:
         if int(version('transformers').split('.')[0]) < 5 or find_spec('mmpretrain') is None:
             return
-        dependency = import_module('mmpretrain.utils.dependency')
-    except (PackageNotFoundError, ValueError, ImportError, AssertionError):  # OpenMMLab asserts the versions of its parts
+        dependency: Any = import_module('mmpretrain.utils.dependency')
+    except (PackageNotFoundError, ValueError, ImportError, AssertionError):  # MMPretrain asserts versions
         return
     dependency.WITH_MULTIMODAL = False
 

@@ -166,3 +166,9 @@ with torch.no_grad():
 """
     done = subprocess.run([sys.executable, '-c', code], capture_output=True, text=True, cwd=ROOT)
     assert done.returncode == 0, done.stderr
+
+
+def test_what_a_gpu_can_is_a_constant_to_the_compiler():
+    """It was a break of the graph in every block, so that CUDA graphs of the whole model were none."""
+    run = torch.compile(lambda x: x + private.has_wide_bmm(x.dtype, x.device.type), backend='eager', fullgraph=True)
+    assert run(torch.zeros(2)).tolist() == [0, 0]

@@ -37,7 +37,7 @@ def installed(names: Sequence[str]) -> Tuple[List[str], List[str]]:
         try:
             import_module(PACKAGES.get(name, 'xcit_mm'))
             found.append(name)
-        except Exception as error:  # OpenMMLab asserts the versions of its parts, and one beside others may break anyhow
+        except Exception as error:  # OpenMMLab asserts the versions of its parts, and may not fit others
             package = PACKAGES[name].split('.')[0]
             notes.append(f'{name} is left out, {package} cannot be imported ({" ".join(str(error).split())})')
     return found, notes

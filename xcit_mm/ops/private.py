@@ -138,9 +138,14 @@ def has_inner_product() -> bool:
         return False
 
 
-@lru_cache(maxsize=None)
+@torch.compiler.assume_constant_result  # the compiler would look into it, and break the graph at ``item``
 def has_wide_bmm(dtype: torch.dtype, device: str) -> bool:
-    """True if a batched matmul of this half type can return its fp32 sums: CUDA from PyTorch 2.8 on."""
+    """True if a batched matmul of this half type can return its fp32 sums: CUDA from PyTorch 2.8 on. Tried once."""
+    return _try_wide_bmm(dtype, device)
+
+
+@lru_cache(maxsize=None)
+def _try_wide_bmm(dtype: torch.dtype, device: str) -> bool:
     tokens = torch.ones(1, 1, 1, dtype=dtype, device=device)
     try:
         return torch.bmm(tokens, tokens, out_dtype=torch.float32).item() == 1
