@@ -9,6 +9,7 @@ from ...errors import UsageError
 from .speed import ratios
 
 MARKS = '<!-- gpu_check -->', '<!-- /gpu_check -->'
+LEAST_SHARE = 0.01  # of a kernel that is listed
 SECTIONS = ('Correctness', 'Kernels', 'Speed', 'Profile', 'Detector', 'Curve')
 
 
@@ -38,11 +39,11 @@ def markdown(found: dict) -> str:
         parts += tables(of_section[name])
     rows = [
         [r['check'], r['name'], f'{r["value"]:.1e}', '' if r['limit'] is None else f'{r["limit"]:.0e}', _verdict(r)]
-        for r in found['records']
-        if 'value' in r
+        for r in _told([r for r in found['records'] if 'value' in r])
     ]
     if rows:
-        parts += ['What was compared:', _table(['check', 'value of', 'found', 'limit', ''], rows)]
+        parts += ['What was compared, of each check the value nearest to its limit:']
+        parts += [_table(['check', 'value of', 'found', 'limit', ''], rows)]
     errors = [f'- {r["check"]}: {r["error"]}' for r in found['records'] if 'error' in r]
     parts += ['Failed:\n\n' + '\n'.join(errors)] if errors else []
     parts += ['Not measured for lack of time: ' + '; '.join(found['left_out']) + '.'] if found['left_out'] else []
@@ -52,7 +53,7 @@ def markdown(found: dict) -> str:
 def _speed(records: Sequence[dict]) -> List[str]:
     rows = [
         [
-            row['setting'],
+            row['setting'].replace(' eager,', ''),  # the mode has a column of its own
             f'{1e3 * row["seconds"]:.2f}',
             row['mode'],
             row['peer'],
@@ -112,10 +113,20 @@ def _profile(records: Sequence[dict]) -> List[str]:
         rows = [
             [f'`{r["kernel"][:70]}`', str(r['calls']), f'{1e3 * r["seconds"]:.3f}', f'{100 * r["share"]:.1f} %']
             for r in records
-            if 'kernel' in r and r['check'] == record['check']
+            if 'kernel' in r and r['check'] == record['check'] and r['share'] > LEAST_SHARE
         ]
         parts.append(_table(['kernel', 'calls', 'ms', 'share'], rows))
     return parts
+
+
+def _told(records: Sequence[dict]) -> List[dict]:
+    """Of each check the record nearest to its limit, all that are beyond it, and those without one."""
+    worst = {r['check']: r for r in sorted(records, key=_of_limit)}
+    return [r for r in records if r is worst[r['check']] or r['limit'] is None or not r['passed']]
+
+
+def _of_limit(record: dict) -> float:
+    return record['value'] / record['limit'] if record['limit'] else 0.0
 
 
 def _verdict(record: dict) -> str:
