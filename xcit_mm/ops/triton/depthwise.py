@@ -17,6 +17,7 @@ import triton.language as tl
 from torch import Tensor
 
 from .launch import on, strip
+from .sums import over_parts
 
 BLOCK_C = 64  # channels of a strip: 128 bytes of half precision, a cache line
 # Values of a strip's row for each thread: sums and weights of the forward pass leave room for 4 in half of a
@@ -356,4 +357,4 @@ def convolve_backward(
             image, given(keep), weight, given(bias), given(gamma), hidden, *bn, given(averages), out, out, sums,
             eps, H, W, C, 'none' if keep is None else 'image', second, ROWS=rows, **BACKWARD,
         )  # fmt: skip
-    return sums.sum(0)
+    return over_parts(sums.unsqueeze(0))[0]

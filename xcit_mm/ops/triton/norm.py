@@ -13,6 +13,7 @@ import triton.language as tl
 from torch import Tensor
 
 from .launch import norm_chunks, on, row_tile
+from .sums import over_parts
 
 BACKWARD_PROGRAMS = 512  # a fixed number, so that sums over tokens are the same on every GPU
 
@@ -158,7 +159,7 @@ def layer_norm(
             x, weight, bias, normed, mean, rstd, sums, N, chunk, eps, C, summed, tile.tokens, tile.channels,
             num_warps=tile.warps,
         )  # fmt: skip
-    return (normed, mean, rstd, sums.sum(1, keepdim=True)) if summed else (normed, mean, rstd)
+    return (normed, mean, rstd, over_parts(sums).unsqueeze(1)) if summed else (normed, mean, rstd)
 
 
 def branch_gradient(grad: Tensor, keep: Optional[Tensor], dtype: torch.dtype) -> Tuple[Tensor, Tensor]:
@@ -177,7 +178,7 @@ def branch_gradient(grad: Tensor, keep: Optional[Tensor], dtype: torch.dtype) ->
             grad, grad if keep is None else keep, out, sums, N, chunk, C, keep is not None, tile.tokens, tile.channels,
             num_warps=tile.warps,
         )  # fmt: skip
-    return out, sums.sum(1, keepdim=True)
+    return out, over_parts(sums).unsqueeze(1)
 
 
 def _chunks(B: int, N: int, tokens: int) -> Tuple[int, int]:
@@ -217,7 +218,7 @@ def backward(
             grad, x, mean, rstd, weight, added, size, out, sums, tokens, C, residual is not None,
             tile.tokens, tile.channels, num_warps=tile.warps,
         )  # fmt: skip
-    by_weight, by_bias = sums.sum(0)
+    by_weight, by_bias = over_parts(sums.unsqueeze(0))[0]
     return out, by_weight, by_bias
 
 

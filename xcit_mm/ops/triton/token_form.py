@@ -21,6 +21,7 @@ from ..second_order import twice_differentiable
 from . import HALF, norm
 from .launch import PROGRAMS, on, power_of_2
 from .matmul import matmul, over_tokens
+from .sums import over_parts
 
 LEAST_SQUARE = tl.constexpr(1e-24)  # of a norm, as in reference.l2_normalized
 
@@ -454,4 +455,4 @@ def _backward(
         )
         projection_backward_kernel[(heads * across, groups)](attn, product, partial, B, group, heads, **columns)
         tokens_backward_kernel[(blocks * heads,)](qkv, matrix, factors, by_qkv, sums, N, heads, **tokens)
-    return by_qkv, sums.sum(0), by_temperature.sum(0), partial.sum(0).t() / scale
+    return by_qkv, over_parts(sums.unsqueeze(0))[0], by_temperature.sum(0), partial.sum(0).t() / scale
