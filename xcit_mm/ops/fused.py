@@ -14,10 +14,10 @@ from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
 from .private import is_compiling
+from .triton import LARGEST_HEAD
 from .untouched import has_bias, is_conv
 
 Norm = Tuple[Tensor, Tensor, float]
-LARGEST_HEAD = 64  # of the published models
 
 
 def fits_lpi(x: Tensor, lpi: nn.Module) -> bool:

@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from . import fused, reference
 from .private import HAS_CUSTOM_OPS, is_compiling
 from .stem import folded
-from .triton import suits
+from .triton import LARGEST_HEAD, suits
 
 BATCH, GRID = 3, (7, 9)
 LEAST_HEADS = 4
@@ -172,7 +172,7 @@ def _cases(form: str, C: int, dtype: torch.dtype, randn: Callable[..., Tensor]) 
     wide = 4 * C if is_mlp else 3 * C
     weights = [randn(wide, C) * C**-0.5, randn(wide), randn(C, wide if is_mlp else C) * C**-0.5, randn(C)]
     if not is_mlp:
-        heads = next(h for h in range(LEAST_HEADS, C + 1) if C % h == 0 and C // h <= fused.LARGEST_HEAD)
+        heads = next(h for h in range(LEAST_HEADS, C + 1) if C % h == 0 and C // h <= LARGEST_HEAD)
         weights.append(randn(heads, 1, 1, around=1.0))
     plain = [t.double() for t in weights]
     run, correct = getattr(fused, form), reference.add_mlp if is_mlp else reference.add_xca

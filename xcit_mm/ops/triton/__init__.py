@@ -15,6 +15,8 @@ import torch
 from torch import Tensor
 
 HALF = torch.float16, torch.bfloat16
+# Channels of a head of XCA, whose d x d sums one program holds: as many as published models have.
+LARGEST_HEAD = 64
 
 
 def available(x: Tensor) -> bool:

@@ -14,9 +14,8 @@ from torch import Tensor
 
 from .. import xca as plain
 from ..precision import without_autocast
+from . import LARGEST_HEAD
 from .launch import PROGRAMS, on, power_of_2
-
-LARGEST_HEAD = 64  # channels of a head whose scores are registers of one program
 
 
 @triton.jit
@@ -325,19 +324,9 @@ def affine_map(
     matrix, offset = torch.empty_like(moments, dtype=dtype), torch.empty_like(mean)
     with on(mean):
         scores_kernel[(2 * B * heads * parts,)](
-            moments,
-            mean,
-            qkv_weight,
-            scores,
-            sums,
-            scale,
-            PARTS=parts,
-            BLOCK=block,
-            BLOCK_K=32,
-            num_warps=8 if tile['BLOCK_D'] > 64 else 4,
-            num_stages=4,
-            **tile,
-        )
+            moments, mean, qkv_weight, scores, sums, scale, PARTS=parts, BLOCK=block, BLOCK_K=32, num_warps=4,
+            num_stages=4, **tile,
+        )  # fmt: skip
         mixed = _mix(scores, sums, parts, qkv_weight, qkv_bias, temperature, kept, B)
         block = _block(B * triton.cdiv(C + 1, 64) * triton.cdiv(C, 64))
         project_kernel[(B * triton.cdiv(C + 1, block) * triton.cdiv(C, block),)](
@@ -401,14 +390,8 @@ def affine_map_backward(
         by_weight[: 2 * C].addmm_(shift, mean.view(B, C), alpha=scale)
         torch.sum(shift, 1, out=by_bias[: 2 * C])
         by_proj = grad.t() @ mixed.flatten(0, 1), grad_offset.sum((0, 1))
-        return (
-            by_moments,
-            by_mean,
-            by_weight,
-            by_bias,
-            *by_proj,
-            by_temperature.sum(0).view_as(temperature),
-        )
+        by_factor = by_temperature.sum(0).view_as(temperature)
+        return (by_moments, by_mean, by_weight, by_bias, *by_proj, by_factor)
 
 
 def _backward_of_plain(grad_matrix, grad_offset, moments, mean, scale, *weights) -> Tuple[Tensor, ...]:

@@ -149,29 +149,12 @@ class AddLpi(torch.autograd.Function):
             hidden, conv2_weight, conv2_bias, x.dtype, batch_norm, bn_eps,
             residual=image, gamma=gamma, keep=keep,
         )  # fmt: skip
-        ctx.of_batch, ctx.group, ctx.height, ctx.dtype, ctx.eps, ctx.bn_eps = (
-            of_batch,
-            group,
-            height,
-            dtype,
-            eps,
-            bn_eps,
-        )
+        ctx.of_batch, ctx.group, ctx.height = of_batch, group, height
+        ctx.dtype, ctx.eps, ctx.bn_eps = dtype, eps, bn_eps
         ctx.save_for_backward(
-            x,
-            mean,
-            rstd,
-            norm_weight,
-            norm_bias,
-            conv1_weight,
-            conv1_bias,
-            *batch_norm,
-            hidden,
-            conv2_weight,
-            conv2_bias,
-            gamma,
-            keep,
-        )
+            x, mean, rstd, norm_weight, norm_bias, conv1_weight, conv1_bias, *batch_norm, hidden,
+            conv2_weight, conv2_bias, gamma, keep,
+        )  # fmt: skip
         return out.flatten(1, 2)
 
     @twice_differentiable

@@ -258,7 +258,7 @@ def _tile(d: int, dtype: torch.dtype, **sizes: int) -> Dict[str, int]:
     """
     block, share = max(16, power_of_2(d)), 1 if dtype in HALF else 4
     tile = {name: size // share for name, size in sizes.items()}
-    return dict(D=d, BLOCK_D=block, num_warps=4 if block <= 64 else 8, **tile)
+    return dict(D=d, BLOCK_D=block, num_warps=4, **tile)
 
 
 def chunks_of(programs: int, N: int) -> int:
