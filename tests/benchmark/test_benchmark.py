@@ -6,7 +6,7 @@ import sys
 
 import pytest
 import torch
-from processes import ROOT, call, run
+from processes import ROOT, run
 
 from xcit_mm.benchmark import contenders, timing
 from xcit_mm.benchmark.contenders import OURS, PEERS, build, make_image, random_weights
@@ -232,11 +232,9 @@ def test_sizes():
             parse_size(text)
 
 
-def test_the_command(tmp_path):
-    command = [sys.executable, str(TOOL), '--arch', 'n12', '--patch', '16', '--sizes', '64', '96', '--rounds', '1']
-    done = call([*command, '--peers', 'timm', '--out', tmp_path])
-    assert done.returncode == 0, done.stderr
-    assert 'times as fast as the better peer, timm' in done.stdout
+def test_the_command(run_tool, tmp_path):
+    options = ['--arch', 'n12', '--patch', '16', '--sizes', '64', '96', '--rounds', '1', '--peers', 'timm']
+    assert 'times as fast as the better peer, timm' in run_tool(TOOL, *options, '--out', tmp_path)
     assert sorted(path.suffix for path in tmp_path.iterdir()) == ['.csv', '.md', '.png', '.png']
 
 
