@@ -20,6 +20,7 @@ from .. import ops
 from ..checkpoint import CheckpointError, match_state_dict
 from ..checkpoint.stem import fit_stem
 from ..compat import BatchNorm
+from ..errors import UsageError
 from ..registry import MODELS
 from .adapter import MultiScaleAdapter, check_strides
 from .attention import XCA, ClassAttention
@@ -155,6 +156,12 @@ class LPI(nn.Module):
 
     def forward(self, x: Tensor, grid: Tuple[int, int]) -> Tensor:
         """(B, N, C) -> (B, N, C)."""
+        if isinstance(self.bn, nn.Identity):
+            raise UsageError(
+                'LPI: its batch norm was taken away, as mmcv.cnn.fuse_conv_bn does: it folds bn into conv1, and since '
+                'GELU is between them the outputs would be wrong. torch.fx.experimental.optimization.fuse(model) folds '
+                'the batch norms that can be'
+            )
         # The tokens already are a channels-last image: nothing is copied.
         image = x.unflatten(1, grid).permute(0, 3, 1, 2)
         image = self.conv2(self.bn(self.act(self.conv1(image))))
