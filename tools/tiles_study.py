@@ -53,6 +53,7 @@ FIELDS = {
 MARGIN, SHOWN, MANY = 20, 6, 3  # pixels around a scene in the picture; scenes at full size; least objects of these
 BACKGROUND = 1  # in the label maps, where 0 does not count
 SCALE = 'test_dataloader.dataset.pipeline.1.scale'
+TRUTH = 'test_dataloader.dataset.pipeline.2.with_mask'
 
 
 class Way(NamedTuple):
@@ -152,7 +153,8 @@ def test(args: argparse.Namespace, scope: str, way: Way, sheets: Path, folder: P
     command += ['--data-root', str(sheets), '--out-dir', str(folder)]
     command += ['--out', str(folder / 'predictions.pkl')] if scope == 'mmdet' else []
     command += ['--cfg-options', 'test_dataloader.batch_size=1', 'test_dataloader.num_workers=0']
-    command += ['test_dataloader.dataset.img_suffix=.png'] if scope == 'mmseg' else []
+    # The metric has the true masks from the file of annotations; loaded as arrays, they would be most of the memory.
+    command += [f'{TRUTH}=False'] if scope == 'mmdet' else ['test_dataloader.dataset.img_suffix=.png']
     command += ['test_dataloader.persistent_workers=False', *way.options]
     with open(folder / 'screen.log', 'w') as log:
         process = subprocess.Popen(command, stdout=log, stderr=subprocess.STDOUT)
