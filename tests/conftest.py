@@ -13,6 +13,7 @@ from mmengine.config import Config
 from mmengine.logging import MMLogger
 from mmengine.registry import MODELS, DefaultScope
 from processes import ROOT, call
+from shared_folders import make_once
 
 from xcit_mm.datasets.digits import make_digits
 from xcit_mm.ops import dispatch
@@ -76,31 +77,40 @@ def tiny():
 @pytest.fixture(scope='session')
 def wheel(tmp_path_factory):
     """The wheel of this checkout."""
-    source, out = (tmp_path_factory.mktemp(name) for name in ('source', 'wheel'))
+    return next(make_once(tmp_path_factory, 'wheel', _build_wheel).glob('*.whl'))
+
+
+def _build_wheel(folder):
+    source = folder / 'source'
+    source.mkdir()
     for name in ('xcit_mm', 'configs', 'tools', 'requirements'):
         shutil.copytree(ROOT / name, source / name, ignore=shutil.ignore_patterns('__pycache__', '.mim'))
     for name in ('setup.py', 'pyproject.toml', 'MANIFEST.in', 'README.md', 'LICENSE', 'model-index.yml'):
         shutil.copy(ROOT / name, source)
-    command = [sys.executable, '-m', 'pip', 'wheel', '-q', '--no-deps', '--no-build-isolation', '-w', out, source]
-    done = call(command, cwd=out)
+    command = [sys.executable, '-m', 'pip', 'wheel', '-q', '--no-deps', '--no-build-isolation', '-w', folder, source]
+    done = call(command, cwd=folder)
     assert done.returncode == 0, done.stdout + done.stderr
-    return next(out.glob('*.whl'))
 
 
 @pytest.fixture(scope='session')
 def installed(wheel, tmp_path_factory):
     """A folder with xcit_mm installed from its wheel; for PYTHONPATH, where it comes before the checkout."""
-    site = tmp_path_factory.mktemp('site')
-    command = [sys.executable, '-m', 'pip', 'install', '-q', '--no-deps', '--target', site, wheel]
-    done = call(command, cwd=site)
-    assert done.returncode == 0, done.stdout + done.stderr
-    return site
+
+    def install(site):
+        done = call([sys.executable, '-m', 'pip', 'install', '-q', '--no-deps', '--target', site, wheel], cwd=site)
+        assert done.returncode == 0, done.stdout + done.stderr
+
+    return make_once(tmp_path_factory, 'site', install)
 
 
 @pytest.fixture(scope='session')
 def small_models(tmp_path_factory):
     """For each kind of model a config and a checkpoint of random weights: the digits configs with a small arch."""
-    folder, found = tmp_path_factory.mktemp('small_models'), {}
+    folder = make_once(tmp_path_factory, 'small_models', _write_small_models)
+    return {path.stem: (str(path), str(path.with_suffix('.pth'))) for path in folder.glob('*.py')}
+
+
+def _write_small_models(folder):
     maps = [32] * 4
     changes = {
         'classifier': ('xcit_n12_8_digits', dict(head=dict(in_channels=32))),
@@ -121,16 +131,16 @@ def small_models(tmp_path_factory):
         with DefaultScope.overwrite_default_scope(cfg.default_scope):
             built = randomise(MODELS.build(cfg.model))
         torch.save({'state_dict': built.state_dict(), 'meta': {}}, folder / f'{name}.pth')
-        found[name] = (str(folder / f'{name}.py'), str(folder / f'{name}.pth'))
-    return found
 
 
 @pytest.fixture(scope='session')
 def small_digits(tmp_path_factory):
     """The embedded data set with 12 training and 4 validation scenes of 64 pixels."""
-    out = tmp_path_factory.mktemp('small_digits') / 'digits'
-    make_digits(out, train=12, val=4, size=64, seed=0)
-    return out
+
+    def make(folder):
+        make_digits(folder / 'digits', train=12, val=4, size=64, seed=0)
+
+    return make_once(tmp_path_factory, 'small_digits', make) / 'digits'
 
 
 @pytest.fixture

@@ -41,11 +41,23 @@ def commands():
     return sorted(found)
 
 
+def anchors(page):
+    """The anchors of a page's headings, as GitHub and the site name them."""
+    headings = re.findall(r'^#+ (.*)$', re.sub(r'```.*?```', '', TEXTS[page], flags=re.S), re.M)
+    return {re.sub(r'[^\w -]', '', heading.lower()).replace(' ', '-') for heading in headings}
+
+
 @pytest.mark.parametrize('page', TEXTS)
 def test_links_lead_somewhere(page):
-    folder = (ROOT / page).parent
-    for target in re.findall(r'\]\(([^)#\s]+)', TEXTS[page]):
-        assert '://' in target or (folder / target).exists(), target
+    """To files, and to headings of pages."""
+    for target in re.findall(r'\]\(([^)\s]+)', TEXTS[page]):
+        if '://' in target:
+            continue
+        path, _, anchor = target.partition('#')
+        file = ((ROOT / page).parent / path).resolve() if path else ROOT / page
+        assert file.exists(), target
+        if anchor and file.suffix == '.md':
+            assert anchor in anchors(str(file.relative_to(ROOT))), target
 
 
 class Parsed(Exception):

@@ -34,6 +34,12 @@ def test_ruff_has_one_version():
     assert len(set.union(*pins.values())) == 1 and all(pins.values()), pins
 
 
+def test_the_workflow_builds_the_docs_with_the_versions_of_the_extra():
+    extra = re.search(r'^docs = \[(.*)\]$', (ROOT / 'pyproject.toml').read_text(), re.M)[1]
+    command = re.search(r'pip install (.*)', (ROOT / '.github/workflows/docs.yml').read_text())[1]
+    assert re.findall(r'"(.*?)"', command) == re.findall(r'"(.*?)"', extra)
+
+
 def test_the_address_of_the_repository_stands_in_one_place():
     """Whoever publishes it elsewhere changes ``pyproject.toml`` alone."""
     text = (ROOT / 'pyproject.toml').read_text()

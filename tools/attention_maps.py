@@ -22,6 +22,7 @@ from xcit_mm.checks.config import check_config
 from xcit_mm.datasets.loading import BadImage
 from xcit_mm.datasets.reading import channels_of, to_picture
 from xcit_mm.datasets.sources import Missing, Video, fetch, find_images, in_words
+from xcit_mm.engine.screen import without_noise
 from xcit_mm.engine.setup import read_config
 from xcit_mm.errors import UsageError, clear_errors
 from xcit_mm.visualization import channel_attention, class_attention, load_backbone, load_input
@@ -159,7 +160,7 @@ def draw_all(drawing: Drawing, named: list, out: Path) -> dict:
 def main() -> None:
     os.environ.setdefault('OPENCV_LOG_LEVEL', 'ERROR')
     args = parse_args()
-    with clear_errors():
+    with clear_errors(), without_noise():
         named = find_images(args.inputs, recursive=False)
         cfg = read_config(Path(args.config)) if args.config else None
         if cfg is not None:

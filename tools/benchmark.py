@@ -14,7 +14,6 @@ import argparse
 import logging
 import shlex
 import sys
-import warnings
 from itertools import product
 from pathlib import Path
 from typing import Callable, Iterator, List, Tuple
@@ -31,6 +30,7 @@ from xcit_mm.benchmark.report import Report, console_table, ratio_table, verdict
 from xcit_mm.benchmark.scaling import SIZES, scaling
 from xcit_mm.benchmark.settings import DTYPES, Row, Setting, parse_size
 from xcit_mm.benchmark.timing import measure
+from xcit_mm.engine.screen import without_noise
 from xcit_mm.errors import UsageError, clear_errors
 from xcit_mm.models.xcit import ARCHS
 
@@ -176,9 +176,8 @@ def check(args: argparse.Namespace) -> None:
 def main() -> None:
     args = parse_args()
     MMLogger.get_instance('mmengine').setLevel(logging.WARNING)
-    warnings.filterwarnings('ignore')
     console = Console(width=None if sys.stdout.isatty() else 160)
-    with clear_errors():
+    with clear_errors(), without_noise():
         check(args)
         names, notes = contenders(args)
         about = machine.describe(args.device)

@@ -9,6 +9,7 @@ import argparse
 import os
 
 from xcit_mm.conversion.convert import CHOICES, TOLERANCE, convert, in_words
+from xcit_mm.engine.screen import without_noise
 from xcit_mm.errors import clear_errors
 
 
@@ -35,7 +36,7 @@ def parse_args() -> argparse.Namespace:
 
 def main() -> None:
     args = parse_args()
-    with clear_errors():
+    with clear_errors(), without_noise():
         done = convert(args.source, args.target, args.to, args.force)
         head = f'head of {done.num_classes} classes' if done.num_classes else 'no linear head'
         print(f'{args.source}: {done.source_layout}, {done.arch}, {head}, {done.source_tensors} tensors')

@@ -10,12 +10,12 @@ On a GPU that does nothing else. The most important checks come first; those tha
 
 import argparse
 import logging
-import warnings
 from pathlib import Path
 
 from mmengine.logging import MMLogger
 
 from xcit_mm.benchmark.gpu_check import ROOT, Plan, run, update_docs
+from xcit_mm.engine.screen import without_noise
 from xcit_mm.errors import UsageError, clear_errors
 
 
@@ -34,8 +34,7 @@ def parse_args() -> argparse.Namespace:
 def main() -> None:
     args = parse_args()
     MMLogger.get_instance('mmengine').setLevel(logging.WARNING)
-    warnings.filterwarnings('ignore')
-    with clear_errors():
+    with clear_errors(), without_noise():
         if args.write_docs:
             update_docs(args.write_docs, ROOT / 'docs/performance.md')
             print(f'The tables of {args.write_docs} are in docs/performance.md')

@@ -14,13 +14,13 @@ import difflib
 import fnmatch
 import logging
 import sys
-import warnings
 from contextlib import redirect_stdout
 from pathlib import Path
 
 from mmengine.logging import MMLogger
 
 from xcit_mm.engine.classification import PUBLISHED_PROTOCOLS
+from xcit_mm.engine.screen import without_noise
 from xcit_mm.errors import UsageError, clear_errors
 from xcit_mm.model_zoo import all_models, page
 from xcit_mm.model_zoo.evaluate import evaluate, plan
@@ -103,7 +103,7 @@ def write(path: Path, text: str) -> None:
 
 
 def update_files(args: argparse.Namespace) -> None:
-    with redirect_stdout(sys.stderr):
+    with redirect_stdout(sys.stderr), without_noise():
         rows = compute(all_models(), ROOT)
     files = metafiles(rows) if args.metafiles else {}
     if args.update_docs:
@@ -119,13 +119,12 @@ def main() -> None:
     args = parse_args()
     # The libraries log every model that is built; standard output is for the tables alone.
     MMLogger.get_instance('mmengine').setLevel(logging.WARNING)
-    warnings.filterwarnings('ignore', category=UserWarning)
     with clear_errors():
         if args.update_docs or args.metafiles:
             update_files(args)
             return
         models = select(args)
-        with redirect_stdout(sys.stderr):
+        with redirect_stdout(sys.stderr), without_noise():
             measured, failed = run_tests(models, args) if args.evaluate else ({}, {})
             rows = compute(models, ROOT)
         for row in rows:

@@ -11,7 +11,6 @@ import argparse
 import logging
 import shlex
 import sys
-import warnings
 from pathlib import Path
 
 from mmengine.logging import MMLogger
@@ -22,6 +21,7 @@ from xcit_mm.benchmark import machine
 from xcit_mm.benchmark.memory import MEASURED
 from xcit_mm.benchmark.settings import DTYPES, parse_size
 from xcit_mm.benchmark.whole_model import Work, peak_memory, profile
+from xcit_mm.engine.screen import without_noise
 from xcit_mm.engine.setup import read_config
 from xcit_mm.errors import UsageError, clear_errors
 
@@ -72,9 +72,8 @@ def table_of(seconds: dict) -> tuple:
 def main() -> None:
     args = parse_args()
     MMLogger.get_instance('mmengine').setLevel(logging.WARNING)
-    warnings.filterwarnings('ignore')
     console = Console(width=None if sys.stdout.isatty() else 160)
-    with clear_errors():
+    with clear_errors(), without_noise():
         if read_config(Path(args.config)).model.get('type', '').endswith('Classifier'):
             raise UsageError(f'{args.config} is a classifier, nearly all of it backbone: use tools/benchmark.py')
         args.out.mkdir(parents=True, exist_ok=True)

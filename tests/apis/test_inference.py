@@ -125,7 +125,7 @@ def test_inferencers_of_the_libraries_take_published_names(tmp_path):
 
     from xcit_mm.apis import DetInferencer, ImageClassificationInferencer, MMSegInferencer
 
-    pixels = np.zeros((64, 64, 3), np.uint8)
+    pixels = np.zeros((32, 640, 3), np.uint8)  # which detectors enlarge to 67x1333
     for kind, name in (
         (ImageClassificationInferencer, 'xcit_n12_16_in1k'),
         (DetInferencer, 'mask_rcnn_xcit_t12_16_3x_coco'),

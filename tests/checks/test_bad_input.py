@@ -15,12 +15,13 @@ from mmengine.registry import DATASETS, MODELS, DefaultScope
 from mmengine.runner import Runner
 from PIL import Image
 from processes import ROOT, run
+from scenes import make_scenes
 from torch import nn
 
 from xcit_mm.checkpoint import CheckpointError
 from xcit_mm.checkpoint.fit import fit_state_dict
 from xcit_mm.checks.data import check_data
-from xcit_mm.datasets.digits import FOLDERS, make_digits
+from xcit_mm.datasets.digits import FOLDERS
 from xcit_mm.datasets.loading import BadImage, BadImageReport, LoadImageFromFile, read_image
 from xcit_mm.engine.setup import build_runner, check_model
 from xcit_mm.errors import UsageError, clear_errors
@@ -40,9 +41,7 @@ pytestmark = pytest.mark.usefixtures('one_thread')
 @pytest.fixture(scope='module')
 def digits(tmp_path_factory):
     """Six training and two validation scenes as COCO and as ADE20K."""
-    out = tmp_path_factory.mktemp('digits') / 'digits'
-    make_digits(out, train=6, val=2, size=64, seed=0)
-    return out
+    return make_scenes(tmp_path_factory.mktemp('digits'), train=6, val=2, size=64)
 
 
 @pytest.fixture

@@ -14,9 +14,9 @@ from mmengine.registry import DATASETS, DefaultScope
 from PIL import Image
 from processes import ROOT
 from pycocotools import mask as rle
+from scenes import make_scenes
 
 from xcit_mm.datasets.annotations import decode_runs
-from xcit_mm.datasets.digits import make_digits
 from xcit_mm.errors import UsageError
 from xcit_mm.resilience.bad_images import guard_loading
 
@@ -27,9 +27,7 @@ DETECTOR, SEGMENTOR = 'mask_rcnn_xcit_n12_8_digits', 'sem_fpn_xcit_n6_8_digits'
 
 @pytest.fixture(scope='module')
 def digits(tmp_path_factory):
-    out = tmp_path_factory.mktemp('digits') / 'digits'
-    make_digits(out, train=3, val=2, size=64, seed=0)
-    return out
+    return make_scenes(tmp_path_factory.mktemp('digits'), train=3, val=2, size=64)
 
 
 @pytest.fixture

@@ -17,9 +17,9 @@ from mmengine.logging import MMLogger
 from mmengine.registry import DATASETS, MODELS, DefaultScope
 from PIL import Image
 from processes import ROOT
+from scenes import make_scenes
 
 import xcit_mm.apis.inference as inference
-from xcit_mm.datasets.digits import make_digits
 from xcit_mm.datasets.loading import LoadImageFromFile
 from xcit_mm.resilience.bad_images import guard_loading
 
@@ -117,9 +117,7 @@ KINDS = {**READ, **EITHER, **NAMED}
 
 @pytest.fixture(scope='module')
 def digits(tmp_path_factory):
-    out = tmp_path_factory.mktemp('digits') / 'digits'
-    make_digits(out, train=2, val=2, size=SIZE, seed=0)
-    return out
+    return make_scenes(tmp_path_factory.mktemp('digits'), train=2, val=2, size=SIZE)
 
 
 @pytest.fixture

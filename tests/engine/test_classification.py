@@ -17,7 +17,7 @@ from PIL import Image
 from processes import ROOT, run
 
 from xcit_mm.checkpoint import CheckpointError
-from xcit_mm.datasets.digits import FOLDERS, make_digits
+from xcit_mm.datasets.digits import FOLDERS
 from xcit_mm.engine.classification import use_protocol
 from xcit_mm.errors import UsageError
 
@@ -293,11 +293,9 @@ def test_label_files_that_do_not_fit_are_refused(labels, words, tmp_path):
 # The tools.
 
 
-@pytest.fixture(scope='module')
-def digits(tmp_path_factory):
-    out = tmp_path_factory.mktemp('data') / 'digits'
-    make_digits(out, train=1, val=1, size=96, seed=0)
-    return out / 'imagenet'
+@pytest.fixture
+def digits(small_digits):
+    return small_digits / 'imagenet'
 
 
 def options(**more):

@@ -90,6 +90,13 @@ def start_tool(tool, *arguments, cwd, outputs):
     return process
 
 
+def call_preloaded(command, stdout, **_):
+    """``subprocess.run`` of a script of tools/, in a process that has imported the libraries already."""
+    process = start_tool(Path(command[1]).name, *command[2:], cwd=os.getcwd(), outputs=[stdout.name] * 2)
+    process.join()
+    return subprocess.CompletedProcess(command, process.exitcode)
+
+
 def run(tool, *arguments, cwd, launcher=None, ok=True, limit=600):
     """A script of tools/ with its command line; with ``launcher`` processes by torchrun. Returns all its output."""
     if launcher:

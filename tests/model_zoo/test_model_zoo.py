@@ -14,9 +14,9 @@ import torch
 from mmengine.analysis.complexity_analysis import FlopAnalyzer
 from mmengine.config import Config
 from mmengine.registry import MODELS, DefaultScope
-from processes import ROOT, call
+from processes import ROOT, call, call_preloaded
+from scenes import make_scenes
 
-from xcit_mm.datasets.digits import make_digits
 from xcit_mm.errors import UsageError
 from xcit_mm.model_zoo import all_models, all_weights, complexity, evaluate, page, read_table, tables
 from xcit_mm.model_zoo.metafile import metafiles
@@ -232,7 +232,7 @@ def tool():
 
 def test_models_are_tested_one_failure_stops_none_and_a_repeated_call_goes_on(tool, tmp_path, capsys, monkeypatch):
     """Semantic FPN that calls everything background, on the embedded digits; its second model's weights are missing."""
-    make_digits(tmp_path / 'digits', train=1, val=4, size=96, seed=0)
+    make_scenes(tmp_path / 'digits', train=1, val=4, size=96)
     cfg = Config.fromfile(ROOT / 'configs' / 'sem_fpn_xcit_t12_16_80k_ade20k.py')
     with DefaultScope.overwrite_default_scope('mmseg'):
         model = MODELS.build(cfg.model)
@@ -244,6 +244,7 @@ def test_models_are_tested_one_failure_stops_none_and_a_repeated_call_goes_on(to
     arguments += ['--weights-dir', tmp_path / 'weights', '--work-dir', tmp_path / 'work', '--format', 'csv']
     arguments += ['--cfg-options', *(f'test_dataloader.{option}' for option in options)]
 
+    monkeypatch.setattr(evaluate.subprocess, 'run', call_preloaded)  # the same command, without seconds of imports
     capsys.readouterr()
     assert tool(*arguments) == 1
     out, err = capsys.readouterr()

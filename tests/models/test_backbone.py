@@ -1,5 +1,7 @@
 """The backbone as a part of other people's models: outputs, options, freezing, memory, errors."""
 
+import warnings
+
 import pytest
 import torch
 from backbones import build, deviation, randomise
@@ -122,6 +124,38 @@ def test_maps_suit_operators_that_read_memory_as_it_lies(tiny, patch_size, out_t
             roi_align(x, boxes, (2, 2), 1.0, 2) for x in (level, level.clone(memory_format=torch.contiguous_format))
         ]
         assert torch.equal(*pooled)
+
+
+@pytest.mark.parametrize('assign', [False, True])
+def test_a_backbone_built_without_memory_is_whole_after_loading(tiny, assign):
+    """What is in no file must not be left as the memory happens to be."""
+    whole = randomise(build(arch=tiny))
+    with torch.device('meta'):
+        empty = build(arch=tiny).eval()
+    if not assign:
+        empty.to_empty(device='cpu')
+        for value in (*empty.parameters(), *(b for b in empty.buffers() if b.is_floating_point())):
+            value.data.fill_(torch.nan)
+    empty.load_state_dict(whole.state_dict(), assign=assign)
+    image = torch.randn(1, 3, 64, 48)
+    with torch.no_grad():
+        assert torch.equal(empty(image)[0], whole(image)[0])
+
+
+@pytest.mark.parametrize('dtype', [torch.float64, torch.bfloat16])
+def test_the_default_type_of_pytorch_is_the_models(tiny, dtype):
+    image = torch.randn(1, 3, 64, 48)
+    model = randomise(build(arch=tiny, out_type='pyramid'))
+    kept = torch.get_default_dtype()
+    try:
+        torch.set_default_dtype(dtype)
+        built = build(arch=tiny, out_type='pyramid').eval()
+    finally:
+        torch.set_default_dtype(kept)
+    built.load_state_dict(model.state_dict())
+    with torch.no_grad():
+        for ours, converted in zip(built(image.to(dtype)), model.to(dtype)(image.to(dtype))):
+            assert ours.dtype == dtype and torch.equal(ours, converted)
 
 
 def test_several_and_negative_indices(tiny):
@@ -305,6 +339,11 @@ def test_names_of_models_take_strides_too():
         (dict(depth=12), ['arch=dict(depth=12', 'num_heads=...', 's12']),
         (dict(embed_dim=384), ['embed_dims=384']),
         (dict(arch='s12', depth=50, num_stages=4), ['num_stages', '_delete_=True']),
+        (dict(arch='s12', depth=50), ['depth', '_delete_=True']),
+        (dict(arch='s12', deepen_factor=0.33, widen_factor=0.5), ['deepen_factor, widen_factor', '_delete_=True']),
+        (dict(arch='s12', in_chans=1), ['in_chans is in_channels']),
+        (dict(arch='s12', features_only=True), ["out_type='featmap'"]),
+        (dict(arch='s12', pretrained=True), ['init_cfg=', 'create_backbone(NAME, True)']),
         (dict(arch='s12', cls_attn_layers=2), ['cls_attn_layers', 'always 2', 'leave']),
     ],
 )
@@ -313,6 +352,26 @@ def test_arguments_of_other_implementations_get_the_way_to_write_them(kwargs, wo
         build(**kwargs)
     for word in words:
         assert word in str(error.value)
+
+
+def test_indices_of_stages_are_noticed(tiny):
+    """The habit from ResNet and Swin would leave out most blocks without a word."""
+    with pytest.warns(UserWarning, match=r'blocks, not stages, and those after block 2 of 0 to 3 are never run'):
+        build(arch=tiny, out_type='pyramid', out_indices=(0, 1, 2, 2))
+    with warnings.catch_warnings():
+        warnings.simplefilter('error')
+        build(arch=tiny, out_type='pyramid', out_indices=(0, 1, 2, 3))
+
+
+def test_a_subclass_may_have_arguments_of_such_names(tiny):
+    class Classifier(XCiT):
+        def __init__(self, num_classes, depth=1, **kwargs):
+            super().__init__(**kwargs)
+            self.numbers = num_classes, depth
+
+    assert Classifier(num_classes=3, depth=2, arch=tiny).numbers == (3, 2)
+    with pytest.raises(TypeError, match='in_channels'):
+        Classifier(num_classes=3, in_chans=1)
 
 
 def test_an_image_smaller_than_a_patch_is_refused(tiny):

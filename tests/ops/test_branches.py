@@ -94,6 +94,37 @@ def test_gradients_of_gradients(tiny, size):
             assert torch.allclose(ours, plain, rtol=0, atol=1e-4 * plain.abs().max() + 1e-9)
 
 
+@pytest.mark.parametrize('size', [(96, 128), (40, 40)])
+@pytest.mark.parametrize('vmap', ['autograd', 'torch.func'])
+def test_several_gradients_at_once(tiny, size, vmap):
+    """A Jacobian, for example; autograd and torch.func each have a vmap."""
+    net = model(tiny).train()
+    image = IMAGE[..., : size[0], : size[1]].clone().requires_grad_()
+    out = net(image)[-1]
+    directions = torch.randn(3, *out.shape)
+
+    def gradient(direction, **options):
+        return torch.autograd.grad(out, image, direction, retain_graph=True, **options)[0]
+
+    if vmap == 'autograd':
+        found = gradient(directions, is_grads_batched=True)
+    else:
+        found = torch.func.vmap(gradient)(directions)
+    assert deviation(found, torch.stack([gradient(direction) for direction in directions])) < 1e-5
+
+
+@pytest.mark.parametrize('training', [False, True])
+def test_no_images_give_no_features(tiny, training):
+    """What a detector may hand to a part of its model; without gradients, and with."""
+    net = model(tiny)
+    with torch.set_grad_enabled(training):
+        outs = net(IMAGE[:0])
+    assert [tuple(out.shape) for out in outs] == [(0, *out.shape[1:]) for out in net(IMAGE)]
+    if training:
+        sum(out.sum() for out in outs).backward()
+        assert all(not p.grad.any() for p in net.parameters())
+
+
 @pytest.mark.parametrize('kind', ['autocast', 'bfloat16'])
 def test_half_precision_is_nearer_to_fp32_than_the_reference(tiny, kind):
     net = model(tiny)

@@ -9,8 +9,9 @@ import pytest
 import torch
 from backbones import build, official_names
 from processes import ROOT, call, free_port, run
+from scenes import make_scenes
 
-from xcit_mm.datasets.digits import CLASSES, make_digits
+from xcit_mm.datasets.digits import CLASSES
 
 DIGITS = ROOT / 'configs' / 'mask_rcnn_xcit_n12_8_digits.py'
 
@@ -18,9 +19,7 @@ DIGITS = ROOT / 'configs' / 'mask_rcnn_xcit_n12_8_digits.py'
 @pytest.fixture(scope='session')
 def data(tmp_path_factory):
     """A small set of digits in COCO format: 8 training and 4 validation images."""
-    out = tmp_path_factory.mktemp('data') / 'digits'
-    make_digits(out, train=8, val=4, size=96, seed=0)
-    return out / 'coco'
+    return make_scenes(tmp_path_factory.mktemp('data'), train=8, val=4, size=96) / 'coco'
 
 
 def small_options(data, **more):

@@ -16,7 +16,10 @@ __all__ = sorted(_MODULES)
 def __getattr__(name: str):
     if name not in _MODULES:
         raise AttributeError(f'module {__name__!r} has no attribute {name!r}; it has {", ".join(__all__)}')
-    return getattr(import_module(f'{__name__}.{_MODULES[name]}'), name)
+    from ..engine.screen import without_noise
+
+    with without_noise():
+        return getattr(import_module(f'{__name__}.{_MODULES[name]}'), name)
 
 
 def __dir__():

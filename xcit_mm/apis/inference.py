@@ -20,6 +20,7 @@ from ..datasets.loading import BadImage, widen
 from ..datasets.reading import test_pipeline, to_picture
 from ..datasets.sources import Images, Missing, Source, Video, fetch, find_images, is_several
 from ..engine.large_images import use_large_images
+from ..engine.screen import without_noise
 from ..errors import DISK, UsageError
 from ..visualization.predictions import write_picture
 from .exported import is_exported, open_exported
@@ -76,6 +77,7 @@ class Inferencer:
         CheckpointError: If the weights are those of another model.
     """
 
+    @without_noise()  # of the libraries, which are imported here
     def __init__(
         self,
         model: Model,

@@ -7,7 +7,6 @@ import json
 import signal
 import subprocess
 import sys
-import warnings
 from dataclasses import asdict
 from pathlib import Path
 from typing import Callable, Optional, Tuple
@@ -76,7 +75,6 @@ def ask_process(module: str, request: dict, timeout: Optional[float] = None) -> 
 
 def answer(measure: Callable[[dict], int]) -> None:
     """In the fresh process: print the bytes measured for the request, or why there are none."""
-    warnings.filterwarnings('ignore')
     request = json.loads(sys.argv[1])
     limit = request['limit']
     peak, why = None, ''

@@ -245,7 +245,7 @@ def _nothing_changed(model: nn.Module):
             module._buffers = {name: value if value is None else value.clone() for name, value in buffers.items()}
         logging.disable(logging.CRITICAL)
         with warnings.catch_warnings():
-            warnings.simplefilter('ignore')  # PyTorch warns of every copy to a meta parameter
+            warnings.filterwarnings('ignore', message='for .*: copying from a non-meta parameter')
             yield
     finally:
         logging.disable(level)

@@ -98,7 +98,7 @@ def convert(source: str, target: str, to: str, force: bool = False) -> Conversio
     try:
         # On the meta device first: a file may claim an arch much larger than its tensors.
         with torch.device('meta'), warnings.catch_warnings():
-            warnings.simplefilter('ignore')  # PyTorch's, about every copy to a meta tensor
+            warnings.filterwarnings('ignore', message='for .*: copying from a non-meta parameter')
             _Ours(old).load(old.path)
         ours: Any = _Ours(old)
         theirs: Any = (_TimmFolder if to == 'hf' else _IMPLEMENTATIONS.get(layout.name, _Ours))(old)
@@ -520,7 +520,7 @@ class _MMPretrain(nn.Module):
         backbone = dict(asdict(old.arch), type='XCiT', out_type='raw', patch_size=_patches_of_stem(old.arch))
         head = dict(type='LinearClsHead', num_classes=old.num_classes, in_channels=old.arch.embed_dims)
         with DefaultScope.overwrite_default_scope('mmpretrain'), warnings.catch_warnings():
-            warnings.simplefilter('ignore')  # mmcv's, about a bias that XCiT has
+            warnings.filterwarnings('ignore', message='Unnecessary conv bias')  # mmcv's: XCiT has it
             self.model = import_module('mmpretrain.registry').MODELS.build(
                 dict(type='ImageClassifier', backbone=backbone, head=head if old.num_classes else None)
             )

@@ -11,7 +11,7 @@ import sys
 import warnings
 from collections import Counter
 from contextlib import contextmanager, suppress
-from typing import Iterator, List, Optional
+from typing import Callable, Iterator, List, Optional
 
 import torch
 from mmengine.dist import get_world_size, is_main_process
@@ -119,13 +119,13 @@ class Screen(logging.Filter):
 class _Stream:
     """A text stream that drops lines matching :data:`NOISE`."""
 
-    def __init__(self, stream, screen: Screen):
-        self.stream, self.screen = stream, screen
+    def __init__(self, stream, keep: Callable[[str], object]):
+        self.stream, self.keep = stream, keep
         self.left_out = False  # the last text was dropped, and its newline is still to come
 
     def write(self, text: str) -> int:
         if NOISE.search(text):
-            self.screen.write_to_log(text.rstrip())
+            self.keep(text.rstrip())
             self.left_out = not text.endswith('\n')
             return len(text)
         if self.left_out and text == '\n':
@@ -142,6 +142,29 @@ _screen: Optional[Screen] = None
 
 
 @contextmanager
+def without_noise(keep: Callable[[str], object] = lambda text: None) -> Iterator[None]:
+    """Within it, prints and warnings of the libraries that users cannot act on are kept off the console.
+
+    Args:
+        keep (callable): Takes each text that is kept off; by default it is dropped.
+    """
+    stdout, show = sys.stdout, warnings.showwarning
+
+    def show_or_keep(message, category, filename, lineno, file=None, line=None) -> None:
+        libraries = re.search(r'(site|dist)-packages', filename)
+        if libraries and (issubclass(category, OUTDATED) or NAMED.search(str(message))):
+            keep(warnings.formatwarning(message, category, filename, lineno, line).rstrip())
+        else:
+            show(message, category, filename, lineno, file, line)
+
+    sys.stdout, warnings.showwarning = _Stream(stdout, keep), show_or_keep
+    try:
+        yield
+    finally:
+        sys.stdout, warnings.showwarning = stdout, show
+
+
+@contextmanager
 def short_screen(verbose: bool = False) -> Iterator[None]:
     """Within it, the console shows what users act on; with ``verbose`` everything."""
     global _screen
@@ -149,24 +172,15 @@ def short_screen(verbose: bool = False) -> Iterator[None]:
         yield
         return
     _screen = screen = Screen()
-    stdout, show = sys.stdout, warnings.showwarning
     early = MMLogger.get_current_instance()
     handlers = [handler for handler in early.handlers if type(handler) is logging.StreamHandler]
     for handler in handlers:
         handler.addFilter(screen)
-
-    def to_log(message, category, filename, lineno, file=None, line=None) -> None:
-        libraries = re.search(r'(site|dist)-packages', filename)
-        if libraries and (issubclass(category, OUTDATED) or NAMED.search(str(message))):
-            screen.write_to_log(warnings.formatwarning(message, category, filename, lineno, line).rstrip())
-        else:
-            show(message, category, filename, lineno, file, line)
-
-    sys.stdout, warnings.showwarning = _Stream(stdout, screen), to_log
     try:
-        yield
+        with without_noise(screen.write_to_log):
+            yield
     finally:
-        sys.stdout, warnings.showwarning, _screen = stdout, show, None
+        _screen = None
         for handler in handlers:
             handler.removeFilter(screen)
 

@@ -1,6 +1,8 @@
 """XCiT: cross-covariance image transformers (El-Nouby et al., NeurIPS 2021, arXiv:2106.09681)."""
 
+import inspect
 import math
+import warnings
 from contextlib import contextmanager, nullcontext
 from functools import partial
 from typing import Optional, Sequence, Tuple, Union
@@ -33,6 +35,24 @@ ARCHS = {
     'm24': dict(embed_dims=512, depth=24, num_heads=8),
     'l12': dict(embed_dims=768, depth=12, num_heads=16),
     'l24': dict(embed_dims=768, depth=24, num_heads=16),
+}
+
+# Arguments of backbones that the libraries' configs begin with.
+OF_OTHER_BACKBONES = (
+    *('num_stages', 'style', 'strides', 'dilations', 'zero_init_residual', 'dcn', 'conv_cfg', 'extra'),
+    *('depths', 'window_size', 'pretrain_img_size', 'num_layers', 'sr_ratios'),
+    *('deepen_factor', 'widen_factor', 'expand_ratio', 'channel_attention'),
+)
+# Arguments of timm's models, and what stands for them here.
+NAMED_ELSEWHERE = {
+    'in_chans': 'is in_channels here',
+    'img_size': 'is not needed: images of any size are taken; leave it out',
+    'num_classes': 'is an argument of heads; a backbone gives features. Leave it out',
+    'features_only': "is out_type='featmap', for the maps of out_indices, or 'pyramid'",
+    'global_pool': "is out_type='cls_token' or 'avg_featmap' here",
+    'pretrained': "is init_cfg=dict(type='Pretrained', checkpoint=...) here; in Python, create_backbone(NAME, True)",
+    'checkpoint_path': "is init_cfg=dict(type='Pretrained', checkpoint=...); in Python, create_backbone(NAME, PATH)",
+    'eta': 'is layer_scale_init_value here',
 }
 
 
@@ -85,16 +105,17 @@ class PositionEncoding(nn.Module):
 
     def __init__(self, dim: int, hidden_dim: int = 32, temperature: float = 10000.0):
         super().__init__()
+        self.hidden_dim, self.temperature = hidden_dim, temperature
         self.token_projection = nn.Conv2d(2 * hidden_dim, dim, kernel_size=1)
-        wavelength = temperature ** (2 * (torch.arange(hidden_dim, dtype=torch.float32) // 2) / hidden_dim)
-        self.register_buffer('wavelength', wavelength, persistent=False)
 
     def forward(self, height: int, width: int) -> Tensor:
         """-> (1, height * width, C)."""
-        dtype, projection = self.wavelength.dtype, self.token_projection
-        rows, cols = (fourier_features(length, self.wavelength).to(dtype) for length in (height, width))
-        if type(projection) is nn.Conv2d and ops.may_use_weights(self.wavelength, projection):
-            w_rows, w_cols = projection.weight.flatten(1).chunk(2, dim=1)
+        projection, weight = self.token_projection, self.token_projection.weight
+        # Not a buffer: no file holds one that is not persistent, and half precision would round it for good.
+        wavelengths = fourier_wavelengths(self.hidden_dim, self.temperature, weight)
+        rows, cols = (fourier_features(length, wavelengths).to(weight.dtype) for length in (height, width))
+        if type(projection) is nn.Conv2d and ops.may_use_weights(weight, projection):
+            w_rows, w_cols = weight.flatten(1).chunk(2, dim=1)
             features = F.linear(rows, w_rows, projection.bias)[:, None] + F.linear(cols, w_cols)
             return features.flatten(0, 1)[None]
         rows, cols = rows[:, None].expand(-1, width, -1), cols[None].expand(height, -1, -1)
@@ -103,11 +124,17 @@ class PositionEncoding(nn.Module):
 
 
 @torch.fx.wrap
-def fourier_features(length: int, wavelength: Tensor) -> Tensor:
-    """Sines and cosines of the places 1 ... length, scaled to 2 pi: wavelengths (hidden) -> (length, hidden), fp32."""
-    place = torch.arange(1, length + 1, dtype=torch.float32, device=wavelength.device)
-    angle = (place / (length + 1e-6) * (2 * math.pi))[:, None] / wavelength.float()
-    return torch.stack((angle[:, 0::2].sin(), angle[:, 1::2].cos()), dim=2).flatten(1)
+def fourier_wavelengths(hidden_dim: int, temperature: float, like: Tensor) -> Tensor:
+    """One for each pair of sine and cosine, (hidden_dim / 2), fp32, on the device of ``like``."""
+    return temperature ** (torch.arange(0, hidden_dim, 2, dtype=torch.float32, device=like.device) / hidden_dim)
+
+
+@torch.fx.wrap
+def fourier_features(length: int, wavelengths: Tensor) -> Tensor:
+    """Sines and cosines of the places 1 ... length, scaled to 2 pi: (hidden / 2) -> (length, hidden), fp32."""
+    place = torch.arange(1, length + 1, dtype=torch.float32, device=wavelengths.device)
+    angle = (place / (length + 1e-6) * (2 * math.pi))[:, None] / wavelengths
+    return torch.stack((angle.sin(), angle.cos()), dim=2).flatten(1)
 
 
 @ops.published(conv1=nn.Conv2d, act=nn.GELU, bn=BatchNorm, conv2=nn.Conv2d)
@@ -290,7 +317,10 @@ class XCiT(BaseModule):
 
     def __new__(cls, *args, **kwargs):
         """Arguments of MMPretrain's and timm's XCiT get the way to write them here, and not Python's error."""
-        hint = cls.explain_arguments(kwargs)
+        own = inspect.signature(cls.__init__).parameters  # a subclass may have some of these names
+        hint = cls.explain_arguments(
+            {name: value for name, value in kwargs.items() if name == 'arch' or name not in own}
+        )
         if hint:
             raise TypeError(f'XCiT: {hint}')
         return super().__new__(cls)
@@ -298,8 +328,15 @@ class XCiT(BaseModule):
     @staticmethod
     def explain_arguments(given: dict) -> Optional[str]:
         """What to write instead of arguments that other implementations of XCiT have; None if there are none."""
-        if 'num_stages' in given:
-            return 'num_stages is left of the base config; begin your backbone with backbone=dict(_delete_=True, ...)'
+        left = [name for name in OF_OTHER_BACKBONES if name in given]
+        left += [name for name in ('embed_dims', 'depth', 'num_heads') if name in given and 'arch' in given]
+        if left:
+            return (
+                f'{", ".join(left)}: left of the base config. Begin your backbone with backbone=dict(_delete_=True, '
+                f'...); arch alone says how wide and deep it is'
+            )
+        for name in given.keys() & NAMED_ELSEWHERE.keys():
+            return f'{name} {NAMED_ELSEWHERE[name]}'
         sizes = {'embed_dims': given.get('embed_dim')} if 'embed_dim' in given else {}
         sizes.update((name, given[name]) for name in ('embed_dims', 'depth', 'num_heads', 'mlp_ratio') if name in given)
         if sizes:
@@ -362,6 +399,12 @@ class XCiT(BaseModule):
         if out_type != 'pyramid' and out_strides != MultiScaleAdapter.STRIDES:
             raise ValueError(f"XCiT: out_strides are those of out_type='pyramid', got {out_strides} for {out_type!r}")
         self.out_indices = _out_indices(out_indices, out_type, depth, self.num_class_attention_blocks, out_strides)
+        if out_type == 'pyramid' and self.out_indices[-1] < depth - 1:
+            warnings.warn(
+                f'XCiT: out_indices={self.out_indices} are blocks, not stages, and those after block '
+                f'{self.out_indices[-1]} of 0 to {depth - 1} are never run; without out_indices the published ones are',
+                stacklevel=2,
+            )
         self.with_class_token = out_type not in ('featmap', 'pyramid') or self.out_indices[-1] >= depth
         self.num_layers = depth + self.num_class_attention_blocks * self.with_class_token
         if not -1 <= frozen_stages <= self.num_layers:

@@ -127,6 +127,8 @@ def choose(part: str, x: Tensor, norm: nn.Module, branch: nn.Module, gamma: Tens
         # Elsewhere the compiler fuses norms and pointwise steps of whole layers as well as chunks can, or better.
         many = x.numel() >= LEAST_TOKENS * x.shape[-1]
         return Way.COMPILED if not backward and _compiles(x) and many else Way.REFERENCE
+    if x.numel() == 0:
+        return Way.REFERENCE
     if backward:
         return Way.TRAINING
     return Way.INFERENCE if x.numel() >= LEAST_VALUES else Way.REFERENCE

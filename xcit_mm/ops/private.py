@@ -66,6 +66,15 @@ def is_transformed() -> bool:
     return any(not isinstance(_function_mode_at(i), DeviceContext) for i in range(_function_modes()))
 
 
+_is_legacy_batched = _find('_C._functorch.is_legacy_batchedtensor', lambda tensor: False)
+
+
+def is_batched(gradient: Tensor) -> bool:
+    """True in a backward pass for several gradients at once, by torch.func or by ``is_grads_batched=True``."""
+    # The latter has an older vmap, of which the tensor alone tells.
+    return _functorch_level() is not None or _is_legacy_batched(gradient)
+
+
 # Compilers.
 _is_compiling = _find('compiler.is_compiling', None) or torch._dynamo.is_compiling
 

@@ -1,8 +1,8 @@
 """Fused kernels in Triton for NVIDIA GPUs from Ampere on, forward and backward; without Triton nothing here runs.
 
-They take tensors only and know no model. :mod:`lpi`, :mod:`mlp` and both forms of XCA, :mod:`xca` and
-:mod:`token_form`, are the branches of a block, :mod:`stem` the patch embedding; :mod:`operators` gives them autograd and
-to torch.compile. They are made of :mod:`norm`, :mod:`depthwise`, :mod:`matmul` and :mod:`layer_scale`, whose tiles
+They take tensors only and know no model. The branches of a block are in :mod:`lpi`, :mod:`mlp`, :mod:`xca` and
+:mod:`token_form`, the patch embedding is in :mod:`stem`; :mod:`operators` gives them autograd, and to torch.compile.
+They are made of :mod:`norm`, :mod:`depthwise`, :mod:`matmul` and :mod:`layer_scale`, whose tiles
 follow from the rules in :mod:`launch`. These modules import Triton; this one does not.
 """
 
