@@ -21,6 +21,7 @@ from ..checkpoint import CheckpointError, match_state_dict
 from ..checkpoint.stem import fit_stem
 from ..compat import BatchNorm
 from ..errors import UsageError
+from ..ops.private import is_compiling
 from ..registry import MODELS
 from .adapter import MultiScaleAdapter, check_strides
 from .attention import XCA, ClassAttention
@@ -508,8 +509,9 @@ class XCiT(BaseModule):
 
     def _run(self, block: nn.Module, *args):
         if self.with_cp and self.training and torch.is_grad_enabled():
-            context = partial(_recomputing, block)
-            return activation_checkpoint(block, *args, use_reentrant=False, context_fn=context)
+            # A compiler recomputes operators but moves the statistics once; it takes no contexts such as these.
+            contexts = {} if is_compiling() else dict(context_fn=partial(_recomputing, block))
+            return activation_checkpoint(block, *args, use_reentrant=False, **contexts)
         return block(*args)
 
     def _format(self, cls_token: Optional[Tensor], tokens: Tensor, grid: Tuple[int, int], index: int) -> Tensor:
