@@ -68,7 +68,7 @@ class Parsed(Exception):
 def test_commands_are_understood(command, monkeypatch):
     """Each tool's own parser takes the arguments, and configs that are named exist."""
     tool, *arguments = shlex.split(re.sub(r'\$(\w+)', r'\1', command))
-    assert (ROOT / tool).is_file()
+    assert os.access(ROOT / tool, os.X_OK) and (ROOT / tool).read_text().startswith('#!/usr/bin/env python')
     for argument in arguments:
         if re.fullmatch(r'configs/\w+\.py', argument):
             assert (ROOT / argument).is_file() or (ROOT / 'examples/downstream' / argument).is_file(), argument

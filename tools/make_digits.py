@@ -1,3 +1,4 @@
+#!/usr/bin/env python
 """Make a small real-image data set in COCO, ADE20K and ImageNet layout, without a download.
 
 python tools/make_digits.py data/digits

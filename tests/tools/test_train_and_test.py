@@ -134,7 +134,7 @@ def test_the_published_s12_8_config_trains_and_tests_an_iteration(data, tmp_path
         {'model': {**start, 'head.weight': torch.zeros(1000, 384), 'head.bias': torch.zeros(1000)}},
         tmp_path / 's12.pth',
     )
-    scale = 'scale=(192, 192), keep_ratio=True'
+    scale = 'scale=(128, 128), keep_ratio=True'
     (tmp_path / 'own.py').write_text(f"""
 _base_ = {str(ROOT / 'configs' / 'mask_rcnn_xcit_s12_8_3x_coco.py')!r}
 model = dict(

@@ -248,8 +248,8 @@ class Runs:
 
     def __call__(self, data: dict) -> object:
         """Do the work once."""
-        half = torch.autocast(self.work.device, DTYPES[self.work.dtype])
-        autocast = half if self.work.dtype != 'fp32' else nullcontext()
+        dtype = DTYPES[self.work.dtype]
+        autocast = nullcontext() if dtype == torch.float32 else torch.autocast(self.work.device, dtype)
         data = self.model.data_preprocessor(data, self.work.training)
         if not self.work.training:
             with torch.no_grad(), autocast:

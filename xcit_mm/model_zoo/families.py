@@ -130,8 +130,8 @@ def family_pages(root: Path) -> Dict[str, str]:
             '',
             NOTE,
             '',
-            'Names are flat under `configs/`; each begins with what it trains and the command. A page has the settings of '
-            'its configs, the published results and the weights; [Models](../models.md) has all of these side by side.',
+            'Names are flat under `configs/`; each begins with what it trains and the command. A page has the settings '
+            'of its configs, the published results and the weights; [Models](../models.md) has all side by side.',
             '',
             *lines,
             '',
