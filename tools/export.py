@@ -6,6 +6,7 @@
     tools/export.py configs/mask_rcnn_xcit_s12_8_3x_coco.py CHECKPOINT pyramid.onnx --part backbone --size 800 1216
     tools/export.py CONFIG CHECKPOINT small.onnx --from-pixels --precision int8 --images data/train/*.jpg
     tools/export.py xcit_s12_16_in1k published xcit.pt2 --format torch
+    tools/export.py xcit_s12_16_in1k published xcit.xml --format openvino    # and xcit.bin
 
 The exported model takes any image size and, but for detectors and with --from-pixels, any batch.
 """
@@ -20,11 +21,11 @@ from xcit_mm.errors import clear_errors
 
 
 def parse_args(argv: Optional[Sequence[str]] = None) -> argparse.Namespace:
-    parser = argparse.ArgumentParser(description='Export a model to ONNX or torch.export.')
+    parser = argparse.ArgumentParser(description='Export a model to ONNX, OpenVINO or torch.export.')
     parser.add_argument('model', help='config file, or name of a published model')
     parser.add_argument('checkpoint', help="file or address of the weights, or 'published' for those of the name")
     parser.add_argument('target', help='file to write')
-    parser.add_argument('--format', choices=['onnx', 'torch'], default='onnx', help='default: onnx')
+    parser.add_argument('--format', choices=['onnx', 'openvino', 'torch'], default='onnx', help='default: onnx')
     parser.add_argument('--part', choices=['model', 'backbone'], default='model', help='default: model')
     parser.add_argument(
         '--size', nargs=2, type=int, default=(224, 224), metavar=('HEIGHT', 'WIDTH'), help='typical size of the images'

@@ -2,9 +2,6 @@
 
 import io
 import json
-import threading
-from functools import partial
-from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
 from importlib.util import find_spec
 from pathlib import Path
 
@@ -15,6 +12,7 @@ import torch
 from backbones import official_names, randomise
 from PIL import Image
 from processes import ROOT
+from sources import clip, serve
 
 import xcit_mm
 from xcit_mm.apis import Inferencer, create_backbone
@@ -304,13 +302,8 @@ def classifier(small_models):
 @pytest.fixture
 def served(images):
     """The folder of images under an address of this machine."""
-    handler = partial(SimpleHTTPRequestHandler, directory=str(images))
-    with ThreadingHTTPServer(('127.0.0.1', 0), handler) as server:
-        thread = threading.Thread(target=server.serve_forever)
-        thread.start()
-        yield f'http://127.0.0.1:{server.server_address[1]}'
-        server.shutdown()
-        thread.join()
+    with serve(images) as address:
+        yield address
 
 
 def test_all_that_people_hand_over_is_read(classifier, images, served):
@@ -501,15 +494,6 @@ def test_classes_in_another_order_than_the_checkpoints_are_refused(small_models,
     Inferencer(config, tmp_path / 'right.pth', 'cpu')
     with pytest.raises(UsageError, match='the same classes in another order'):
         Inferencer(config, tmp_path / 'turned.pth', 'cpu')
-
-
-def clip(path, frames=4):
-    """A short video, which is what a camera gives as well."""
-    writer = cv2.VideoWriter(str(path), cv2.VideoWriter_fourcc(*'mp4v'), 5, (64, 48))
-    for number in range(frames):
-        writer.write(np.full((48, 64, 3), 40 * number, np.uint8))
-    writer.release()
-    return str(path)
 
 
 def test_a_camera_by_its_number(small_models, tmp_path, monkeypatch):

@@ -4,12 +4,15 @@ import warnings
 
 import pytest
 import torch
+import torch.fx.experimental.optimization
 from backbones import build, deviation, randomise
+from mmcv.cnn import fuse_conv_bn
 from mmengine.registry import MODELS
 from mmengine.utils.dl_utils.parrots_wrapper import _BatchNorm
 from torch import nn
 
 from xcit_mm import ops
+from xcit_mm.errors import UsageError
 from xcit_mm.models.xcit import ARCHS, XCiT
 
 pytestmark = pytest.mark.usefixtures('covariance_of_few_tokens')
@@ -156,6 +159,17 @@ def test_the_default_type_of_pytorch_is_the_models(tiny, dtype):
     with torch.no_grad():
         for ours, converted in zip(built(image.to(dtype)), model.to(dtype)(image.to(dtype))):
             assert ours.dtype == dtype and torch.equal(ours, converted)
+
+
+def test_folding_of_batch_norms_is_right_or_refused(tiny):
+    """mmcv's takes LPI's first convolution and batch norm for neighbours, and there is GELU between them."""
+    model, image = randomise(build(arch=tiny, out_type='pyramid')), torch.randn(1, 3, 64, 48)
+    if torch.__version__ >= torch.torch_version.TorchVersion('2.4'):  # from which on torch.fx follows promote_types
+        with torch.no_grad():
+            for ours, expected in zip(torch.fx.experimental.optimization.fuse(model)(image), model(image)):
+                assert deviation(ours, expected) < 1e-5
+    with pytest.raises(UsageError, match='fuse_conv_bn.*GELU.*optimization.fuse'):
+        fuse_conv_bn(model)(image)
 
 
 def test_several_and_negative_indices(tiny):

@@ -98,6 +98,8 @@ def test_gradients_of_gradients(tiny, size):
 @pytest.mark.parametrize('vmap', ['autograd', 'torch.func'])
 def test_several_gradients_at_once(tiny, size, vmap):
     """A Jacobian, for example; autograd and torch.func each have a vmap."""
+    if 'torch._C._functorch.is_legacy_batchedtensor' in private.MISSING and vmap == 'autograd':
+        pytest.skip('this PyTorch does not tell batched gradients from others')
     net = model(tiny).train()
     image = IMAGE[..., : size[0], : size[1]].clone().requires_grad_()
     out = net(image)[-1]

@@ -1,12 +1,14 @@
 """Whole models by the Triton kernels, in Triton's interpreter, beside the reference."""
 
 import copy
-from contextlib import ExitStack, contextmanager, nullcontext
+from collections import Counter
+from contextlib import contextmanager, nullcontext
 from unittest import mock
 
 import pytest
 import torch
 from backbones import build, deviation, randomise
+from functorch.compile import make_boxed_func
 from interpreting import interpreted
 
 from xcit_mm import ops
@@ -31,20 +33,20 @@ def kernels(covariance=True, tried=False):
         yield
 
 
+def branches(covariance):
+    return dict.fromkeys(('xca' if covariance else 'token_form', 'lpi', 'mlp'), SMALL['depth'])
+
+
 @contextmanager
 def called_in_every_block(covariance):
     """The three branches of each block went through this door."""
-    with ExitStack() as stack:
-        spies = [
-            stack.enter_context(mock.patch.object(fused, name, wraps=getattr(fused, name)))
-            for name in ('add_xca' if covariance else 'add_xca_by_tokens', 'add_lpi', 'add_mlp')
-        ]
+    with mock.patch.object(fused, '_run', wraps=fused._run) as spy:
         yield
-        assert [spy.call_count for spy in spies] == [SMALL['depth']] * 3
+    assert Counter(call.args[0] for call in spy.call_args_list) == branches(covariance)
 
 
-def image():
-    return torch.randn(2, 3, 24, 40, generator=torch.Generator().manual_seed(0))
+def image(size=(24, 40)):
+    return torch.randn(2, 3, *size, generator=torch.Generator().manual_seed(0))
 
 
 def inference(covariance):
@@ -66,10 +68,10 @@ def test_inference_eager_and_compiled(covariance):
     assert max(interpreted(inference, covariance)) < 2e-6
 
 
-def gradients(net, order=1):
-    x = image().requires_grad_()
+def gradients(net, order=1, size=(24, 40), run=None):
+    x = image(size).requires_grad_()
     torch.manual_seed(0)  # stochastic depth
-    loss = sum(out.square().mean() for out in net(x))
+    loss = sum(out.square().mean() for out in (net if run is None else run)(x))
     if order == 2:
         (grad,) = torch.autograd.grad(loss, x, create_graph=True)
         loss = grad.square().mean() * 1e3
@@ -84,6 +86,10 @@ def training(covariance, order, *settings):
         expected = gradients(twin, order)
     with kernels(covariance), called_in_every_block(covariance):
         found = gradients(net, order)
+    return differences(found, expected)
+
+
+def differences(found, expected):
     assert found.keys() == expected.keys()
     return {
         name: ((found[name] - value).abs().max() / value.abs().max().clamp_min(1e-3)).item()
@@ -93,7 +99,14 @@ def training(covariance, order, *settings):
 
 
 @FORMS
-@pytest.mark.parametrize('settings', [{}, dict(norm_eval=True)], ids=['statistics of the batch', 'frozen statistics'])
+@pytest.mark.parametrize(
+    'settings',
+    [
+        pytest.param({}, id='statistics of the batch'),
+        pytest.param(dict(norm_eval=True), id='frozen statistics'),
+        pytest.param(dict(bn_norm_cfg=dict(type='BN', momentum=None)), id='average of all batches'),
+    ],
+)
 def test_gradients_and_running_statistics(settings, covariance):
     """As with the reference, whose batch norms change the same running statistics."""
     errors = interpreted(training, covariance, 1, *settings.items())
@@ -105,3 +118,53 @@ def test_gradients_and_running_statistics(settings, covariance):
 def test_gradients_of_gradients(covariance):
     errors = interpreted(training, covariance, 2)
     assert max(errors.values()) < 1e-3, errors
+
+
+def operators_of(graph):
+    names = (str(node.target) for node in graph.graph.nodes if node.op == 'call_function')
+    return dict(Counter(name.split('.')[1] for name in names if name.startswith('xcit_mm')))
+
+
+def compiled_training(covariance, kind, *settings):
+    """Operators of all compiled graphs, and deviations from eager mode: output, gradients, statistics; of two sizes."""
+    from torch._dynamo.backends.common import aot_autograd
+    from torch._inductor import config
+
+    graphs = []
+
+    def recording(graph, _):
+        graphs.append(operators_of(graph))
+        return make_boxed_func(graph.forward)
+
+    net = model(drop_path_rate=0.3, **dict(settings)).train()
+    twin = copy.deepcopy(net)
+    backend = 'inductor' if kind == 'inductor' else aot_autograd(fw_compiler=recording, bw_compiler=recording)
+    compiled = torch.compile(net, backend=backend, fullgraph=True, dynamic=True)
+    autocast = torch.autocast('cpu', torch.bfloat16, enabled=kind == 'autocast')
+    errors = {}
+    for size in ((24, 40), (48, 32)):
+        with kernels(covariance), autocast, mock.patch.object(config, 'fallback_random', True):
+            expected, found = gradients(twin, size=size), gradients(net, size=size, run=compiled)
+        errors.update({f'{name} {size}': error for name, error in differences(found, expected).items()})
+    assert all(torch.equal(a, b) for a, b in zip(net.buffers(), twin.buffers()) if not a.is_floating_point())
+    return graphs, errors
+
+
+@FORMS
+@pytest.mark.parametrize(
+    'kind, settings',
+    [
+        pytest.param('fp32', {}, id='statistics of the batch'),
+        pytest.param('fp32', dict(norm_eval=True), id='frozen statistics'),
+        pytest.param('fp32', dict(with_cp=True), id='activation checkpointing'),
+        pytest.param('autocast', {}, id='autocast'),
+    ],
+)
+def test_compiled_training_has_the_kernels(kind, settings, covariance):
+    """One graph forward and one backward, of the kernels alone, for all sizes; it computes what eager mode does."""
+    graphs, errors = interpreted(compiled_training, covariance, kind, *settings.items())
+    expected = branches(covariance)
+    recomputed = expected if 'with_cp' in settings else {}
+    assert graphs == [expected, {**recomputed, **{f'{name}_backward': count for name, count in expected.items()}}]
+    assert any('running_var' in name for name in errors)
+    assert max(errors.values()) < (3e-2 if kind == 'autocast' else 1e-5), errors  # whose convolutions are in bf16

@@ -35,6 +35,7 @@ def test_sheets_have_the_scenes_with_their_objects(small_digits, tmp_path):
     found = dict(bboxes=again, labels=torch.cat([labels, labels[:1]]), scores=torch.full((len(again),), 0.9))
     (tmp_path / 'a.pkl').write_bytes(pickle.dumps([dict(img_id=1, pred_instances=found)]))
     assert tool['count'](tmp_path, tmp_path / 'a.pkl') == (len(boxes), len(boxes), 1)
+    assert tool['count'](tmp_path, tmp_path / 'a.pkl', 0.95) == (0, len(boxes), 0)
 
 
 def test_sheets_have_the_label_maps_of_the_scenes(small_digits, tmp_path):

@@ -1,4 +1,4 @@
-"""Export to ONNX and to torch.export for any image size, compared with the model before the file is kept."""
+"""Export to ONNX, OpenVINO and torch.export for any image size, compared with the model before the file is kept."""
 
 import copy
 import inspect
@@ -7,6 +7,7 @@ import os
 import tempfile
 import warnings
 from contextlib import contextmanager, nullcontext
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Callable, Dict, Iterator, List, NamedTuple, Optional, Sequence, Tuple
 
@@ -18,13 +19,17 @@ from torch import Tensor, nn
 from ..datasets.reading import ModelInput, channels_of, model_input
 from ..engine.large_images import use_large_images
 from ..errors import UsageError
-from .deployed import write_int8
+from .deployed import Deployed, write_int8
 from .export_check import SMALLEST, Deviation, Inputs, PixelInputs, Run, answer_of, compare, detections_of
 from .exported import activation_of, config_for_file
 from .model import build, choose
 
-FORMATS = ('onnx', 'torch')
 PRECISIONS = ('fp32', 'fp16', 'int8')
+FORMATS = {  # suffix of the file, and its precisions
+    'onnx': ('.onnx', PRECISIONS),
+    'openvino': ('.xml', ('fp32', 'int8')),
+    'torch': ('.pt2', ('fp32',)),
+}
 PARTS = ('model', 'backbone')
 OPSET = 17
 LARGEST = 8192
@@ -68,16 +73,16 @@ def export_model(
         model (str): A config file, or a name of :func:`xcit_mm.list_models`.
         checkpoint (str, optional): File or address; the published weights of a name if not given.
         target (str): The file to write.
-        format (str): 'onnx', or 'torch' for a file of :func:`torch.export.save`, not for detectors and models from
-            pixels.
+        format (str): 'onnx'; 'openvino' for OpenVINO's .xml with its .bin; or 'torch' for a file of
+            :func:`torch.export.save`, not for detectors and models from pixels.
         part (str): 'model' or 'backbone'.
         size (tuple[int, int]): Height and width at which the graph is traced; it is compared at sizes around it.
         from_pixels (bool): Make the file take uint8 pixels and answer in the image's pixels.
         images (Sequence[str]): Image files to compare with PyTorch on, instead of generated ones; for int8 also for
             calibration, a hundred or so.
         precision (str): 'fp32'; 'fp16' for GPUs: what PyTorch's autocast computes in fp16; or 'int8' for CPUs:
-            convolutions and linear layers. Inputs and outputs keep their dtypes. Both are for ONNX only, and are
-            written once the fp32 file has passed its comparison.
+            convolutions and linear layers. Inputs and outputs keep their dtypes. Both are for ONNX, int8 for OpenVINO
+            too, and are written once the fp32 file has passed its comparison.
 
     Returns:
         list[Deviation]: From PyTorch, for several sizes and, where batches are possible, batch sizes. In fp32 all are
@@ -88,11 +93,12 @@ def export_model(
             model deviates by more; then no file is left behind.
     """
     if format not in FORMATS or part not in PARTS:
-        raise UsageError(f'format must be one of {FORMATS} and part one of {PARTS}; got {format!r} and {part!r}')
+        raise UsageError(f'format must be one of {tuple(FORMATS)} and part one of {PARTS}; got {format!r} and {part!r}')
     if min(size) < SMALLEST or max(size) > LARGEST:
         raise UsageError(f'the size must be between {SMALLEST} and {LARGEST} pixels, got {size[0]}x{size[1]}')
-    if precision not in PRECISIONS or (precision != 'fp32' and format != 'onnx'):
-        raise UsageError(f'the precision must be one of {PRECISIONS}, the last two of ONNX alone; got {precision!r}')
+    suffix, precisions = FORMATS[format]
+    if precision not in precisions:
+        raise UsageError(f'the precision of {format} must be one of {precisions}, got {precision!r}')
     if precision == 'fp16' and digit_version(torch.__version__) < digit_version('2.4'):
         raise UsageError(
             f'fp16 is recorded under autocast on the CPU, which needs PyTorch 2.4 or later; this is {torch.__version__}'
@@ -100,7 +106,6 @@ def export_model(
     if precision == 'int8' and not images:
         raise UsageError('int8 needs calibration images: give --images, a hundred or so')
     _require(format)
-    suffix = {'onnx': '.onnx', 'torch': '.pt2'}[format]
     if not str(target).endswith(suffix):
         raise UsageError(f'the file to write must end with {suffix}, got {target}')
     folder = Path(target).resolve().parent
@@ -110,22 +115,30 @@ def export_model(
     if format == 'torch' and exported.inputs.one_by_one:
         raise UsageError('detectors and models from pixels are exported to ONNX alone; leave out --format torch')
     samples = [exported.inputs.read(path) for path in images]
+    compared = samples[:MOST_COMPARED] or exported.inputs.generate(size)
+    limits = (exported.tolerance, MOST_UNMATCHED)
     with tempfile.TemporaryDirectory(dir=folder, prefix='unchecked_') as scratch:
-        draft = str(Path(scratch, f'draft{suffix}'))
+        draft = str(Path(scratch, 'draft.pt2' if format == 'torch' else 'draft.onnx'))
         with exportable(exported.module, format) as twin:
-            run = (_write_onnx if format == 'onnx' else _write_torch)(twin, exported, draft, size)
-            deviations = compare(exported, run, samples[:MOST_COMPARED] or exported.inputs.generate(size))
-            _accept(deviations, exported.tolerance, MOST_UNMATCHED, target)
+            run = (_write_torch if format == 'torch' else _write_onnx)(twin, exported, draft, size)
+            deviations = compare(exported, run, compared)
+            _accept(deviations, *limits, target)
             if precision != 'fp32':
-                full, draft = draft, str(Path(scratch, f'{precision}{suffix}'))
+                limits = (float('inf'), REDUCED_UNMATCHED)
+                full, draft = draft, str(Path(scratch, f'{precision}.onnx'))
                 if precision == 'fp16':
                     with torch.autocast('cpu', torch.float16, cache_enabled=False):
                         run = _write_onnx(_Full(twin), exported, draft, size)
                 else:
                     write_int8(full, draft, [sample.numpy() for sample in samples])
                     run = _open_onnx(draft, exported)
-                deviations = compare(exported, run, samples[:MOST_COMPARED] or exported.inputs.generate(size))
-                _accept(deviations, float('inf'), REDUCED_UNMATCHED, target)
+                deviations = compare(exported, run, compared)
+                _accept(deviations, *limits, target)
+        if format == 'openvino':
+            draft = _convert_to_openvino(draft)
+            deviations = compare(exported, _open_openvino(draft), compared)
+            _accept(deviations, *limits, target)
+            os.replace(Path(draft).with_suffix('.bin'), Path(target).with_suffix('.bin'))
         os.replace(draft, target)
     return deviations
 
@@ -159,11 +172,10 @@ def _require(format: str) -> None:
                 f'export to ONNX instead'
             )
         return
-    try:
-        import onnx  # noqa: F401
-        import onnxruntime  # noqa: F401
-    except ImportError as error:
-        raise UsageError(f'{error.name} is not installed: pip install onnx onnxruntime') from None
+    packages = ['onnx', 'onnxruntime', *(['openvino'] if format == 'openvino' else [])]
+    missing = [name for name in packages if not find_spec(name)]
+    if missing:
+        raise UsageError(f'{" and ".join(missing)} is not installed: pip install {" ".join(packages)}')
 
 
 class _Classifier(nn.Module):
@@ -410,6 +422,27 @@ def _open_onnx(path: str, exported: Exported) -> Run:
 
     session = onnxruntime.InferenceSession(path, providers=['CPUExecutionProvider'])
     return lambda given: [torch.from_numpy(out) for out in session.run(None, {exported.inputs.name: given.numpy()})]
+
+
+def _convert_to_openvino(path: str) -> str:
+    """Write an ONNX file as OpenVINO's .xml and .bin beside it, with its metadata.
+
+    As it is read: of the transformations of ``openvino.convert_model``, ``SDPAFusion`` breaks the graph of detectors
+    (OpenVINO 2026.4), since it takes the norms of the keys of XCA for the scale of an attention, which is a scalar.
+
+    Returns:
+        str: The .xml file.
+    """
+    import openvino
+
+    target = str(Path(path).with_suffix('.xml'))
+    openvino.save_model(openvino.Core().read_model(path), target, compress_to_fp16=False)
+    return target
+
+
+def _open_openvino(path: str) -> Run:
+    deployed = Deployed(path, 'openvino')
+    return lambda given: [torch.from_numpy(out) for out in deployed(given.numpy()).values()]
 
 
 def _free_axes(names: Sequence[str], outputs: Sequence[Tensor], exported: Exported) -> Dict[str, Dict[int, str]]:

@@ -23,8 +23,7 @@ class Deviation(NamedTuple):
         shape (tuple[int, ...]): Shape of the input: (B, channels, H, W), or (H, W, channels).
         relative (float): Largest difference over the largest value of that output, the largest of all outputs. Label
             maps: the share of pixels that differ. Detections, matched by class and overlap: the largest difference of
-            scores, or of coordinates over the image's longer side, or the largest share of pixels by which a mask
-            differs.
+            scores, or of coordinates over the image's longer side, or of masks (:func:`masks_apart`).
         detections (int, optional): Number of PyTorch's detections in that image.
         unmatched (float): Share of the detections that only one of the two has.
     """
@@ -212,5 +211,11 @@ def detections_apart(ours: Sequence[Tensor], theirs: Sequence[Tensor], side: int
         (theirs[0][mine] - ours[0][yours]).abs().max().item() / side,
     ]
     if len(theirs) > 3:
-        apart.append((theirs[3][mine] != ours[3][yours]).float().mean((1, 2)).max().item())
+        apart.append(masks_apart(ours[3][yours], theirs[3][mine]).max().item())
     return max(apart), unmatched
+
+
+def masks_apart(ours: Tensor, theirs: Tensor) -> Tensor:
+    """1 - IoU of each pair of masks (N, H, W) bool -> (N,); one pixel may differ, by rounding, in masks of any size."""
+    differing, union = (ours ^ theirs).sum((1, 2)), (ours | theirs).sum((1, 2))
+    return (differing - 1).clamp(min=0) / union.clamp(min=1)

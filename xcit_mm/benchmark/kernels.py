@@ -100,36 +100,18 @@ def plain(case: Case, tensors: Sequence[Tensor], dtype: torch.dtype) -> Tuple[Te
 
 
 def fused(case: Case, tensors: Sequence[Tensor]) -> Tuple[Tensor, ...]:
-    """Compute the same with the kernels that have a backward pass."""
-    from ..ops.triton import lpi, mlp, token_form, xca
+    """Compute the same with the kernels: those for training if a tensor requires gradients."""
+    from ..ops.triton import operators
 
-    x, weight, bias, *rest = tensors
-    if case.part == 'xca':
-        return (xca.AddXca.apply(x, weight, bias, EPS, *rest, case.factors(), case.dtype),)
-    if case.part == 'xca, token form':
-        return (token_form.AddTokenForm.apply(x, weight, bias, EPS, *rest, case.factors(), case.dtype),)
-    if case.part == 'mlp':
-        return (mlp.AddMlp.apply(x, weight, bias, EPS, *rest, case.factors(), case.dtype),)
-    first, second = rest[:4], rest[4:]
-    bn = *case.statistics(), BN_EPS
-    settings = case.height, case.factors(), case.dtype
-    return lpi.add_lpi_training(x, weight, bias, EPS, *first, *bn, *second, *settings)[:1]
-
-
-def fused_inference(case: Case, tensors: Sequence[Tensor]) -> Tuple[Tensor, ...]:
-    """Compute the same with the inference kernels; LPI needs frozen statistics."""
-    from ..ops.triton import lpi, mlp, token_form, xca
-
-    x, weight, bias, *rest = tensors
-    if case.part == 'xca':
-        return (xca.add_xca(x, weight, bias, EPS, *rest, case.factors(), case.dtype),)
-    if case.part == 'xca, token form':
-        return (token_form.add_token_form(x, weight, bias, EPS, *rest, case.factors(), case.dtype),)
-    if case.part == 'mlp':
-        return (mlp.add_mlp(x, weight, bias, EPS, *rest, case.factors(), case.dtype),)
-    bn = *case.statistics(), BN_EPS
-    settings = case.height, case.factors(), case.dtype
-    return (lpi.add_lpi(x, weight, bias, EPS, *rest[:4], *bn, *rest[4:], *settings),)
+    name = {'xca, token form': 'token_form'}.get(case.part, case.part.split(',')[0])
+    keeps = torch.is_grad_enabled() and any(t.requires_grad for t in tensors)
+    others = case.factors(), EPS, case.dtype, keeps
+    if name == 'lpi':
+        others = *others, case.height, BN_EPS, *case.statistics()
+    x, *weights = tensors
+    branch = operators.BRANCHES[name]
+    out, *_ = operators.Branch.apply(x, *weights, others, branch) if keeps else branch.forward(x, weights, *others)
+    return (out,)
 
 
 class Errors(NamedTuple):
@@ -159,13 +141,11 @@ def compare(case: Case, backward: bool = True) -> Dict[str, Errors]:
             torch.autograd.backward(outs, [g.to(out.dtype) for g, out in zip(grads, outs)])
             values += [leaf.grad for leaf in leaves]
         found.append(values)
-    if case.part != 'lpi':
-        with torch.no_grad():
-            # With a backward pass, the MLP's GELU takes the rounded hidden values that are saved for it.
-            limit = 4 * torch.finfo(case.dtype).eps
-            for value, again in zip(found[1], fused_inference(case, tensors)):
-                error = _error(again, value.double())
-                assert error <= limit, f'{case} without a backward pass: {error:.1e} from the result with one'
+    # With a backward pass, the MLP's GELU takes the rounded hidden values that are saved for it.
+    limit = 4 * torch.finfo(case.dtype).eps
+    for value, again in zip(found[1], fused(case, tensors)):
+        error = _error(again, value.double())
+        assert error <= limit, f'{case} without a backward pass: {error:.1e} from the result with one'
     count = len(found[0]) - len(tensors) if backward else len(found[0])
     names = [f'output {i}' for i in range(count)] + [f'gradient {i}' for i in range(len(tensors))] * backward
     return {name: Errors(_error(f, e), _error(p, e)) for name, e, f, p in zip(names, *found)}

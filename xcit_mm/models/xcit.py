@@ -20,6 +20,8 @@ from .. import ops
 from ..checkpoint import CheckpointError, match_state_dict
 from ..checkpoint.stem import fit_stem
 from ..compat import BatchNorm
+from ..errors import UsageError
+from ..ops.private import is_compiling
 from ..registry import MODELS
 from .adapter import MultiScaleAdapter, check_strides
 from .attention import XCA, ClassAttention
@@ -155,6 +157,12 @@ class LPI(nn.Module):
 
     def forward(self, x: Tensor, grid: Tuple[int, int]) -> Tensor:
         """(B, N, C) -> (B, N, C)."""
+        if isinstance(self.bn, nn.Identity):
+            raise UsageError(
+                'LPI: its batch norm was taken away, as mmcv.cnn.fuse_conv_bn does: it folds bn into conv1, and since '
+                'GELU is between them the outputs would be wrong. torch.fx.experimental.optimization.fuse(model) folds '
+                'the batch norms that can be'
+            )
         # The tokens already are a channels-last image: nothing is copied.
         image = x.unflatten(1, grid).permute(0, 3, 1, 2)
         image = self.conv2(self.bn(self.act(self.conv1(image))))
@@ -501,8 +509,9 @@ class XCiT(BaseModule):
 
     def _run(self, block: nn.Module, *args):
         if self.with_cp and self.training and torch.is_grad_enabled():
-            context = partial(_recomputing, block)
-            return activation_checkpoint(block, *args, use_reentrant=False, context_fn=context)
+            # A compiler recomputes operators but moves the statistics once; it takes no contexts such as these.
+            contexts = {} if is_compiling() else dict(context_fn=partial(_recomputing, block))
+            return activation_checkpoint(block, *args, use_reentrant=False, **contexts)
         return block(*args)
 
     def _format(self, cls_token: Optional[Tensor], tokens: Tensor, grid: Tuple[int, int], index: int) -> Tensor:

@@ -12,8 +12,8 @@ way            taken when                                                    how
 ``INFERENCE``  else                                                          in place, in chunks that fit a cache
 ``COMPILED``   torch.compile, inference on a CPU, no autocast                the same as opaque custom ops
 ``FUSED``      an NVIDIA GPU from Ampere on with Triton, by the rule of      fused kernels, with a backward pass or
-               :func:`triton.suits`, after they passed a trial there; under  without; opaque custom ops when compiled
-               torch.compile in inference
+               :func:`triton.suits`, after they passed a trial there; but    without; opaque custom ops when compiled
+               for SyncBN of several processes under torch.compile
 =============  ============================================================  ======================================
 
 What is written for CPUs alone (LPI, the deconvolution in bands of rows) is the reference elsewhere. The patch embedding
@@ -120,7 +120,7 @@ def choose(part: str, x: Tensor, norm: nn.Module, branch: nn.Module, gamma: Tens
         return Way.REFERENCE
     if not has_bias(norm):
         return Way.REFERENCE
-    if trial.is_faster(part, x, compute_dtype(gamma)):
+    if trial.is_faster(part, x, compute_dtype(gamma)) and fused.fits(part, x, branch):
         return Way.FUSED
     backward = torch.is_grad_enabled() or keep is not None
     if is_compiling():
@@ -222,9 +222,9 @@ def add_xca(
     batch_size = None if is_compiling() else B
     covariance = prefers_covariance(N, C, compute_dtype(gamma), batch_size, x.device.type)
     weights = attn.qkv.weight, attn.qkv.bias, attn.proj.weight, attn.proj.bias, attn.temperature
-    if way is Way.FUSED and (covariance or fused.fits_heads(attn.temperature, C)):
-        add = fused.add_xca if covariance else fused.add_xca_by_tokens
-        return add(_stream(x, gamma, way, inplace), _norm(norm), weights, gamma, keep, compute_dtype(gamma))
+    if way is Way.FUSED:
+        form, x = 'xca' if covariance else 'token_form', _stream(x, gamma, way, inplace)
+        return fused.add(form, x, _norm(norm), weights, gamma, keep, compute_dtype(gamma))
     arguments = *_norm(norm), *weights, gamma if keep is None else gamma * keep
     if not covariance:
         return _op(xca.add_token_form, way)(_stream(x, gamma, way, inplace=True), *arguments)
@@ -246,7 +246,7 @@ def add_lpi(
 ) -> Tensor:
     """x + keep * gamma * LPI(LN(x)), for the tokens of an image of ``grid`` = (rows, columns); see :func:`add_xca`."""
     way = choose('lpi', x, norm, lpi, gamma, keep)
-    if way is Way.FUSED and fused.fits_lpi(x, lpi):
+    if way is Way.FUSED:
         x = _stream(x, gamma, way, inplace)
         return fused.add_lpi(x, _norm(norm), lpi, gamma, grid[0], keep, compute_dtype(gamma))
     if way is Way.TRAINING and is_conv(lpi.conv2, 3, depthwise=True) and has_bias(lpi.conv2):
@@ -278,7 +278,7 @@ def add_mlp(
     x = _stream(x, gamma, way, inplace)
     weights = mlp.fc1.weight, mlp.fc1.bias, mlp.fc2.weight, mlp.fc2.bias
     if way is Way.FUSED:
-        return fused.add_mlp(x, _norm(norm), weights, gamma, keep, compute_dtype(gamma))
+        return fused.add('mlp', x, _norm(norm), weights, gamma, keep, compute_dtype(gamma))
     if way is Way.TRAINING:
         return mlp_ops.add_mlp(x, *_norm(norm), *weights, gamma, keep)
     _op(mlp_ops.add_mlp_, way)(x, *_norm(norm), *weights, gamma)

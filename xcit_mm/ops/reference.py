@@ -72,8 +72,8 @@ def add_lpi(
     conv1_bias: Tensor,
     bn_weight: Tensor,
     bn_bias: Tensor,
-    bn_mean: Tensor,
-    bn_var: Tensor,
+    bn_mean: Optional[Tensor],
+    bn_var: Optional[Tensor],
     bn_eps: float,
     conv2_weight: Tensor,
     conv2_bias: Tensor,
@@ -81,11 +81,14 @@ def add_lpi(
     height: int,
     keep: Optional[Tensor] = None,
 ) -> Tensor:
-    """x + keep * gamma * LPI(LN(x)) for the tokens of an image of ``height`` rows (section 3.3), statistics given."""
+    """x + keep * gamma * LPI(LN(x)) for the tokens of an image of ``height`` rows (section 3.3).
+
+    Without ``bn_mean`` and ``bn_var``, the batch norm has the statistics of the batch.
+    """
     C = len(gamma)
     image = F.layer_norm(x, (C,), norm_weight, norm_bias, eps).unflatten(1, (height, -1)).permute(0, 3, 1, 2)
     image = F.gelu(F.conv2d(image, conv1_weight, conv1_bias, padding=1, groups=C))
-    image = F.batch_norm(image, bn_mean, bn_var, bn_weight, bn_bias, eps=bn_eps)
+    image = F.batch_norm(image, bn_mean, bn_var, bn_weight, bn_bias, bn_mean is None, eps=bn_eps)
     image = F.conv2d(image, conv2_weight, conv2_bias, padding=1, groups=C)
     return residual(x, image.flatten(2).transpose(1, 2), gamma, keep)
 

@@ -33,6 +33,8 @@ def twice_differentiable(backward: Callable) -> staticmethod:
             # PyTorch before 2.4 refuses some types even where it is not enabled.
             with torch.autocast(x.device.type, dtype=ctx.dtype) if ctx.dtype != x.dtype else without_autocast(x):
                 outs = function.reference(*arguments)
+        if isinstance(outs, torch.Tensor):
+            grads = grads[:1]  # the other outputs have none
         inputs = [argument for argument, need in zip(arguments, needed) if need]
         found = iter(torch.autograd.grad(outs, inputs, grads, create_graph=create_graph))
         return tuple(next(found) if need else None for need in needed)

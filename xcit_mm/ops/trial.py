@@ -20,8 +20,8 @@ from .triton import LARGEST_HEAD, suits
 
 BATCH, GRID = 3, (7, 9)
 LEAST_HEADS = 4
-# Functions of :mod:`fused` for each part: which form of XCA is taken depends on the number of tokens.
-FORMS = dict(xca=('add_xca', 'add_xca_by_tokens'), lpi=('add_lpi',), mlp=('add_mlp',))
+# Names of the kernels of each part: which form of XCA is taken depends on the number of tokens.
+FORMS = dict(xca=('xca', 'token_form'))
 IMAGE = (37, 50)  # of the patch embedding: odd and even
 # Largest difference over largest value; of a half type, that of its rounding.
 TOLERANCE = {torch.float32: 1e-4, torch.float16: 1e-2, torch.bfloat16: 6e-2}
@@ -36,8 +36,8 @@ def is_faster(part: str, x: Tensor, dtype: torch.dtype, widths: Optional[Tuple[i
         dtype (torch.dtype): Of matmuls.
         widths (tuple[int], optional): Of 'stem': channels of the image and of the output of each layer.
     """
-    if is_compiling() and (torch.is_grad_enabled() or not HAS_CUSTOM_OPS):
-        return False  # the compiler differentiates the reference
+    if is_compiling() and not HAS_CUSTOM_OPS:
+        return False
     return suits(part, x, dtype) and passes(part, x.device, dtype, widths or x.shape[-1], torch.is_grad_enabled())
 
 
@@ -98,7 +98,7 @@ def _difference(
 ) -> float:
     """Of output and gradients from the reference in fp64 (which knows no tf32), the largest over the largest value."""
     randn = _random(stream, device)
-    run, exact = _cases(form, channels, dtype, randn)
+    run, exact = _cases(form, channels, dtype, randn, backward)
     x = randn(BATCH, GRID[0] * GRID[1], channels)
     gamma, keep = randn(channels, around=1.0), torch.tensor([0.0, 1.25, 1.25], device=device).view(BATCH, 1, 1)
     weight = torch.linspace(-1, 1, x.numel(), device=device).view_as(x)
@@ -148,35 +148,38 @@ def _random(dtype: torch.dtype, device: torch.device) -> Callable[..., Tensor]:
     return randn
 
 
-def _cases(form: str, C: int, dtype: torch.dtype, randn: Callable[..., Tensor]) -> Tuple[Callable, Callable]:
+def _cases(
+    form: str, C: int, dtype: torch.dtype, randn: Callable[..., Tensor], training: bool
+) -> Tuple[Callable, Callable]:
     """A part by the kernels, and by the reference in fp64: functions of x, gamma and keep."""
     norm = randn(C, around=1.0), randn(C), 1e-6
     plain_norm = norm[0].double(), norm[1].double(), norm[2]
-    if form == 'add_lpi':
+    if form == 'lpi':
         conv1, conv2 = ((randn(C, 1, 3, 3), randn(C)) for _ in range(2))
         affine, statistics = (randn(C, around=1.0), randn(C)), (randn(C), randn(C).abs() + 0.5)
-        bn = nn.BatchNorm2d(C).eval().to(norm[0])
+        bn = nn.BatchNorm2d(C).train(training).to(norm[0])
         with torch.no_grad():
             for target, value in zip((bn.weight, bn.bias, bn.running_mean, bn.running_var), (*affine, *statistics)):
                 target.copy_(value)
         layers = SimpleNamespace(bn=bn)
         layers.conv1, layers.conv2 = (SimpleNamespace(weight=weight, bias=bias) for weight, bias in (conv1, conv2))
-        tensors = [t.double() for t in (*conv1, *affine, *statistics)]
+        tensors = [t.double() for t in (*conv1, *affine)]
+        tensors += [None, None] if training else [t.double() for t in statistics]
 
         def exact(x: Tensor, gamma: Tensor, keep: Tensor) -> Tensor:
             last = conv2[0].double(), conv2[1].double()
             return reference.add_lpi(x, *plain_norm, *tensors, bn.eps, *last, gamma, GRID[0], keep)
 
         return lambda x, gamma, keep: fused.add_lpi(x, norm, layers, gamma, GRID[0], keep, dtype), exact
-    is_mlp = form == 'add_mlp'
+    is_mlp = form == 'mlp'
     wide = 4 * C if is_mlp else 3 * C
     weights = [randn(wide, C) * C**-0.5, randn(wide), randn(C, wide if is_mlp else C) * C**-0.5, randn(C)]
     if not is_mlp:
         heads = next(h for h in range(LEAST_HEADS, C + 1) if C % h == 0 and C // h <= LARGEST_HEAD)
         weights.append(randn(heads, 1, 1, around=1.0))
     plain = [t.double() for t in weights]
-    run, correct = getattr(fused, form), reference.add_mlp if is_mlp else reference.add_xca
+    correct = reference.add_mlp if is_mlp else reference.add_xca
     return (
-        lambda x, gamma, keep: run(x, norm, weights, gamma, keep, dtype),
+        lambda x, gamma, keep: fused.add(form, x, norm, weights, gamma, keep, dtype),
         lambda x, gamma, keep: correct(x, *plain_norm, *plain, gamma, keep),
     )

@@ -323,6 +323,39 @@ def test_data_that_nothing_can_be_learned_from(make, words, tmp_path):
     assert words in refused(tmp_path / 'data')
 
 
+@pytest.mark.parametrize('make, format', [(voc, 'voc'), (coco, 'coco'), (labelme, 'labelme')])
+@pytest.mark.parametrize('inside', ['', 'train', 'photos'])
+def test_annotations_beside_folders_of_classes(make, format, inside, tmp_path):
+    make(tmp_path / 'annotated')
+    for kind in ('cat', 'dog'):
+        for number in range(5):
+            save(tmp_path / inside / kind / f'{kind}{number}.jpg', scene(number)[0])
+    text = refused(tmp_path)
+    assert f'{format} annotates 8 images and none of the 10 in cat, dog' in text
+    assert f'--format {format}' in text
+    assert len(read(tmp_path, format=format).pictures) == 8
+    assert read(tmp_path / 'annotated').format == format
+
+
+@pytest.mark.parametrize(
+    'others',
+    [
+        ('SegmentationClass/{}.png', 'SegmentationObject/{}.png'),  # masks of VOC 2012
+        ('test2017/t{}.jpg', 'unlabeled2017/u{}.jpg'),
+        ('test/berlin/b{}.jpg', 'test/bonn/c{}.jpg'),
+        ('images/extra{}.jpg',),
+    ],
+)
+def test_folders_beside_annotations_that_are_no_classes(others, tmp_path):
+    voc(tmp_path)
+    for name in others:
+        for number in range(8):
+            save(tmp_path / name.format(number), scene(number)[0])
+    for name in ('docs/logo.png', 'assets/example.jpg'):
+        save(tmp_path / name, scene(0)[0])
+    assert len(read(tmp_path).pictures) == 8
+
+
 @pytest.mark.parametrize('broken', ['garbage', 'cut off', 'JPEG'])
 def test_images_and_maps_that_cannot_be_read_are_no_classes(broken, tmp_path):
     folder = maps(tmp_path / 'data')

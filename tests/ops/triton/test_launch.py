@@ -5,7 +5,7 @@ import os
 import pytest
 import torch
 
-from xcit_mm.benchmark.kernels import PARTS, Case, fused, fused_inference
+from xcit_mm.benchmark.kernels import PARTS, Case, fused
 from xcit_mm.ops.triton.launch import SHARED_MEMORY, norm_chunks, strip
 
 pytestmark = pytest.mark.skipif('TRITON_INTERPRET' in os.environ, reason='the interpreter compiles nothing')
@@ -34,7 +34,7 @@ def check(function, case, capability):
 @pytest.mark.parametrize('part', ['lpi, frozen statistics', 'xca', 'xca, token form', 'mlp'])
 def test_inference_of_s12_fits_the_registers(part, capability):
     check(
-        lambda case: fused_inference(case, case.tensors()),
+        lambda case: fused(case, case.tensors()),
         Case(part, 1, 100, 152, 384, HALF, HALF, False, 'meta'),
         capability,
     )

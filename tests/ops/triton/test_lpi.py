@@ -38,14 +38,14 @@ def test_training_in_half_precision(stream, dtype):
 
 
 def running_statistics():
-    from xcit_mm.ops.triton.lpi import add_lpi_training
+    from xcit_mm.ops.triton.lpi import forward
 
     case = Case('lpi', 2, 3, 5, 8, device='cpu')
-    x, weight, bias, w1, b1, bn_weight, bn_bias, *second = case.tensors()
+    x, *weights = case.tensors()
+    weight, bias, w1, b1, *_ = weights
     x += 100  # a large mean costs a one-pass variance its digits
     b1 += 1000
-    first = x, weight, bias, EPS, w1, b1, bn_weight, bn_bias
-    _, mean, var = add_lpi_training(*first, None, None, BN_EPS, *second, 3)
+    _, (mean, _, var, _) = forward(x, weights, None, EPS, x.dtype, False, 3, BN_EPS, None, None)
     image = F.layer_norm(x.double(), (8,), weight.double(), bias.double(), EPS).unflatten(1, (3, 5)).permute(0, 3, 1, 2)
     hidden = F.gelu(F.conv2d(image, w1.double(), b1.double(), padding=1, groups=8))
     return mean, var, hidden.mean((0, 2, 3)), hidden.var((0, 2, 3))
@@ -67,14 +67,15 @@ def of_half_a_batch(rank, address):
 
 
 def of_images(images, group=None):
-    from xcit_mm.ops.triton.lpi import add_lpi_training
+    from xcit_mm.ops.triton import lpi
+    from xcit_mm.ops.triton.operators import Branch
 
-    x, weight, bias, *rest = (t.requires_grad_() for t in Case('lpi', 2, 3, 5, 8, device='cpu').tensors())
-    first, second = rest[:4], rest[4:]
-    bn = None, None, BN_EPS
-    out, mean, var = add_lpi_training(x[images], weight, bias, EPS, *first, *bn, *second, 3, group=group)
+    x, *weights = (t.requires_grad_() for t in Case('lpi', 2, 3, 5, 8, device='cpu').tensors())
+    others = None, EPS, x.dtype, True, 3, BN_EPS, None, None
+    branch = lpi if group is None else lpi.synchronised(group)
+    out, *_, (mean, _, var, _) = Branch.apply(x[images], *weights, others, branch)
     out.square().sum().backward()
-    return out.detach(), mean, var, [t.grad for t in (x, weight, bias, *rest)]
+    return out.detach(), mean, var, [t.grad for t in (x, *weights)]
 
 
 def test_two_processes_share_the_statistics_of_the_batch(tmp_path):

@@ -3,10 +3,11 @@
 import subprocess
 import sys
 
+import pytest
 import torch
 from interpreting import interpreted
 
-from xcit_mm.benchmark.kernels import EPS, Case
+from xcit_mm.benchmark.kernels import BN_EPS, EPS, PARTS, Case
 from xcit_mm.ops import triton as kernels
 
 
@@ -33,16 +34,25 @@ def test_rule(monkeypatch):
     assert not kernels.suits('lpi', x[:0], half) and not kernels.suits('lpi', x[..., :6], half)
 
 
+def arguments(part, keeps):
+    """The name of a part's operator, and what it takes."""
+    case = Case(part, 2, 2, 3, 16, torch.bfloat16 if 'token' in part else torch.float32, keep=True, device='cpu')
+    x, *weights = (t.requires_grad_(keeps) for t in case.tensors())
+    others = case.factors(), EPS, case.dtype, keeps
+    if part.startswith('lpi'):
+        return 'lpi', (x, weights, *others, case.height, BN_EPS, *case.statistics())
+    return ('token_form' if 'token' in part else part), (x, weights, *others)
+
+
 def compiled_and_exported():
     from xcit_mm.ops.triton import operators  # noqa: F401 (registers them)
 
-    x, weight, bias, w1, b1, w2, b2, gamma = Case('mlp', 2, 2, 3, 8, device='cpu').tensors()
-    weights = Case('xca', 2, 2, 3, 8, device='cpu').tensors()[3:]
+    (_, (x, *mlp)), (_, (_, *xca)) = (arguments(part, False) for part in ('mlp', 'xca'))
 
     class Block(torch.nn.Module):
         def forward(self, x):
-            x = torch.ops.xcit_mm_triton.add_mlp(x + 1, weight, bias, EPS, w1, b1, w2, b2, gamma, None, None)
-            return torch.ops.xcit_mm_triton.add_xca(x, weight, bias, EPS, *weights, None, None)
+            x = torch.ops.xcit_mm_triton.mlp(x + 1, *mlp)[0]
+            return torch.ops.xcit_mm_triton.xca(x, *xca)[0]
 
     block = Block()
     eager = block(x)
@@ -55,22 +65,23 @@ def test_compiler_and_export_see_operators():
     assert torch.equal(eager, compiled) and torch.equal(eager, exported)
 
 
-def shapes_promised_and_returned():
-    from xcit_mm.ops.triton import operators  # noqa: F401
+def checks_of_pytorch(part):
+    """Schemas, promised shapes and types, aliases and gradients of a part's operators."""
+    from xcit_mm.ops.triton import operators
 
     found = []
-    for part in ('xca', 'xca, token form', 'mlp', 'lpi, frozen statistics'):
-        case = Case(part, 1, 2, 3, 8, device='cpu')
-        x, weight, bias, *arguments = case.tensors()
-        if part.startswith('lpi'):
-            arguments = (*arguments[:4], *case.statistics(), 1e-5, *arguments[4:], 2)
-        name = 'add_token_form' if part == 'xca, token form' else f'add_{part.split(",")[0]}'
-        operator = getattr(torch.ops.xcit_mm_triton, name).default
-        utils = ('test_schema', 'test_faketensor')
-        found.append(torch.library.opcheck(operator, (x, weight, bias, EPS, *arguments), test_utils=utils))
+    for keeps in (True, False):
+        name, given = arguments(part, keeps)
+        found.append(torch.library.opcheck(getattr(torch.ops.xcit_mm_triton, name).default, given))
+    name, (x, weights, *others) = arguments(part, True)
+    with torch.no_grad():
+        out, *kept = operators.BRANCHES[name].forward(x, weights, *others)
+        given = torch.randn_like(out), kept, x.detach(), [weight.detach() for weight in weights], *others
+        found.append(torch.library.opcheck(getattr(torch.ops.xcit_mm_triton, f'{name}_backward').default, given))
     return found
 
 
-def test_operators_return_what_they_promise():
-    results = interpreted(shapes_promised_and_returned)
-    assert len(results) == 4 and all(set(result.values()) == {'SUCCESS'} for result in results)
+@pytest.mark.parametrize('part', PARTS)
+def test_operators_keep_their_promises(part):
+    results = interpreted(checks_of_pytorch, part)
+    assert len(results) == 3 and all(set(result.values()) == {'SUCCESS'} for result in results)

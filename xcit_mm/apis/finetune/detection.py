@@ -276,7 +276,9 @@ def read_voc(files: Files, options: Options, paths: List[str]) -> Data:
         split = listed.get(stem) or split_of(path, files.root)
         there = root.findtext('filename') or ''
         # Annotations of renamed images keep the old name; the name of the annotation file is more reliable.
-        image_name = stem if found.index.by_stem.get(stem) else there
+        # Its suffix tells an image from the masks of the same name in SegmentationClass (VOC 2012).
+        renamed = os.path.splitext(there)[0] != stem or there not in found.index.by_name
+        image_name = stem if renamed and found.index.by_stem.get(stem) else there
         width, height = (int(_number(root.findtext(f'size/{side}')) or 0) for side in ('width', 'height'))
         picture = found.picture(image_name, path, split, (width, height))
         if picture is None:

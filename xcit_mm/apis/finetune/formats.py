@@ -1,14 +1,16 @@
 """Detect the format of a folder of labelled images, and read it. Ambiguous data are refused."""
 
 import os
+from collections import Counter
 from pathlib import Path
 from typing import Callable, Dict, List, Union
 
 from ...errors import UsageError
 from . import classification, detection, maps
-from .data import FORMATS, TASKS, Data, Files, Options, survey
+from .data import FORMATS, TASKS, Data, Files, Options, some, split_of, survey
 
 LOOKED_AT = 50  # files of a suffix that tell what they are
+LEAST_OF_CLASS = 5  # images in a folder that may be a class; fewer are pictures of a README
 MOST_CLASSES = {'semantic-segmentation': 255, 'detection': 5000, 'instance-segmentation': 5000}
 # Texts that YOLO's folders hold beside the labels.
 NO_LABELS = ('classes.txt', 'labels.txt', 'obj.names', 'labelmap.txt', 'legend.txt', 'label_colors.txt')
@@ -53,7 +55,10 @@ def read(path: Union[str, Path], options: Options) -> Data:
             f'--format {next(iter(found))}, or give the folder that holds one alone'
         )
     data = next(iter(found.values()))(files, options) if found else classification.read_folders(files, options)
-    return _checked(data)
+    data = _checked(data)
+    if path.is_dir() and not options.format:
+        _refuse_other_folders(data, files)
+    return data
 
 
 def _candidates(files: Files) -> Dict[str, Callable[[Files, Options], Data]]:
@@ -89,6 +94,36 @@ def _candidates(files: Files) -> Dict[str, Callable[[Files, Options], Data]]:
         if depth and len({parts[0] for _, parts in by_image.values() if parts}) > 1:
             found['folders'] = classification.read_folders
     return found
+
+
+def _refuse_other_folders(data: Data, files: Files) -> None:
+    """Refuse annotations beside folders of images that they leave out: the folders may be classes.
+
+    Images of the test split are often not annotated. An image named like an annotated one is its mask, or a copy of it.
+
+    Raises:
+        UsageError: If there are two such folders or more.
+    """
+    if data.format not in ('coco', 'voc', 'labelme'):
+        return
+    annotated = {picture.path for picture in data.pictures}
+    places = {os.path.dirname(path) for path in annotated}
+    stems = {Path(path).stem for path in annotated}
+    rest = [
+        path
+        for path in files.images
+        if os.path.dirname(path) not in places and Path(path).stem not in stems and split_of(path, files.root) != 'test'
+    ]
+    by_image, _ = classification.class_folders(files._replace(images=rest))
+    counts = Counter(parts[0] for _, parts in by_image.values() if parts)
+    folders = sorted(name for name, count in counts.items() if count >= LEAST_OF_CLASS)
+    if len(folders) > 1:
+        count = sum(counts[name] for name in folders)
+        raise UsageError(
+            f'{files.root} could be read in 2 ways: {data.format} annotates {len(data.pictures)} images and none of '
+            f'the {count} in {some(folders)}. Are these folders classes, or images to leave out? Give the folder that '
+            f'holds the classes alone as DATA, or leave them out with --format {data.format}'
+        )
 
 
 def _may_be_labels(path: str) -> bool:

@@ -8,7 +8,7 @@ from torch import Tensor
 
 from ...models.xcit import ARCHS
 from ...ops.triton import available
-from ..kernels import PARTS, Case, compare, fused, fused_inference, plain, predicted
+from ..kernels import PARTS, Case, compare, fused, plain, predicted
 from ..settings import DTYPES
 from .plan import Plan, record
 
@@ -70,7 +70,7 @@ def _times(case: Case, backward: bool) -> dict:
         tensors = [t.requires_grad_() for t in tensors]
     by_pytorch = partial(plain, case, tensors, case.dtype)
     contenders = {
-        'seconds': partial(fused if backward else fused_inference, case, tensors),
+        'seconds': partial(fused, case, tensors),
         'plain': by_pytorch,
         'compiled': partial(torch.compile(plain, dynamic=False), case, tensors, case.dtype),
     }

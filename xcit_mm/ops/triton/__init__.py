@@ -1,9 +1,9 @@
 """Fused kernels in Triton for NVIDIA GPUs from Ampere on, forward and backward; without Triton nothing here runs.
 
-They take tensors only and know no model. A block calls the functions of :mod:`lpi`, :mod:`xca` and :mod:`mlp`, the
-patch embedding that of :mod:`stem`, or under torch.compile the same ones of :mod:`operators`. They are made of
-:mod:`norm`, :mod:`depthwise` and :mod:`matmul`, whose tiles follow from the rules in :mod:`launch`. These modules
-import Triton; this one does not.
+They take tensors only and know no model. The branches of a block are in :mod:`lpi`, :mod:`mlp`, :mod:`xca` and
+:mod:`token_form`, the patch embedding is in :mod:`stem`; :mod:`operators` gives them autograd, and to torch.compile.
+They are made of :mod:`norm`, :mod:`depthwise`, :mod:`matmul` and :mod:`layer_scale`, whose tiles
+follow from the rules in :mod:`launch`. These modules import Triton; this one does not.
 """
 
 from functools import lru_cache

@@ -12,9 +12,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from .. import xca as plain
 from ..precision import without_autocast
-from . import LARGEST_HEAD
 from .launch import PROGRAMS, on, power_of_2
 
 
@@ -298,23 +296,19 @@ def affine_map(
 
     Args:
         moments (Tensor): Symmetric, contiguous (B, C, C), fp32; S / N when multiplied by ``scale``.
-        mean (Tensor): Contiguous (B, 1, C), fp32; the mean token when multiplied by ``scale``.
+        mean (Tensor): Contiguous (B, C), fp32; the mean token when multiplied by ``scale``.
         qkv_weight, qkv_bias, proj_weight, proj_bias (Tensor): (3 C, C), (3 C), (C, C) and (C), any floating type.
-        temperature (Tensor): (heads, 1, 1).
+        temperature (Tensor): (heads, 1, 1); heads have :data:`~xcit_mm.ops.triton.LARGEST_HEAD` channels at most.
         dtype (torch.dtype): Of P^T.
         keeps (bool): For :func:`affine_map_backward`.
 
     Returns:
-        tuple[Tensor, Tensor, Kept]: P^T (B, C, C), contiguous, and p (B, 1, C), fp32, so that the output is x P^T + p;
-        and what is kept, None for larger heads than :data:`LARGEST_HEAD`, for which PyTorch computes.
+        tuple[Tensor, Tensor, Kept | None]: P^T (B, C, C), contiguous, and p (B, C), fp32, so that the output is
+        x P^T + p; and what is kept.
     """
-    B, _, C = mean.shape
+    B, C = mean.shape
     heads = len(temperature)
     d = C // heads
-    if d > LARGEST_HEAD:
-        weights = qkv_weight, qkv_bias, proj_weight, proj_bias, temperature
-        matrix, offset = plain.affine_map(moments * scale, mean * scale, *weights)
-        return matrix.to(dtype).contiguous(), offset, None
     qkv_weight, proj_weight = qkv_weight.contiguous(), proj_weight.contiguous()
     tile = _head_tile(C, heads)
     block = _block(2 * B * heads * triton.cdiv(C, 64))
@@ -336,9 +330,8 @@ def affine_map(
 
 
 def affine_map_backward(
-    grad_matrix: Tensor,
-    grad_offset: Tensor,
-    kept: Optional[Kept],
+    grad: Tensor,
+    kept: Kept,
     moments: Tensor,
     mean: Tensor,
     scale: float,
@@ -348,21 +341,18 @@ def affine_map_backward(
     proj_bias: Tensor,
     temperature: Tensor,
 ) -> Tuple[Tensor, ...]:
-    """Backward pass of :func:`affine_map`, from the gradients of P^T (B, C, C) and p (B, 1, C), fp32.
+    """Backward pass of :func:`affine_map`, from the gradient of P^T with that of p below it, (B, C + 1, C), fp32.
 
     Returns:
-        tuple[Tensor, ...]: The gradient of the moments, plus its transpose, and that of ``mean``: those of the tokens
-        x, of which ``moments`` and ``mean`` are sums, are x times the first, plus the second. Then those of the
-        weights, biases and temperature. All fp32.
+        tuple[Tensor, ...]: The gradient of the moments, plus its transpose, (B, C, C), and that of ``mean``, (B, C):
+        those of the tokens x, of which ``moments`` and ``mean`` are sums, are x times the first, plus the second. Then
+        those of the weights, biases and temperature. All fp32.
     """
-    weights = qkv_weight, qkv_bias, proj_weight, proj_bias, temperature
-    B, _, C = mean.shape
+    B, C = mean.shape
     heads = len(temperature)
     with without_autocast(mean):
-        if kept is None:
-            return _backward_of_plain(grad_matrix, grad_offset, moments, mean, scale, *weights)
         qkv_weight, tile = qkv_weight.contiguous(), _head_tile(C, heads)
-        grad = torch.cat((grad_matrix, grad_offset), 1).flatten(0, 1)
+        by_offset, grad = grad[:, C], grad.flatten(0, 1)
         by_mixed = grad @ proj_weight.float()
         by_scores, by_norms = torch.empty_like(kept.attention), mean.new_empty(B, heads, 2, C // heads)
         by_temperature = mean.new_empty(B, heads)
@@ -384,22 +374,15 @@ def affine_map_backward(
         # transpose, w^T H w; and both cov and u = w mean + b depend on the mean.
         w, by_image = qkv_weight[: 2 * C].float(), slope.transpose(0, 1)
         by_moments = torch.baddbmm(moments, w.t().expand(B, -1, -1), by_image, beta=0, alpha=scale)
-        by_mean = torch.baddbmm((shift.t() @ w).unsqueeze(1), mean, by_moments, beta=scale, alpha=-scale)
-        cov = torch.baddbmm(moments, mean.transpose(1, 2), mean, beta=scale, alpha=-(scale**2))
+        means = mean.unsqueeze(1)
+        by_mean = torch.baddbmm((shift.t() @ w).unsqueeze(1), means, by_moments, beta=scale, alpha=-scale).squeeze(1)
+        cov = torch.baddbmm(moments, means.transpose(1, 2), means, beta=scale, alpha=-(scale**2))
         torch.mm(slope.flatten(1), cov.view(B * C, C), out=by_weight[: 2 * C])
-        by_weight[: 2 * C].addmm_(shift, mean.view(B, C), alpha=scale)
+        by_weight[: 2 * C].addmm_(shift, mean, alpha=scale)
         torch.sum(shift, 1, out=by_bias[: 2 * C])
-        by_proj = grad.t() @ mixed.flatten(0, 1), grad_offset.sum((0, 1))
+        by_proj = grad.t() @ mixed.flatten(0, 1), by_offset.sum(0)
         by_factor = by_temperature.sum(0).view_as(temperature)
         return (by_moments, by_mean, by_weight, by_bias, *by_proj, by_factor)
-
-
-def _backward_of_plain(grad_matrix, grad_offset, moments, mean, scale, *weights) -> Tuple[Tensor, ...]:
-    with torch.enable_grad():
-        leaves = [t.detach().float().requires_grad_() for t in (moments, mean, *weights)]
-        outputs = plain.affine_map(leaves[0] * scale, leaves[1] * scale, *leaves[2:])
-    by_moments, *grads = torch.autograd.grad(outputs, leaves, (grad_matrix, grad_offset))
-    return (by_moments + by_moments.transpose(1, 2), *grads)
 
 
 def _mix(scores, sums, parts: int, weight, bias, temperature, kept: Optional[Kept], B: int) -> Tensor:

@@ -121,7 +121,8 @@ def forward_kernel(
     sums of two rows that still wait for rows of the image.
 
     Args:
-        moments (programs, 2, C): This program's mean and sum of squared deviations of each channel of ``out``.
+        moments (programs, 3, C): This program's mean and sum of squared deviations of each channel of ``out``, and the
+            number of its places.
     """
     b, top, rows, left = _strip(H, W, ROWS, BLOCK_W)
     w = left + tl.arange(0, BLOCK_W)
@@ -173,16 +174,17 @@ def forward_kernel(
         total = tl.sum(tl.where(mask, average, 0.0), 0) / columns
         difference = tl.where(mask, average - total[None, :], 0.0)
         squares = tl.sum(tl.where(mask, deviation, 0.0), 0) + rows * tl.sum(difference * difference, 0)
-        place = tl.program_id(0).to(tl.int64) * (2 * C) + c
+        place = tl.program_id(0).to(tl.int64) * (3 * C) + c
         tl.store(moments + place, total, real)
         tl.store(moments + place + C, squares, real)
+        tl.store(moments + place + 2 * C, tl.zeros((BLOCK_C,), tl.float32) + (rows * columns).to(tl.float32), real)
 
 
 @triton.jit(do_not_specialize=['H', 'W'])
 def backward_kernel(
     image, keep, weight, bias, gamma, hidden, bn_mean, bn_var, bn_weight, bn_bias,
-    averages, grad, out, sums, eps, H, W,
-    C: tl.constexpr, PROLOGUE: tl.constexpr, SECOND: tl.constexpr,
+    bn_sums, bn_count, grad, out, sums, eps, H, W,
+    C: tl.constexpr, PROLOGUE: tl.constexpr, SECOND: tl.constexpr, OF_BATCH: tl.constexpr,
     ROWS: tl.constexpr, BLOCK_W: tl.constexpr, BLOCK_C: tl.constexpr,
 ):  # fmt: skip
     """A window of 3x3 places of ``image`` around each place, its weighted sum, and its values times one value there.
@@ -193,7 +195,8 @@ def backward_kernel(
     conv1's output, which gives GELU's slope, and da times the window are the gradients of conv1's weights.
 
     Args:
-        averages (2, C): Unless SECOND, means of dz and of dz times the normalised hidden values, over the batch.
+        bn_sums (2, C), bn_count: Unless SECOND, and if BN has the statistics of the batch, sums over it of dz and of dz
+            times the normalised hidden values, and the number of its places.
         sums (programs, 12, C): Gradients of the nine weights; then, SECOND, the sums of dz, of dz times the normalised
             hidden values and of g; otherwise the sum of da.
     """
@@ -214,8 +217,12 @@ def backward_kernel(
     else:
         level = tl.load(bias + c, real, 0.0).to(tl.float32)[None, :]
         bn_factor = bn_factor * bn_inverse
-        average = tl.load(averages + c, real, 0.0)[None, :]
-        average_along = tl.load(averages + C + c, real, 0.0)[None, :]
+        average = 0.0
+        average_along = 0.0
+        if OF_BATCH:
+            count = tl.load(bn_count)
+            average = (tl.load(bn_sums + c, real, 0.0) / count)[None, :]
+            average_along = (tl.load(bn_sums + C + c, real, 0.0) / count)[None, :]
     s0 = tl.zeros((BLOCK_W, BLOCK_C), tl.float32)
     s1, s2, s3, s4, s5, s6, s7, s8, total, along, level_sum = s0, s0, s0, s0, s0, s0, s0, s0, s0, s0, s0
 
@@ -295,17 +302,18 @@ def convolve(
         eps (float): Added to the variance.
         flipped (bool): The transposed convolution, which leads the gradient back.
         residual, gamma, keep (Tensor, optional): (B, H, W, C), (C) and, one factor for each image, (B).
-        moments (bool): Also return mean and sum of squared deviations of each program's part of the result.
+        moments (bool): Also return mean and sum of squared deviations of each program's part of the result, and its
+            number of places.
 
     Returns:
-        tuple[Tensor, Tensor | None]: (B, H, W, C), and (programs, 2, C) in fp32.
+        tuple[Tensor, Tensor | None]: (B, H, W, C), and (programs, 3, C) in fp32.
     """
     B, H, W, C = image.shape
     columns = FORWARD['BLOCK_W']
     rows = strip(B, H, W, C, columns)
     programs = B * triton.cdiv(H, rows) * triton.cdiv(W, columns)
     out = torch.empty_like(image, dtype=dtype)
-    parts = image.new_empty(programs, 2, C, dtype=torch.float32) if moments else None
+    parts = image.new_empty(programs, 3, C, dtype=torch.float32) if moments else None
 
     def given(tensor):  # a pointer that the kernel does not follow
         return image if tensor is None else tensor
@@ -331,7 +339,8 @@ def convolve_backward(
     keep: Optional[Tensor] = None,
     gamma: Optional[Tensor] = None,
     bias: Optional[Tensor] = None,
-    averages: Optional[Tensor] = None,
+    bn_sums: Optional[Tensor] = None,
+    bn_count: Optional[Tensor] = None,
 ) -> Tensor:
     """:func:`backward_kernel`, whose sums over all places it returns, (12, C) in fp32.
 
@@ -354,7 +363,8 @@ def convolve_backward(
 
     with on(image):
         backward_kernel[(programs, triton.cdiv(C, BLOCK_C))](
-            image, given(keep), weight, given(bias), given(gamma), hidden, *bn, given(averages), out, out, sums,
-            eps, H, W, C, 'none' if keep is None else 'image', second, ROWS=rows, **BACKWARD,
+            image, given(keep), weight, given(bias), given(gamma), hidden, *bn, given(bn_sums), given(bn_count), out,
+            out, sums, eps, H, W, C, 'none' if keep is None else 'image', second, bn_sums is not None, ROWS=rows,
+            **BACKWARD,
         )  # fmt: skip
     return over_parts(sums.unsqueeze(0))[0]

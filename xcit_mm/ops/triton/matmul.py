@@ -11,6 +11,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
+from ..precision import without_autocast
 from .depthwise import gelu, gelu_slope
 from .launch import matmul_tile, on
 from .sums import over_parts
@@ -21,8 +22,9 @@ def tokens_kernel(
     a, matrix, bias, residual, gamma, keep, hidden, activated, sums, out,
     N, tokens_of_image,
     A_ROW: tl.constexpr, K: tl.constexpr, D: tl.constexpr, MATRIX_K: tl.constexpr, MATRIX_D: tl.constexpr,
-    BY_IMAGE: tl.constexpr, HAS_BIAS: tl.constexpr, EPILOGUE: tl.constexpr, HAS_KEEP: tl.constexpr,
-    STORES: tl.constexpr, BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_K: tl.constexpr,
+    MATRIX_IMAGE: tl.constexpr, BIAS_IMAGE: tl.constexpr, HAS_BIAS: tl.constexpr, EPILOGUE: tl.constexpr,
+    HAS_GAMMA: tl.constexpr, HAS_KEEP: tl.constexpr, STORES: tl.constexpr,
+    BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_K: tl.constexpr,
 ):  # fmt: skip
     """out = epilogue(a @ matrix + bias) for tokens a (images, N, K), with one matrix for all or for each image.
 
@@ -32,7 +34,8 @@ def tokens_kernel(
 
     Args:
         a: With rows A_ROW apart.
-        matrix (K, D): With strides MATRIX_K and MATRIX_D; (images, K, D) and bias (images, D) if BY_IMAGE.
+        matrix (K, D): With strides MATRIX_K and MATRIX_D, and MATRIX_IMAGE from that of one image to the next.
+        bias (D): With BIAS_IMAGE from that of one image to the next.
         keep: One factor for each ``tokens_of_image`` tokens, counted over all images.
         sums (images, tiles, D): fp32.
     """
@@ -48,10 +51,7 @@ def tokens_kernel(
     real = top + m < N
     a_place = a + first * A_ROW + (m[:, None] * A_ROW + k[None, :])
     matrix_place = matrix + (k[:, None] * MATRIX_K + d[None, :] * MATRIX_D)
-    bias_place = bias + d
-    if BY_IMAGE:
-        matrix_place += image * (K * D)
-        bias_place += image * D
+    matrix_place += image * MATRIX_IMAGE
     total = tl.zeros((BLOCK_M, BLOCK_N), tl.float32)
     for start in range(0, K, BLOCK_K):
         if K % BLOCK_K == 0:
@@ -65,7 +65,7 @@ def tokens_kernel(
         total = tl.dot(value.to(matrix.dtype.element_ty), other, total, input_precision='ieee')
     mask = real[:, None] & (d < D)[None, :]
     if HAS_BIAS:
-        total += tl.load(bias_place, d < D, 0.0).to(tl.float32)[None, :]
+        total += tl.load(bias + image * BIAS_IMAGE + d, d < D, 0.0).to(tl.float32)[None, :]
     place = first * D + (m[:, None] * D + d[None, :])
     if EPILOGUE == 'gelu':
         if STORES:
@@ -80,7 +80,8 @@ def tokens_kernel(
         tile = image * down + (program // across) % down
         tl.store(sums + tile * D + d, tl.sum(tl.where(mask, total, 0.0), 0), d < D)
     if EPILOGUE == 'residual':
-        total = total * tl.load(gamma + d, d < D, 0.0).to(tl.float32)[None, :]
+        if HAS_GAMMA:
+            total = total * tl.load(gamma + d, d < D, 0.0).to(tl.float32)[None, :]
         if HAS_KEEP:
             total = total * tl.load(keep + (first + m) // tokens_of_image, real, 0.0).to(tl.float32)[:, None]
         total += tl.load(residual + place, mask, 0.0).to(tl.float32)
@@ -105,10 +106,10 @@ def matmul(
         a (Tensor): Contiguous, or some channels of contiguous tokens.
         matrix (Tensor): In the type of the matmuls, (K, D), or (B, K, D) for one of each image; contiguous but for the
             order of its last two dimensions.
-        bias (Tensor, optional): (D) or (B, 1, D), contiguous.
+        bias (Tensor, optional): (D), or (B, D) for one of each image, contiguous.
         dtype (torch.dtype): Of the result.
         residual (Tensor, optional): (B, N, D), contiguous, for the epilogue 'residual', with gamma (D) and keep
-            (images).
+            (images, 1, 1), both optional.
         hidden (Tensor, optional): Written by the epilogue 'gelu', (B, N, D).
     """
     out = a.new_empty(*a.shape[:2], matrix.shape[-1], dtype=dtype)
@@ -160,7 +161,8 @@ def _launch(
             tokens_kernel[(programs,)](
                 a, matrix, given(bias), given(residual), given(gamma), given(keep), given(hidden), given(activated),
                 sums, out, N, tokens_of_image, a.stride(1), K, D, matrix.stride(-2), matrix.stride(-1),
-                matrix.dim() == 3, bias is not None, epilogue, keep is not None, hidden is not None, **tile,
+                K * D if matrix.dim() == 3 else 0, D if bias is not None and bias.dim() == 2 else 0, bias is not None,
+                epilogue, gamma is not None, keep is not None, hidden is not None, **tile,
             )  # fmt: skip
     return sums
 
@@ -172,4 +174,5 @@ def over_tokens(a: Tensor, b: Tensor) -> Tensor:
     """
     if a.is_cuda and a.dtype != torch.float32 and 'dtype' in torch.ops.aten.bmm.overloads():
         return torch.bmm(a.transpose(1, 2), b, out_dtype=torch.float32)
-    return torch.bmm(a.transpose(1, 2).float(), b.float())
+    with without_autocast(a):
+        return torch.bmm(a.transpose(1, 2).float(), b.float())

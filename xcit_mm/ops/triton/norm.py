@@ -5,7 +5,7 @@ prologue of a matmul or of a convolution saves that pass, but on an H100 takes l
 through registers instead of going from memory to the tensor cores.
 """
 
-from typing import Optional, Tuple
+from typing import List, Optional, Tuple
 
 import torch
 import triton
@@ -146,7 +146,7 @@ def layer_norm(
 
     Returns:
         tuple[Tensor]: The normed tokens (B, N, C); mean and reciprocal standard deviation of each token, (B, N), fp32;
-        and the sums (B, 1, C), fp32, if they are wanted.
+        and the sums (B, C), fp32, if they are wanted.
     """
     B, N, C = x.shape
     normed = torch.empty_like(x, dtype=dtype)
@@ -159,15 +159,18 @@ def layer_norm(
             x, weight, bias, normed, mean, rstd, sums, N, chunk, eps, C, summed, tile.tokens, tile.channels,
             num_warps=tile.warps,
         )  # fmt: skip
-    return (normed, mean, rstd, over_parts(sums).unsqueeze(1)) if summed else (normed, mean, rstd)
+    return (normed, mean, rstd, over_parts(sums)) if summed else (normed, mean, rstd)
 
 
-def branch_gradient(grad: Tensor, keep: Optional[Tensor], dtype: torch.dtype) -> Tuple[Tensor, Tensor]:
-    """keep grad in the type of the matmuls, (B, N, C), and its sums over the tokens of each image, (B, 1, C) in fp32.
+def branch_gradient(
+    grad: Tensor, keep: Optional[Tensor], dtype: torch.dtype, by_image: bool = False
+) -> Tuple[Tensor, Tensor]:
+    """keep grad in the type of the matmuls, (B, N, C), and its sums over all tokens, (1, C) in fp32, or (B, C).
 
     Args:
         grad (Tensor): Gradient of a block's output, (B, N, C), contiguous.
-        keep (Tensor, optional): Stochastic depth, (B).
+        keep (Tensor, optional): Stochastic depth, (B, 1, 1).
+        by_image (bool): Sums over the tokens of each image.
     """
     B, N, C = grad.shape
     tile = row_tile(C)
@@ -178,7 +181,7 @@ def branch_gradient(grad: Tensor, keep: Optional[Tensor], dtype: torch.dtype) ->
             grad, grad if keep is None else keep, out, sums, N, chunk, C, keep is not None, tile.tokens, tile.channels,
             num_warps=tile.warps,
         )  # fmt: skip
-    return out, over_parts(sums).unsqueeze(1)
+    return out, over_parts(sums if by_image else sums.view(1, -1, C))
 
 
 def _chunks(B: int, N: int, tokens: int) -> Tuple[int, int]:
@@ -195,7 +198,7 @@ def backward(
     weight: Tensor,
     size: Tensor,
     residual: Optional[Tensor] = None,
-) -> Tuple[Tensor, Tensor, Tensor]:
+) -> Tuple[Tensor, Tensor]:
     """Backward pass of a layer norm.
 
     Args:
@@ -206,7 +209,7 @@ def backward(
         residual (Tensor, optional): Added to the gradient of x, (..., C), contiguous.
 
     Returns:
-        tuple[Tensor, Tensor, Tensor]: Gradients of x, in its type; of weight and of bias, (C), fp32.
+        tuple[Tensor, Tensor]: Gradients of x, in its type; of weight and bias, (2, C), fp32.
     """
     C = x.shape[-1]
     tokens, tile = mean.numel(), row_tile(C)
@@ -218,13 +221,10 @@ def backward(
             grad, x, mean, rstd, weight, added, size, out, sums, tokens, C, residual is not None,
             tile.tokens, tile.channels, num_warps=tile.warps,
         )  # fmt: skip
-    by_weight, by_bias = over_parts(sums.unsqueeze(0))[0]
-    return out, by_weight, by_bias
+    return out, over_parts(sums.unsqueeze(0))[0]
 
 
-def size_of(gamma: Tensor) -> Tensor:
-    """The size of LayerScale, one fp32 number above zero, which gradients are divided by on their way.
-
-    fp16 has hardly any numbers for gradients times LayerScale at its published start of 1e-5; they are linear in it.
-    """
-    return gamma.detach().abs().amax().float().clamp_min(torch.finfo(torch.float32).tiny)
+def like(x: Tensor, keeps: bool) -> List[Tensor]:
+    """Empty tensors like a branch's result and, if it keeps them, what :func:`layer_norm` says of its tokens."""
+    out = torch.empty_like(x, memory_format=torch.contiguous_format)
+    return [out, *(x.new_empty(x.shape[:2], dtype=torch.float32) for _ in range(2))] if keeps else [out]

@@ -8,7 +8,7 @@ tokens or over channels. Kept for it are x, 8 bytes for each of its tokens, q, k
 channels of a head: of S12/8 at 224, batch 256, in bf16, 490 MB a block besides x. The normed tokens are computed again.
 """
 
-from typing import Any, Dict, Optional, Tuple
+from typing import Dict, List, Optional, Tuple
 
 import torch
 import torch.nn.functional as F
@@ -17,8 +17,7 @@ import triton.language as tl
 from torch import Tensor
 
 from .. import reference
-from ..second_order import twice_differentiable
-from . import HALF, norm
+from . import HALF, layer_scale, norm
 from .launch import PROGRAMS, on, power_of_2
 from .matmul import matmul, over_tokens
 from .sums import over_parts
@@ -187,7 +186,7 @@ def projection_backward_kernel(
     attn, product, partial, images, group,
     HEADS: tl.constexpr, D: tl.constexpr, BLOCK_D: tl.constexpr, BLOCK_N: tl.constexpr,
 ):  # fmt: skip
-    """Rows of one head, and BLOCK_N columns, of the projection's gradient, transposed: sums over a group of images.
+    """Columns of one head, and BLOCK_N rows, of the projection's gradient: sums over a group of images.
 
     Args:
         product (images, C, C): As in :func:`attention_backward_kernel`.
@@ -206,8 +205,8 @@ def projection_backward_kernel(
         a = tl.load(attn + program * (D * D) + (c[:, None] * D + c[None, :]), square, 0.0)
         p = tl.load(product + program * (D * C) + (c[:, None] * C + n[None, :]), mask, 0.0)
         total = tl.dot(a, p, total, input_precision='ieee')
-    place = (tl.program_id(1).to(tl.int64) * HEADS + head) * (D * C)
-    tl.store(partial + place + (c[:, None] * C + n[None, :]), total, mask)
+    place = tl.program_id(1).to(tl.int64) * (C * C) + head * D
+    tl.store(partial + place + (n[None, :] * C + c[:, None]), total, mask)
 
 
 @triton.jit(do_not_specialize=['N'])
@@ -312,115 +311,75 @@ def _matrix(attn: Tensor, weight: Tensor) -> Tensor:
     return matrix
 
 
-def add_token_form(
-    x: Tensor,
-    norm_weight: Tensor,
-    norm_bias: Tensor,
-    eps: float,
-    qkv_weight: Tensor,
-    qkv_bias: Tensor,
-    proj_weight: Tensor,
-    proj_bias: Tensor,
-    temperature: Tensor,
-    gamma: Tensor,
-    keep: Optional[Tensor] = None,
-    dtype: Optional[torch.dtype] = None,
-) -> Tensor:
-    """x + keep gamma XCA(LN(x)), without a backward pass.
+def forward(
+    x: Tensor, weights: List[Tensor], keep: Optional[Tensor], eps: float, dtype: torch.dtype, keeps: bool
+) -> List[Tensor]:
+    """x + keep gamma XCA(LN(x)); see :mod:`~xcit_mm.ops.triton.operators`.
+
+    Kept are the statistics of the layer norm; q, k and v, (B, N, 3C); and what :func:`attention` returns.
 
     Args:
-        x (Tensor): Tokens (B, N, C).
-        qkv_weight, qkv_bias, proj_weight, proj_bias (Tensor): (3C, C), (3C), (C, C) and (C).
-        temperature (Tensor): (heads, 1, 1).
-        gamma (Tensor): (C).
-        keep (Tensor, optional): Stochastic depth, (B, 1, 1).
-        dtype (torch.dtype, optional): Of the matmuls and of q, k and v; defaults to that of x.
-
-    Returns:
-        Tensor: (B, N, C), in the type of x.
+        weights (list[Tensor]): Of the layer norm; of queries, keys and values (3C, C) and (3C), of the projection
+            (C, C) and (C); temperature (heads, 1, 1); gamma (C).
     """
-    dtype = dtype or x.dtype
-    x = x.contiguous()
-    normed = norm.layer_norm(x, norm_weight, norm_bias, eps, dtype)[0]
+    norm_weight, norm_bias, qkv_weight, qkv_bias, proj_weight, proj_bias, temperature, gamma = weights
+    x, (_, N, C) = x.contiguous(), x.shape
+    normed, mean, rstd = norm.layer_norm(x, norm_weight, norm_bias, eps, dtype)
     qkv = F.linear(normed, qkv_weight.to(dtype), qkv_bias.to(dtype))
     del normed
-    return _add(x, qkv, attention(qkv, temperature)[0], proj_weight, proj_bias, gamma, keep)
+    attn, *kept = attention(qkv, temperature, keeps)
+    matrix = _matrix(attn, proj_weight.to(dtype).contiguous())
+    out = matmul(qkv[..., 2 * C :], matrix, proj_bias, x.dtype, 'residual', x, gamma, keep, N)
+    return [out, mean, rstd, qkv, attn, *kept] if keeps else [out]
 
 
-def _add(x, qkv, attn, proj_weight, proj_bias, gamma, keep) -> Tensor:
-    matrix = _matrix(attn, proj_weight.to(qkv.dtype).contiguous())
-    keep = None if keep is None else keep.flatten()
-    B, N, C = x.shape
-    offset = proj_bias.expand(B, 1, C).contiguous()  # one for each matrix
-    return matmul(qkv[..., 2 * C :], matrix, offset, x.dtype, 'residual', x, gamma, keep, N)
+def like(x, weights, keep, eps, dtype, keeps) -> List[Tensor]:
+    if not keeps:
+        return norm.like(x, keeps)
+    (B, N, C), heads = x.shape, len(weights[6])
+    d = C // heads
+    qkv, attn = x.new_empty(B, N, 3 * C, dtype=dtype), x.new_empty(B, heads, d, d, dtype=dtype)
+    inverse = x.new_empty(B, heads, 2, d, dtype=torch.float32)
+    return [*norm.like(x, keeps), qkv, attn, torch.empty_like(attn, dtype=torch.float32), inverse]
 
 
-class AddTokenForm(torch.autograd.Function):
-    """:func:`add_token_form` with a backward pass, for which x, q, k, v and the attention are kept."""
+def plain(x, weights, keep, eps, *_) -> Tensor:
+    return reference.add_xca(x, *weights[:2], eps, *weights[2:], keep)
 
-    @staticmethod
-    def reference(
-        x, norm_weight, norm_bias, eps, qkv_weight, qkv_bias, proj_weight, proj_bias, temperature, gamma, keep, _
-    ) -> Tensor:
-        weights = qkv_weight, qkv_bias, proj_weight, proj_bias
-        return reference.add_xca(x, norm_weight, norm_bias, eps, *weights, temperature, gamma, keep)
 
-    @staticmethod
-    def arguments(ctx: Any) -> tuple:
-        x, _, _, norm_weight, norm_bias, *weights, keep, _, _, _, _ = ctx.saved_tensors
-        return x, norm_weight, norm_bias, ctx.eps, *weights, keep, ctx.dtype
-
-    @staticmethod
-    def forward(
-        ctx: Any,
-        x: Tensor,
-        norm_weight: Tensor,
-        norm_bias: Tensor,
-        eps: float,
-        qkv_weight: Tensor,
-        qkv_bias: Tensor,
-        proj_weight: Tensor,
-        proj_bias: Tensor,
-        temperature: Tensor,
-        gamma: Tensor,
-        keep: Optional[Tensor],
-        dtype: Optional[torch.dtype],
-    ) -> Tensor:
-        x = x.contiguous()
-        ctx.eps, ctx.dtype = eps, dtype or x.dtype
-        normed, mean, rstd = norm.layer_norm(x, norm_weight, norm_bias, eps, ctx.dtype)
-        qkv = F.linear(normed, qkv_weight.to(ctx.dtype), qkv_bias.to(ctx.dtype))
-        del normed
-        kept = attention(qkv, temperature, stores=True)
-        ctx.save_for_backward(
-            x, mean, rstd, norm_weight, norm_bias, qkv_weight, qkv_bias, proj_weight, proj_bias, temperature, gamma,
-            keep, qkv, *kept,
-        )  # fmt: skip
-        return _add(x, qkv, kept[0], proj_weight, proj_bias, gamma, keep)
-
-    @twice_differentiable
-    def backward(ctx: Any, grad: Tensor) -> Tuple[Optional[Tensor], ...]:
-        x, mean, rstd, norm_weight, norm_bias, qkv_weight, _, proj_weight, proj_bias, *rest = ctx.saved_tensors
-        temperature, gamma, keep, qkv, attn, cosine, inverse = rest
-        grad, size = grad.contiguous(), norm.size_of(gamma)
-        kept, total = norm.branch_gradient(grad, None if keep is None else keep.flatten(), ctx.dtype)
-        total = total.sum((0, 1))
-        scaled = (proj_weight * (gamma / size)[:, None]).to(ctx.dtype).contiguous()
-        by_qkv, by_qkv_bias, by_temperature, product = _backward(kept, scaled, temperature, qkv, attn, cosine, inverse)
-        normed = norm.layer_norm(x, norm_weight, norm_bias, ctx.eps, ctx.dtype)[0]
-        by_qkv_weight = over_tokens(by_qkv.view(1, -1, by_qkv.shape[2]), normed.view(1, -1, x.shape[2]))[0]
-        del normed
-        grads = norm.backward(by_qkv @ qkv_weight.to(ctx.dtype), x, mean, rstd, norm_weight, size, grad)
-        by_gamma = (product * proj_weight).sum(1) + total * proj_bias
-        return (
-            *grads, None, by_qkv_weight * size, by_qkv_bias * size, product * gamma[:, None], total * gamma,
-            by_temperature.view_as(temperature) * size, by_gamma, None, None,
-        )  # fmt: skip
+def backward(
+    grad: Tensor,
+    kept: List[Tensor],
+    x: Tensor,
+    weights: List[Tensor],
+    keep: Optional[Tensor],
+    eps: float,
+    dtype: torch.dtype,
+    *_,
+) -> List[Tensor]:
+    """Gradients for that of the result of :func:`forward`."""
+    norm_weight, norm_bias, qkv_weight, _, proj_weight, proj_bias, temperature, gamma = weights
+    mean, rstd, qkv, *attention_kept = kept
+    x, grad = x.contiguous(), grad.contiguous()
+    by_branch, total = norm.branch_gradient(grad, keep, dtype)
+    scaled, size = layer_scale.split(gamma)
+    scaled_weight = layer_scale.scaled_rows(proj_weight, scaled, dtype)
+    by_qkv, by_qkv_bias, by_temperature, *product = _backward(
+        by_branch, scaled_weight, temperature, qkv, *attention_kept
+    )
+    last = layer_scale.last_layer(product[0], total, proj_weight, proj_bias, gamma, product[1])
+    normed = norm.layer_norm(x, norm_weight, norm_bias, eps, dtype)[0]
+    by_qkv_weight = over_tokens(by_qkv.view(1, -1, by_qkv.shape[2]), normed.view(1, -1, x.shape[2]))[0]
+    del normed
+    first, by_temperature = [by_qkv_weight, by_qkv_bias], by_temperature.view_as(temperature)
+    torch._foreach_mul_([*first, by_temperature], size)
+    by_x, by_norm = norm.backward(by_qkv @ qkv_weight.to(dtype), x, mean, rstd, norm_weight, size, grad)
+    return [by_x, by_norm, *first, *last[:2], by_temperature, last[2]]
 
 
 def _backward(
     grad: Tensor, weight: Tensor, temperature: Tensor, qkv: Tensor, attn: Tensor, cosine: Tensor, inverse: Tensor
-) -> Tuple[Tensor, Tensor, Tensor, Tensor]:
+) -> Tuple[Tensor, Tensor, Tensor, Tensor, float]:
     """Back through the projection and the attention.
 
     Args:
@@ -429,8 +388,8 @@ def _backward(
         attn, cosine, inverse (Tensor): What :func:`attention` returns.
 
     Returns:
-        tuple[Tensor, Tensor, Tensor, Tensor]: Gradients of q, k and v, (B, N, 3C); and in fp32 their sum over tokens,
-        that of the temperature (heads), and the projection's without LayerScale, (C, C).
+        tuple: Gradients of q, k and v, (B, N, 3C); and in fp32 their sum over tokens, that of the temperature (heads),
+        and the projection's without LayerScale, in parts (parts, C, C), when multiplied by the number that comes last.
     """
     B, N, C = grad.shape
     heads, d = attn.shape[1:3]
@@ -455,4 +414,4 @@ def _backward(
         )
         projection_backward_kernel[(heads * across, groups)](attn, product, partial, B, group, heads, **columns)
         tokens_backward_kernel[(blocks * heads,)](qkv, matrix, factors, by_qkv, sums, N, heads, **tokens)
-    return by_qkv, over_parts(sums.unsqueeze(0))[0], by_temperature.sum(0), partial.sum(0).t() / scale
+    return by_qkv, over_parts(sums.unsqueeze(0))[0], by_temperature.sum(0), partial, 1 / scale
