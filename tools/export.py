@@ -72,7 +72,8 @@ def main(argv: Optional[Sequence[str]] = None) -> None:
         print('Nothing was detected in the generated images: compare on yours with --images.', file=sys.stderr)
     channels = deviations[0].shape[-1 if args.from_pixels else 1]
     print(f'It takes {channels} channel{"s" * (channels > 1)}; order, mean and deviation are in its metadata.')
-    print(f'{args.target}: {os.path.getsize(args.target) / 1e6:.1f} MB')
+    files = [args.target, *([f'{args.target[:-4]}.bin'] if args.format == 'openvino' else [])]
+    print(f'{" and ".join(files)}: {sum(map(os.path.getsize, files)) / 1e6:.1f} MB')
 
 
 if __name__ == '__main__':

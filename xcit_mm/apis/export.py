@@ -427,8 +427,8 @@ def _open_onnx(path: str, exported: Exported) -> Run:
 def _convert_to_openvino(path: str) -> str:
     """Write an ONNX file as OpenVINO's .xml and .bin beside it, with its metadata.
 
-    As it is read: of the transformations of ``openvino.convert_model``, ``SDPAFusion`` breaks the graph of detectors
-    (OpenVINO 2026.4), since it takes the norms of the keys of XCA for the scale of an attention, which is a scalar.
+    As it is read: of the transformations of ``openvino.convert_model``, ``SDPAFusion`` (2026.4) breaks the graph of XCA
+    whose temperatures are all 1, since it takes the norms of the keys for the scale of an attention, which is a scalar.
 
     Returns:
         str: The .xml file.

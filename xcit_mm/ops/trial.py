@@ -163,7 +163,7 @@ def _cases(
                 target.copy_(value)
         layers = SimpleNamespace(bn=bn)
         layers.conv1, layers.conv2 = (SimpleNamespace(weight=weight, bias=bias) for weight, bias in (conv1, conv2))
-        tensors = [t.double() for t in (*conv1, *affine)]
+        tensors: List[Optional[Tensor]] = [t.double() for t in (*conv1, *affine)]
         tensors += [None, None] if training else [t.double() for t in statistics]
 
         def exact(x: Tensor, gamma: Tensor, keep: Tensor) -> Tensor:

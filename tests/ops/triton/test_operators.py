@@ -81,7 +81,9 @@ def checks_of_pytorch(part):
     return found
 
 
-@pytest.mark.parametrize('part', PARTS)
+@pytest.mark.parametrize(
+    'part', ['xca', 'lpi', 'mlp', *(pytest.param(part, marks=pytest.mark.slow) for part in PARTS if ',' in part)]
+)
 def test_operators_keep_their_promises(part):
     results = interpreted(checks_of_pytorch, part)
     assert len(results) == 3 and all(set(result.values()) == {'SUCCESS'} for result in results)

@@ -10,7 +10,7 @@ from torch import Tensor
 from .launch import on, power_of_2
 from .sums import over_parts
 
-LAST_LAYER = dict(BLOCK_D=4, BLOCK_K=256, num_warps=4)
+LAST_LAYER = dict(BLOCK_D=4, BLOCK_K=128, num_warps=4)
 AFFINE_MAP = dict(BLOCK_K=32, BLOCK_D=64, num_warps=4)
 
 

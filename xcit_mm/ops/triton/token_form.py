@@ -330,7 +330,7 @@ def forward(
     attn, *kept = attention(qkv, temperature, keeps)
     matrix = _matrix(attn, proj_weight.to(dtype).contiguous())
     out = matmul(qkv[..., 2 * C :], matrix, proj_bias, x.dtype, 'residual', x, gamma, keep, N)
-    return [out, mean, rstd, qkv, attn, *kept] if keeps else [out]
+    return [out, mean, rstd, qkv, attn, *kept] if keeps else [out]  # type: ignore[list-item]  # kept has tensors then
 
 
 def like(x, weights, keep, eps, dtype, keeps) -> List[Tensor]:
