@@ -60,6 +60,22 @@ HOOKS_OF_ALL = (
 )
 
 
+class OptionsAction(DictAction):
+    """MMEngine's, with a message for what it cannot read: a dict sends it into an endless recursion."""
+
+    def __call__(self, parser, namespace, values, option_string=None):
+        """Add the options KEY=VALUE to those given before."""
+        for text in values:
+            try:
+                super().__call__(parser, namespace, [text], option_string)
+            except (RecursionError, AssertionError, ValueError):
+                parser.error(
+                    f'{option_string} {text}: expected KEY=VALUE, the value a number, a word or a list "[a,b]". For a '
+                    f'dict, name its settings one by one (model.backbone.arch.depth=2), or write a config with '
+                    f"_base_ = './that_config.py' and what differs"
+                )
+
+
 def add_common_arguments(parser: argparse.ArgumentParser) -> None:
     """Options of training and testing, under the names OpenMMLab users know."""
     parser.add_argument('config', help='config file, or name of a published model')
@@ -74,7 +90,7 @@ def add_common_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         '--cfg-options',
         nargs='+',
-        action=DictAction,
+        action=OptionsAction,
         metavar='KEY=VALUE',
         help='override settings, for example model.backbone.with_cp=True; lists as key="[a,b]"',
     )
@@ -325,6 +341,8 @@ def build_runner(cfg: Config) -> Runner:
         checkpoint['type'] = 'xcit_mm.CheckpointHook'
         changes.append('default_hooks.checkpoint: xcit_mm.CheckpointHook in place of CheckpointHook')
     changes += _prepare_deepspeed(cfg)
+    if cfg.get('env_cfg') is None:  # Runner's default, which FlexibleRunner forgets
+        cfg.env_cfg = dict(dist_cfg=dict(backend='nccl'))
     if cfg.get('runner_type') == 'FlexibleRunner':
         runner = FlexibleToolRunner.from_cfg(cfg)
     else:
