@@ -16,9 +16,8 @@ import json
 import sys
 from pathlib import Path
 
-from mmengine import DictAction
-
 from xcit_mm.engine.screen import short_screen
+from xcit_mm.engine.setup import OptionsAction
 from xcit_mm.errors import UsageError, clear_errors
 
 NAMED = 20
@@ -43,7 +42,7 @@ def parse_args() -> argparse.Namespace:
     parser.add_argument('--no-overlays', action='store_true', help='draw nothing')
     parser.add_argument('--device', help='such as cuda:0 or cpu (default: a GPU if there is one)')
     parser.add_argument(
-        '--cfg-options', nargs='+', action=DictAction, metavar='KEY=VALUE', help='settings of the config to change'
+        '--cfg-options', nargs='+', action=OptionsAction, metavar='KEY=VALUE', help='settings of the config to change'
     )
     return parser.parse_intermixed_args()  # options may stand between the checkpoint and the images
 

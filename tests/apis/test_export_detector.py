@@ -111,7 +111,7 @@ def test_what_cannot_be_exported_is_named(small_models, tmp_path):
     cfg.test_dataloader.dataset.pipeline.insert(2, dict(type='RandomFlip', prob=0.0))
     with pytest.raises(UsageError, match='also has RandomFlip'):
         export.export_model(*write_detector(cfg, tmp_path), target, from_pixels=True)
-    with pytest.raises(UsageError, match='exported to ONNX alone|needs PyTorch 2.6 or later'):
+    with pytest.raises(UsageError, match='exported to ONNX and OpenVINO alone|needs PyTorch 2.6 or later'):
         export.export_model(*small_models['detector'], target.replace('.onnx', '.pt2'), 'torch')
     assert not list(tmp_path.glob('*.onnx'))
 

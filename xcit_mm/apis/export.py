@@ -113,7 +113,9 @@ def export_model(
         raise UsageError(f'the folder {folder} does not exist or cannot be written to')
     exported = load_exported(model, checkpoint, part, from_pixels)
     if format == 'torch' and exported.inputs.one_by_one:
-        raise UsageError('detectors and models from pixels are exported to ONNX alone; leave out --format torch')
+        raise UsageError(
+            'detectors and models from pixels are exported to ONNX and OpenVINO alone; leave out --format torch'
+        )
     samples = [exported.inputs.read(path) for path in images]
     compared = samples[:MOST_COMPARED] or exported.inputs.generate(size)
     limits = (exported.tolerance, MOST_UNMATCHED)

@@ -76,19 +76,7 @@ def plain(x, weights, keep, eps, dtype, keeps, height, bn_eps, bn_mean, bn_var) 
 
 
 def backward(
-    grad: Tensor,
-    kept: List[Tensor],
-    x: Tensor,
-    weights: List[Tensor],
-    keep: Optional[Tensor],
-    eps: float,
-    dtype: torch.dtype,
-    keeps: bool,
-    height: int,
-    bn_eps: float,
-    bn_mean: Optional[Tensor],
-    bn_var: Optional[Tensor],
-    group: Any = None,
+    grad, kept, x, weights, keep, eps, dtype, keeps, height, bn_eps, bn_mean, bn_var, group=None
 ) -> List[Tensor]:
     """Gradients for that of the result of :func:`forward`."""
     norm_weight, norm_bias, conv1_weight, conv1_bias, bn_weight, bn_bias, conv2_weight, conv2_bias, gamma = weights

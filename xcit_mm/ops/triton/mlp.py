@@ -43,16 +43,7 @@ def plain(x, weights, keep, eps, *_) -> Tensor:
     return reference.add_mlp(x, *weights[:2], eps, *weights[2:], keep)
 
 
-def backward(
-    grad: Tensor,
-    kept: List[Tensor],
-    x: Tensor,
-    weights: List[Tensor],
-    keep: Optional[Tensor],
-    eps: float,
-    dtype: torch.dtype,
-    *_,
-) -> List[Tensor]:
+def backward(grad, kept, x, weights, keep, eps, dtype, *_) -> List[Tensor]:
     """Gradients for that of the result of :func:`forward`."""
     norm_weight, norm_bias, w1, _, w2, b2, gamma = weights
     mean, rstd, hidden = kept

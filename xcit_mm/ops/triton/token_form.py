@@ -16,8 +16,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from .. import reference
-from . import HALF, layer_scale, norm
+from . import HALF, layer_scale, norm, xca
 from .launch import PROGRAMS, on, power_of_2
 from .matmul import matmul, over_tokens
 from .sums import over_parts
@@ -343,20 +342,10 @@ def like(x, weights, keep, eps, dtype, keeps) -> List[Tensor]:
     return [*norm.like(x, keeps), qkv, attn, torch.empty_like(attn, dtype=torch.float32), inverse]
 
 
-def plain(x, weights, keep, eps, *_) -> Tensor:
-    return reference.add_xca(x, *weights[:2], eps, *weights[2:], keep)
+plain = xca.plain  # both forms compute the same
 
 
-def backward(
-    grad: Tensor,
-    kept: List[Tensor],
-    x: Tensor,
-    weights: List[Tensor],
-    keep: Optional[Tensor],
-    eps: float,
-    dtype: torch.dtype,
-    *_,
-) -> List[Tensor]:
+def backward(grad, kept, x, weights, keep, eps, dtype, *_) -> List[Tensor]:
     """Gradients for that of the result of :func:`forward`."""
     norm_weight, norm_bias, qkv_weight, _, proj_weight, proj_bias, temperature, gamma = weights
     mean, rstd, qkv, *attention_kept = kept

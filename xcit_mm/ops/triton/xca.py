@@ -48,16 +48,7 @@ def plain(x, weights, keep, eps, *_) -> Tensor:
     return reference.add_xca(x, *weights[:2], eps, *weights[2:], keep)
 
 
-def backward(
-    grad: Tensor,
-    kept: List[Tensor],
-    x: Tensor,
-    weights: List[Tensor],
-    keep: Optional[Tensor],
-    eps: float,
-    dtype: torch.dtype,
-    *_,
-) -> List[Tensor]:
+def backward(grad, kept, x, weights, keep, eps, dtype, *_) -> List[Tensor]:
     """Gradients for that of the result of :func:`forward`."""
     norm_weight, norm_bias, *of_map, gamma = weights
     mean, rstd, moments, sums, matrix, offset, *attention = kept
